@@ -1,0 +1,265 @@
+"""Every setting of a run, typed, documented and checked at birth.
+
+A run is a `RunConfig`; presets are functions that return one (`polarmask.presets`). The resolved
+config travels inside each checkpoint and model folder, so a model can always say how it was made.
+Imports no torch: gates and pipelines read configs too.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from polarmask.errors import ConfigError
+
+_FORBID_UNKNOWN = ConfigDict(extra="forbid")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture. Saved inside every model, because weights mean nothing without it."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    backbone: Literal["resnet18", "resnet50"] = "resnet50"
+    """ResNet from torchvision."""
+    backbone_norm: Literal["batch", "frozen_batch", "group"] = "frozen_batch"
+    """`frozen_batch` for pretrained weights; `group` from scratch, equal for any process count."""
+    num_classes: int = 80
+    """Object categories, background not counted. `train` takes it from the data."""
+    num_rays: int = 36
+    """Rays per location; 36 is one every 10 degrees."""
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    """Pixels per location of each pyramid level, each twice the one before."""
+    channels: int = 256
+    """Width of the pyramid and of the head towers."""
+    tower_depth: int = 4
+    """3x3 convolutions per head tower."""
+    box_branch: bool = True
+    """Predict boxes too, as the paper's code does; without it boxes enclose the polygon."""
+
+    def __post_init__(self) -> None:
+        """Reject architectures that can't be built."""
+        _require(
+            self.num_rays >= 4, f"num_rays is {self.num_rays}: a polygon needs at least 4 rays"
+        )
+        _require(self.num_classes >= 1, f"num_classes is {self.num_classes}: at least 1 is needed")
+        _require(
+            len(self.strides) >= 1 and self.strides[0] in (4, 8, 16, 32),
+            f"strides {self.strides} must start at 4, 8, 16 or 32",
+        )
+        _require(
+            all(b == 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)),
+            f"strides {self.strides} must double from level to level",
+        )
+        _require(
+            self.channels % 32 == 0,
+            f"channels is {self.channels}: group norm needs a multiple of 32",
+        )
+        _require(self.tower_depth >= 1, f"tower_depth is {self.tower_depth}: at least 1 is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How an image becomes the network's input, in training and in serving alike."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    short_side: int | None = 768
+    """Shorter image side after resizing, in pixels; None keeps the size."""
+    max_side: int = 1280
+    """Longer side is never above this, in pixels; the aspect ratio is always kept."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB, on a scale of 0 to 255."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """RGB, on a scale of 0 to 255."""
+
+    def __post_init__(self) -> None:
+        """Reject sizes that leave no image."""
+        _require(
+            self.short_side is None or self.short_side >= 32,
+            f"short_side is {self.short_side}: at least 32 pixels are needed",
+        )
+        _require(self.max_side >= 32, f"max_side is {self.max_side}: at least 32 pixels are needed")
+        _require(min(self.std) > 0, f"std {self.std} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Which location learns which object. Part of the ray-label store's identity."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    level_ranges: tuple[tuple[float, float], ...] = (
+        (0, 64),
+        (64, 128),
+        (128, 256),
+        (256, 512),
+        (512, float("inf")),
+    )
+    """Per level, the farthest box side from the location in pixels of the resized image."""
+    center_radius: float = 1.5
+    """Locations within this many strides of the mass centre are candidates."""
+    min_area: float = 4.0
+    """Smaller objects (pixels of the resized image) are ignored, neither object nor background."""
+
+    def __post_init__(self) -> None:
+        """Reject ranges that no object fits."""
+        _require(self.center_radius > 0, f"center_radius is {self.center_radius}: must be above 0")
+        _require(
+            all(low < high for low, high in self.level_ranges),
+            f"level_ranges {self.level_ranges}: each needs low < high",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is learned beside class and rays."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    centerness: Literal["polar", "soft", "polar_iou"] = "soft"
+    """Quality target: sqrt(min/max ray), its four-quadrant form (PolarMask++), or the IoU reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    """Peak learning rate for `batch_size` images."""
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "one_cycle"] = "step"
+    """`step` warms up linearly and drops tenfold at `lr_drops`; `one_cycle` rises and anneals."""
+    warmup_steps: int = 500
+    lr_drops: tuple[float, ...] = (8 / 12, 11 / 12)
+    """Where the rate drops, as a share of all steps. Used by `step` only."""
+    batch_size: int = 16
+    """Images per step over all processes."""
+    epochs: float = 12
+    """Passes over the training images; a fraction is allowed."""
+    grad_clip: float = 35.0
+    """Largest L2 norm of the gradient."""
+    ema_decay: float = 0.0
+    """Share of the averaged weights kept at each step; 0 switches averaging off."""
+    amp: bool = True
+    """Mixed precision, on CUDA only."""
+
+    def __post_init__(self) -> None:
+        """Reject runs that can't learn."""
+        _require(self.lr > 0, f"lr is {self.lr}: must be above 0")
+        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: at least 1 is needed")
+        _require(self.epochs > 0, f"epochs is {self.epochs}: must be above 0")
+        _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostprocessConfig:
+    """From raw predictions to instances."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    score_threshold: float = 0.05
+    """Class scores at or below this are dropped."""
+    pre_nms_top_k: int = 1000
+    """Candidates kept per level."""
+    nms_iou: float = 0.5
+    """Boxes of one category that overlap more than this are the same object."""
+    max_instances: int = 100
+    """Instances kept per image."""
+
+    def __post_init__(self) -> None:
+        """Reject thresholds outside their range."""
+        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
+        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        _require(self.max_instances >= 1, "max_instances must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    augment: Literal["none", "flip", "dihedral"] = "flip"
+    """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject parts that don't fit together."""
+        _require(
+            len(self.labels.level_ranges) == len(self.model.strides),
+            f"{len(self.labels.level_ranges)} level_ranges for {len(self.model.strides)} strides: "
+            "give one range per stride",
+        )
+
+
+_ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return plain JSON-ready data; infinity becomes the string "inf"."""
+    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    plain["labels"]["level_ranges"] = [
+        [low, "inf" if high == float("inf") else high] for low, high in config.labels.level_ranges
+    ]
+    return plain
+
+
+def from_dict(data: dict[str, Any]) -> RunConfig:
+    """Read a config; unknown keys and wrong types raise ConfigError naming the field."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+
+
+def override(config: RunConfig, assignments: list[str]) -> RunConfig:
+    """Apply `section.field=value` strings, typed by the dataclasses.
+
+    Raises:
+        ConfigError: No such field, or a value of the wrong type.
+    """
+    data = asdict(config)
+    for assignment in assignments:
+        path, separator, value = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"{assignment!r} is no override; write for example optim.lr=0.005")
+        *parents, leaf = path.strip().split(".")
+        section: Any = data
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or leaf not in section:
+            known = ", ".join(sorted(section if isinstance(section, dict) else data))
+            raise ConfigError(f"{path} is not a setting; there are: {known}")
+        section[leaf] = _parse(value)
+    return from_dict(data)
+
+
+def _parse(text: str) -> Any:
+    """Read JSON where it is JSON (numbers, lists, null), else keep the text."""
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"none": None, "None": None, "True": True, "False": False}.get(text, text)

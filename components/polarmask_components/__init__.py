@@ -1,0 +1,1 @@
+"""polarmask_components."""

@@ -1,0 +1,162 @@
+"""Masks in three forms: polygons, run-length encoding (RLE), bitmaps.
+
+The only user of `pycocotools.mask`. RLE here is COCO's compressed form with `counts` as str, so it
+goes into JSON as it is. Polygons are in continuous pixel coordinates: the pixel in row i and
+column j covers [j, j+1) x [i, i+1).
+
+Dimension key
+    N, M: objects    V: vertices    H, W: image rows, columns    2: (x, y)
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+Polygon = NDArray[np.float64]
+"""Vertices (V, 2), (x, y) in pixels, V >= 3, without a repeated closing vertex."""
+
+_TRACE_SCALE = 4
+
+
+class Rle(TypedDict):
+    """COCO's compressed run-length encoding, column by column."""
+
+    size: list[int]
+    """[height, width] of the image in pixels."""
+    counts: str
+
+
+Segmentation = tuple[Polygon, ...] | Rle
+"""One object: the union of polygons, or an RLE."""
+
+
+def rles_from_polygons(
+    polygons: Iterable[NDArray[np.floating[Any]]], image_hw: tuple[int, int]
+) -> list[Rle]:
+    """Rasterise each polygon (V, 2) as an object of its own, without a bitmap between.
+
+    Vertices may lie outside the image; what lies outside is cut off. Empty in, empty out.
+    """
+    flat = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in polygons]
+    # frPyObjects reads a list of four numbers as a box, so a line must not reach it.
+    if any(len(coordinates) < 6 for coordinates in flat):
+        raise ValueError("a polygon needs at least 3 vertices")
+    if not flat:
+        return []
+    return [_with_text_counts(rle) for rle in coco_mask.frPyObjects(flat, *image_hw)]
+
+
+def rle_from_segmentation(segmentation: Segmentation, image_hw: tuple[int, int]) -> Rle:
+    """Return one RLE for an object; polygons are united, an RLE is returned as it is."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    return _with_text_counts(coco_mask.merge(rles_from_polygons(segmentation, image_hw)))
+
+
+def rle_from_bitmap(bitmap_HW: NDArray[Any]) -> Rle:
+    """Encode a mask; nonzero is object."""
+    return _with_text_counts(coco_mask.encode(np.asfortranarray(bitmap_HW != 0, dtype=np.uint8)))
+
+
+def bitmap_from_rle(rle: Rle) -> NDArray[np.bool_]:
+    """Decode to (H, W) bool."""
+    bitmap_HW: NDArray[np.bool_] = coco_mask.decode(rle).astype(bool)
+    return bitmap_HW
+
+
+def rle_area(rle: Rle) -> int:
+    """Count the mask's pixels."""
+    return int(coco_mask.area(rle))
+
+
+def rle_box(rle: Rle) -> tuple[float, float, float, float]:
+    """Return the tight box (x0, y0, x1, y1) in pixels; all zero for an empty mask."""
+    x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))
+    return x, y, x + width, y + height
+
+
+def rle_iou(
+    first_N: Sequence[Rle], second_M: Sequence[Rle], crowd_M: Sequence[bool] | None = None
+) -> NDArray[np.float64]:
+    """Return mask IoU (N, M) in [0, 1].
+
+    Where `crowd_M` is true the union is the first mask alone, as COCO judges a detection inside a
+    crowd region.
+    """
+    if not first_N or not second_M:
+        return np.zeros((len(first_N), len(second_M)))
+    crowd = [int(value) for value in crowd_M] if crowd_M is not None else [0] * len(second_M)
+    iou_NM: NDArray[np.float64] = coco_mask.iou(list(first_N), list(second_M), crowd)
+    return iou_NM
+
+
+def parse_rle(raw: dict[str, Any], image_hw: tuple[int, int]) -> Rle:
+    """Check an RLE from a file, compressed or not, and return it compressed.
+
+    The codec in C trusts its input and writes past its buffer on a bad one, hence the checks here.
+
+    Raises:
+        ValueError: `size` is not `image_hw`, or `counts` is no run-length code of that size.
+    """
+    height, width = image_hw
+    if raw.get("size") != [height, width]:
+        raise ValueError(f"RLE size {raw.get('size')} is not the image's [{height}, {width}]")
+    counts = raw.get("counts")
+    runs = _decode_counts(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or any(type(run) is not int or run < 0 for run in runs):
+        raise ValueError("RLE counts are neither text nor a list of whole numbers >= 0")
+    if sum(runs) != height * width:
+        raise ValueError(f"RLE runs cover {sum(runs)} of {height * width} pixels")
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts}
+    uncompressed = {"size": [height, width], "counts": runs}
+    return _with_text_counts(coco_mask.frPyObjects(uncompressed, height, width))
+
+
+def _decode_counts(text: str) -> list[int]:
+    """Return the run lengths that COCO's text form stands for.
+
+    Each number is a chain of characters of 5 bits, low bits first; from the third on it is the
+    difference to the number two before.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        chunk = ord(character) - 48
+        if not 0 <= chunk < 64 or shift > 30:
+            raise ValueError("RLE counts are no COCO run-length text")
+        value |= (chunk & 0x1F) << shift
+        shift += 5
+        if chunk & 0x20:
+            continue
+        if chunk & 0x10:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("RLE counts end in the middle of a number")
+    return runs
+
+
+def polygons_from_rle(rle: Rle) -> tuple[Polygon, ...]:
+    """Trace the outer contours; holes are ignored, an empty mask gives no polygon.
+
+    Contours run through the centres of border pixels. On the mask enlarged four times they lie
+    1/8 px inside the true border.
+    """
+    x0, y0, x1, y1 = (int(value) for value in rle_box(rle))
+    crop = bitmap_from_rle(rle)[y0:y1, x0:x1].astype(np.uint8)
+    if crop.size == 0:
+        return ()
+    enlarged = crop.repeat(_TRACE_SCALE, axis=0).repeat(_TRACE_SCALE, axis=1)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return tuple((contour[:, 0, :] + 0.5) / _TRACE_SCALE + (x0, y0) for contour in contours)
+
+
+def _with_text_counts(rle: dict[str, Any]) -> Rle:
+    """Turn counts from bytes to str, as JSON needs."""
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

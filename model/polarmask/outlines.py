@@ -101,7 +101,8 @@ def _outline_of_rle(
     area = rle_area(rle)
     if area == 0:
         raise OutlineError("empty_segmentation", "the RLE holds no pixel")
-    parts = () if crowd else _largest_first(list(polygons_from_rle(rle)))
+    parts = () if crowd else polygons_from_rle(rle)
+    parts = tuple(sorted(parts, key=polygon_area, reverse=True))
     return Outline(rle, parts, rle_box(rle), float(area), tuple(notes))
 
 
@@ -116,16 +117,17 @@ def _outline_of_polygons(
     if reach > max(image_hw):
         raise OutlineError("bad_coordinates", f"the outline reaches {reach:g} px past the image")
     notes = [*(notes or beyond), *skipped]
-    size_xy = np.array(image_hw[::-1], dtype=np.float64)
     # Coordinates are clamped, not intersected: rays need no more, and the outline stays one loop.
-    clipped = [polygon.clip(0.0, size_xy) for polygon in polygons]
+    size_xy = np.array(image_hw[::-1], dtype=np.float64)
+    whole = reach <= 0
+    clipped = polygons if whole else [polygon.clip(0.0, size_xy) for polygon in polygons]
     areas = [polygon_area(polygon) for polygon in clipped]
-    parts = _largest_first([part for part, area in zip(clipped, areas, strict=True) if area > 0])
+    order = sorted(range(len(clipped)), key=lambda index: -areas[index])
+    parts = tuple(clipped[index] for index in order if areas[index] > 0)
     if not parts:
         raise OutlineError("zero_area", "the outline encloses nothing inside the image")
-    return Outline(
-        tuple(polygons), () if crowd else parts, _extent(parts), sum(areas), tuple(notes)
-    )
+    bbox = extent if whole else _extent(parts)
+    return Outline(tuple(polygons), () if crowd else parts, bbox, sum(areas), tuple(notes))
 
 
 def _extent(polygons: Sequence[Polygon]) -> Box:
@@ -170,10 +172,6 @@ def _parse_polygons(raw: object) -> tuple[list[Polygon], list[tuple[str, str]]]:
         raise OutlineError("short_polygon", "no part has 3 points")
     notes = [("short_polygon", f"{short} of {len(raw)} parts have under 3 points; rest kept")]
     return polygons, notes if short else []
-
-
-def _largest_first(polygons: list[Polygon]) -> tuple[Polygon, ...]:
-    return tuple(sorted(polygons, key=polygon_area, reverse=True))
 
 
 def polygon_area(polygon: Polygon) -> float:

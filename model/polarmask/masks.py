@@ -64,8 +64,11 @@ def rle_from_bitmap(bitmap_HW: NDArray[Any]) -> Rle:
 
 def bitmap_from_rle(rle: Rle) -> NDArray[np.bool_]:
     """Decode to (H, W) bool."""
-    bitmap_HW: NDArray[np.bool_] = coco_mask.decode(rle).astype(bool)
-    return bitmap_HW
+    # Not by pycocotools: its decode warns under NumPy 2 at every call.
+    runs = _decode_counts(rle["counts"])
+    height, width = rle["size"]
+    columns_WH = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height)
+    return np.ascontiguousarray(columns_WH.T)
 
 
 def rle_area(rle: Rle) -> int:

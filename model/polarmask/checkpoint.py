@@ -1,0 +1,60 @@
+"""Training state on disk: atomic, with the config inside, read without executing code."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polarmask.config import RunConfig, from_dict, to_dict
+from polarmask.errors import CheckpointError
+from polarmask.files import atomic_path
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that an exact resume needs; batches and augmentation follow from step and seed."""
+
+    config: RunConfig
+    step: int
+    """Optimiser steps done."""
+    detector: dict[str, Any]
+    average: dict[str, Any] | None
+    """Averaged weights, if the run averages."""
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+def save_checkpoint(path: Path, state: TrainingState) -> None:
+    """Write atomically: a kill at any time leaves the old checkpoint or the new one."""
+    plain = {
+        **vars(state),
+        "config": json.dumps(to_dict(state.config)),
+        "format_version": FORMAT_VERSION,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(plain, temporary)
+
+
+def load_checkpoint(path: Path) -> TrainingState:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        CheckpointError: Unreadable file or unknown format version.
+    """
+    try:
+        plain = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from pickle to zip errors on damaged files
+        raise CheckpointError(
+            f"{path} can't be read ({error}); delete it to start the run afresh"
+        ) from error
+    version = plain.pop("format_version", None) if isinstance(plain, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
+            "choose another run folder"
+        )
+    return TrainingState(**{**plain, "config": from_dict(json.loads(plain["config"]))})

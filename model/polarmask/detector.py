@@ -1,0 +1,102 @@
+"""PolarMask: images to raw predictions, and raw predictions plus targets to losses.
+
+Dimension key
+    B: images    H, W: rows and columns    L: locations    P: positives of the batch
+    C: categories    R: rays    4: left, top, right, bottom (boxes: x0, y0, x1, y1)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from polarmask import losses
+from polarmask.backbone import Pyramid
+from polarmask.config import LossConfig, ModelConfig
+from polarmask.head import PolarHead, Predictions
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a batch should learn; flat over images.
+
+    Attributes:
+        image_P: Image of each positive.
+        location_P: Location of each positive, counted over all levels of the batch's canvas.
+        category_P: Category index, 0 to C - 1.
+        ray_PR: Ray lengths in pixels.
+        box_P4: Distances to the box sides in pixels.
+        ignored_I2: (image, location) pairs that are neither object nor background.
+    """
+
+    image_P: Tensor
+    location_P: Tensor
+    category_P: Tensor
+    ray_PR: Tensor
+    box_P4: Tensor
+    ignored_I2: Tensor
+
+    def to(self, device: torch.device) -> "Targets":
+        """Return a copy on `device`."""
+        return Targets(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+class PolarMask(nn.Module):
+    """Anchor-free instance segmentation by rays (Xie et al., CVPR 2020).
+
+    forward: images (B, 3, H, W), float, normalised, H and W multiples of the coarsest stride ->
+    `Predictions`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pyramid = Pyramid(config)
+        self.head = PolarHead(config)
+
+    def forward(self, image_B3HW: Tensor) -> Predictions:
+        predictions: Predictions = self.head(self.pyramid(image_B3HW))
+        return predictions
+
+
+def positive_quality(predictions: Predictions, targets: Targets, config: LossConfig) -> Tensor:
+    """Return the quality target (P,), in (0, 1]."""
+    if config.centerness == "polar":
+        return losses.polar_centerness(targets.ray_PR)
+    if config.centerness == "soft":
+        return losses.soft_polar_centerness(targets.ray_PR)
+    pred_PR = predictions.ray_BLR[targets.image_P, targets.location_P].detach()
+    return losses.polar_iou(pred_PR, targets.ray_PR)
+
+
+def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+    """Return unnormalised losses and the sums that normalise them.
+
+    Keys: `class`, `ray`, `quality`, `box` (with a box branch), `positives`, `weight`. Divide
+    class and quality by positives, ray and box by weight, each summed over all processes, so that
+    any split of the batch over processes gives the same loss. Without positives all but `class`
+    are zero and keep the graph.
+    """
+    at = (targets.image_P, targets.location_P)
+    wanted_BLC = torch.zeros_like(predictions.class_BLC)
+    wanted_BLC[(*at, targets.category_P)] = 1
+    class_BLC = losses.focal_loss(
+        predictions.class_BLC.float(),
+        wanted_BLC.float(),
+        alpha=config.focal_alpha,
+        gamma=config.focal_gamma,
+    )
+    class_BLC[targets.ignored_I2[:, 0], targets.ignored_I2[:, 1]] = 0
+    quality_P = positive_quality(predictions, targets, config)
+    ray_P = losses.polar_iou_loss(predictions.ray_BLR[at], targets.ray_PR)
+    sums = {
+        "class": class_BLC.sum(),
+        "ray": (quality_P * ray_P).sum(),
+        "quality": losses.quality_loss(predictions.quality_BL[at].float(), quality_P).sum(),
+    }
+    if predictions.box_BL4 is not None:
+        box_P = losses.box_iou_loss(predictions.box_BL4[at], targets.box_P4)
+        sums["box"] = (quality_P * box_P).sum()
+    sums["positives"] = torch.tensor(float(len(quality_P)), device=quality_P.device)
+    sums["weight"] = quality_P.detach().sum()
+    return sums

@@ -1,0 +1,62 @@
+"""One process is the same code as eight: join what torchrun described, leave in any case."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[torch.device]:
+    """Join the group that torchrun describes in the environment; without one, do nothing.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where there is one.
+
+    Yields:
+        The device of this process.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    own = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if "WORLD_SIZE" not in os.environ:
+        yield own
+        return
+    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield own
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, 0 when alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 when alone."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Tell whether this process writes files and logs."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Return the sum over processes; carries no gradient."""
+    summed = value.detach().clone()
+    if distributed.is_initialized():
+        distributed.all_reduce(summed)
+    return summed

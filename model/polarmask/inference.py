@@ -1,0 +1,128 @@
+"""Predictor: a model folder made ready to answer. All that evaluation and serving need.
+
+Dimension key
+    N: instances    R: rays    2: (x, y) in pixels of the given image
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polarmask.masks import Rle, rles_from_polygons
+from polarmask.model_folder import ModelCard, load_model
+from polarmask.postprocess import RawInstances, postprocess
+from polarmask.preprocess import canvas_hw, normalise, resize, to_canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """What was found in one image, best score first, in pixels of the image as given.
+
+    Attributes:
+        image_hw: Rows and columns of the image.
+        polygons: (N, R, 2) float32, vertices in ray order (clockwise from +x), clipped.
+        boxes_xywh: (N, 4) float32, left, top, width, height.
+        scores: (N,) float32 in [0, 1].
+        category_ids: (N,) int64, ids of the data's categories.
+        category_names: One name per instance.
+        centers: (N, 2) float32, where the rays start.
+        ray_lengths: (N, R) float32, in pixels of the network's input.
+    """
+
+    image_hw: tuple[int, int]
+    polygons: NDArray[np.float32]
+    boxes_xywh: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    category_ids: NDArray[np.int64]
+    category_names: tuple[str, ...]
+    centers: NDArray[np.float32]
+    ray_lengths: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def rle(self) -> list[Rle]:
+        """Return each instance's mask as compressed COCO RLE, made from its polygon."""
+        return rles_from_polygons(self.polygons, self.image_hw)
+
+
+class Predictor:
+    """Answers for one model; not bound to files or threads once loaded."""
+
+    def __init__(self, detector: torch.nn.Module, card: ModelCard, device: torch.device) -> None:
+        self.card = card
+        self._detector = detector
+        self._device = device
+
+    @classmethod
+    def load(cls, model: Path, *, device: str = "cpu", threads: int | None = None) -> "Predictor":
+        """Load a model folder.
+
+        Args:
+            model: Folder written by `polarmask train`.
+            device: "cpu" or "cuda".
+            threads: CPU threads of the whole process; None leaves torch's choice.
+
+        Raises:
+            ModelFormatError: The folder can't be used.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        detector, card = load_model(model, device=device)
+        return cls(detector, card, torch.device(device))
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """Find instances in a batch.
+
+        Args:
+            images: Each (H, W, 3) uint8 RGB; sizes may differ.
+
+        Raises:
+            ValueError: An image of another shape or type.
+        """
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        if not images:
+            return []
+        config = self.card.config
+        resized = [resize(image, config.input) for image in images]
+        sizes = [canvas_hw(image.shape[:2], config.model.strides) for image in resized]
+        hw = (max(size[0] for size in sizes), max(size[1] for size in sizes))
+        canvas = np.stack([to_canvas(image, hw, config.input) for image in resized])
+        with torch.inference_mode():
+            batch = normalise(torch.from_numpy(canvas).to(self._device), config.input)
+            found = postprocess(
+                self._detector(batch),
+                [(image.shape[0], image.shape[1]) for image in resized],
+                strides=config.model.strides,
+                config=config.postprocess,
+            )
+        return [
+            self._in_image(raw, image.shape[:2], small.shape[:2])
+            for raw, image, small in zip(found, images, resized, strict=True)
+        ]
+
+    def _in_image(
+        self, raw: RawInstances, image_hw: tuple[int, int], resized_hw: tuple[int, int]
+    ) -> Instances:
+        scale_2 = np.array(
+            [image_hw[1] / resized_hw[1], image_hw[0] / resized_hw[0]], dtype=np.float32
+        )
+        box_N4 = raw.box_N4.cpu().numpy()
+        corner_N2, far_N2 = box_N4[:, :2] * scale_2, box_N4[:, 2:] * scale_2
+        categories = [self.card.categories[index] for index in raw.category_N.tolist()]
+        return Instances(
+            image_hw=(image_hw[0], image_hw[1]),
+            polygons=raw.polygon_NR2.cpu().numpy() * scale_2,
+            boxes_xywh=np.concatenate([corner_N2, far_N2 - corner_N2], axis=1),
+            scores=raw.score_N.cpu().numpy(),
+            category_ids=np.array([category.id for category in categories], dtype=np.int64),
+            category_names=tuple(category.name for category in categories),
+            centers=raw.center_N2.cpu().numpy() * scale_2,
+            ray_lengths=raw.ray_NR.cpu().numpy(),
+        )

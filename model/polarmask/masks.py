@@ -162,4 +162,4 @@ def polygons_from_rle(rle: Rle) -> tuple[Polygon, ...]:
 
 def _with_text_counts(rle: dict[str, Any]) -> Rle:
     """Turn counts from bytes to str, as JSON needs."""
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

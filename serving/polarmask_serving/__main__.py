@@ -1,0 +1,77 @@
+"""Command line: pack a model, serve a model on this machine."""
+
+import argparse
+import logging
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from polarmask.errors import PolarMaskError
+from polarmask_serving.archive import build_archive
+from polarmask_serving.errors import ServingError
+from polarmask_serving.server import LocalServer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 2 stands for an error of the user, in one line."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if options.command == "archive":
+            archive = build_archive(
+                options.model, options.out, name=options.name, version=options.version
+            )
+            print(f"{archive.path} sha256:{archive.sha256}")
+        else:
+            _serve(options.model, options.port)
+    except (PolarMaskError, ServingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="polarmask_serving", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    archive = commands.add_parser(
+        "archive",
+        help="pack a model folder into a TorchServe archive",
+        epilog="example: python -m polarmask_serving archive --model runs/first/model "
+        "--out model.mar --version 1",
+    )
+    archive.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
+    archive.add_argument("--out", type=Path, required=True, help="the .mar to write")
+    archive.add_argument("--name", default="polarmask", help="model name in URLs (polarmask)")
+    archive.add_argument("--version", required=True, help="model version in URLs")
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model folder on 127.0.0.1 until Ctrl-C",
+        epilog="example: python -m polarmask_serving serve --model runs/first/model",
+    )
+    serve.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
+    serve.add_argument("--port", type=int, default=8080, help="of the prediction API (8080)")
+    return parser
+
+
+def _serve(model: Path, port: int) -> None:
+    """Serve one model from a folder that goes with the process."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="polarmask-serve-") as folder:
+            archive = build_archive(
+                model, Path(folder) / "model.mar", name="polarmask", version="1"
+            )
+            with LocalServer.start(Path(folder), port=port) as server:
+                server.register(archive)
+                print("ready; Ctrl-C stops it. Ask it with")
+                print(f"  curl -T IMAGE.png -X POST {server.predict_url}", flush=True)
+                signal.pause()
+    except KeyboardInterrupt:
+        print("stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

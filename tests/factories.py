@@ -6,6 +6,8 @@ from itertools import count
 import cv2
 import numpy as np
 
+from polarmask.inference import Instances
+
 TINY_CATEGORIES = {2: "ellipse", 5: "star", 9: "crescent"}
 """Ids with gaps, as in COCO. Ellipses and stars are star-convex, crescents are not."""
 
@@ -126,4 +128,42 @@ def coco_annotation(annotation_id, image_id, category_id, polygon, **fields):
         "area": float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2),
         "iscrowd": 0,
         **fields,
+    }
+
+
+def make_instances(image_hw, objects):
+    """Return Instances from (polygon (V, 2), score, category id) in any order.
+
+    Polygons get equally many vertices by repeating their last one, so their masks stay as given.
+    """
+    objects = sorted(objects, key=lambda entry: -entry[1])
+    rays = max((len(polygon) for polygon, _, _ in objects), default=36)
+    polygons = np.zeros((len(objects), rays, 2), dtype=np.float32)
+    for row, (polygon, _, _) in enumerate(objects):
+        polygons[row] = np.concatenate([polygon, np.repeat(polygon[-1:], rays - len(polygon), 0)])
+    centers = polygons.mean(axis=1)
+    return Instances(
+        image_hw=image_hw,
+        polygons=polygons,
+        boxes_xywh=np.concatenate([polygons.min(1), np.ptp(polygons, axis=1)], axis=1),
+        scores=np.array([score for _, score, _ in objects], dtype=np.float32),
+        category_ids=np.array([category_id for _, _, category_id in objects], dtype=np.int64),
+        category_names=tuple(str(category_id) for _, _, category_id in objects),
+        centers=centers,
+        ray_lengths=np.linalg.norm(polygons - centers[:, None], axis=2),
+    )
+
+
+def perfect_predictions(data, score=0.9):
+    """Return the ground truth of a CocoData as Instances by image id, largest parts only."""
+    return {
+        image.id: make_instances(
+            (image.height, image.width),
+            [
+                (annotation.parts[0], score, data.categories[annotation.category].id)
+                for annotation in image.annotations
+                if annotation.parts
+            ],
+        )
+        for image in data.images
     }

@@ -83,14 +83,15 @@ def _ground_truth(data: CocoData) -> COCO:
     annotations = []
     for image in data.images:
         for annotation in image.annotations:
-            rle = rle_from_segmentation(annotation.segmentation, (image.height, image.width))
+            image_hw = (image.height, image.width)
             annotations.append(
                 {
                     "id": next(ids),
                     "image_id": image.id,
                     "category_id": data.categories[annotation.category].id,
-                    "segmentation": rle,
-                    "area": rle_area(rle),
+                    "segmentation": rle_from_segmentation(annotation.segmentation, image_hw),
+                    # Of the outline, as in COCO's own files: it decides small, medium, large.
+                    "area": annotation.area,
                     "iscrowd": int(annotation.crowd),
                 }
             )

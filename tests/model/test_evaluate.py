@@ -1,0 +1,282 @@
+import contextlib
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from factories import (
+    TINY_CATEGORIES,
+    coco_annotation,
+    ellipse,
+    make_instances,
+    make_tiny_coco,
+    perfect_predictions,
+)
+from polarmask.coco import Annotation, Category, CocoData, ImageRecord, load_coco
+from polarmask.config import ModelConfig
+from polarmask.detector import PolarMask
+from polarmask.errors import DataError
+from polarmask.evaluate import Evaluation, evaluate, evaluate_predictions, predict_split
+from polarmask.inference import Predictor
+from polarmask.model_folder import ModelCard, save_model
+from polarmask.outlines import read_outline
+from polarmask.presets import tiny
+
+CATEGORIES = (Category(3, "cell"), Category(8, "tube"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return load_coco(
+        make_tiny_coco(tmp_path_factory.mktemp("drawn"), images=3, val_images=3), "val"
+    )
+
+
+def square(x, y, side=10.0):
+    return np.array([[x, y], [x + side, y], [x + side, y + side], [x, y + side]])
+
+
+def record(image_id, objects, *, hw=(100, 100)):
+    """Return an image with (polygon, category index, crowd) objects; ids begin with 0."""
+    annotations = []
+    for number, (polygon, category, crowd) in enumerate(objects):
+        outline = read_outline({"segmentation": [polygon.reshape(-1).tolist()]}, hw, crowd=crowd)
+        annotations.append(
+            Annotation(
+                id=number,
+                category=category,
+                parts=outline.parts,
+                bbox=outline.bbox,
+                area=outline.area,
+                crowd=crowd,
+                segmentation=outline.segmentation,
+            )
+        )
+    return ImageRecord(image_id, f"{image_id}.png", hw[1], hw[0], tuple(annotations))
+
+
+def dataset(tmp_path, *images):
+    return CocoData(tmp_path, "val", CATEGORIES, images, ())
+
+
+def test_ground_truth_fed_back_has_an_ap_of_one(drawn):
+    result = evaluate_predictions(drawn, perfect_predictions(drawn))
+    values = (result.mask_ap, result.mask_ap50, result.mask_ap75, result.mask_ar)
+    assert values == pytest.approx((1, 1, 1, 1))
+    assert result.mask_ap_small == pytest.approx(1)
+    assert math.isnan(result.mask_ap_large)
+    assert all(category.ap == pytest.approx(1) for category in result.per_category)
+    # 0.01: predictions are float32, and a rounded vertex can move a border pixel.
+    assert all(image.quality == pytest.approx(1, abs=0.01) for image in result.per_image)
+    np.testing.assert_allclose(result.precision_recall, 1)
+    assert result.num_instances == sum(category.instances for category in result.per_category)
+
+
+def test_ap_of_two_hits_and_a_miss_between_is_what_a_hand_computes(tmp_path):
+    data = dataset(tmp_path, record(1, [(square(0, 0), 0, False), (square(50, 50), 0, False)]))
+    found = make_instances(
+        (100, 100), [(square(0, 0), 0.9, 3), (square(20, 70), 0.8, 3), (square(50, 50), 0.7, 3)]
+    )
+    result = evaluate_predictions(data, {1: found})
+    # Precision is 1 up to a recall of one half (51 of 101 points) and 2/3 beyond.
+    assert result.mask_ap50 == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert result.mask_ap == pytest.approx(result.mask_ap50)
+    np.testing.assert_allclose(
+        result.precision_recall[:, [0, 50, 51, 100]], [[1, 1, 2 / 3, 2 / 3]] * 3
+    )
+    [image] = result.per_image
+    # Keeping all three has F1 4/5, keeping the best alone 2/3.
+    assert result.operating_score == pytest.approx(0.7)
+    assert (image.true_positives, image.false_positives, image.false_negatives) == (2, 1, 0)
+    assert image.quality == pytest.approx(2 / 2.5)
+    assert result.score_histogram.sum(axis=1).tolist() == [2, 1]
+
+
+def test_a_shifted_mask_counts_only_below_its_iou(tmp_path):
+    data = dataset(tmp_path, record(1, [(square(0, 0), 0, False)]))
+    shifted = make_instances((100, 100), [(square(2, 0), 0.9, 3)])
+    result = evaluate_predictions(data, {1: shifted})
+    # IoU is 80 / 120: thresholds .5, .55, .6 and .65 are met, six others are not.
+    assert result.mask_ap == pytest.approx(0.4)
+    assert (result.mask_ap50, result.mask_ap75) == pytest.approx((1, 0))
+    assert result.per_image[0].quality == pytest.approx(2 / 3)
+
+
+def test_the_object_with_id_zero_counts_like_any_other(tmp_path):
+    data = dataset(tmp_path, record(1, [(square(0, 0), 0, False)]))
+    assert data.images[0].annotations[0].id == 0
+    assert evaluate_predictions(data, perfect_predictions(data)).mask_ap == pytest.approx(1)
+
+
+def test_detections_inside_a_crowd_region_are_forgiven(tmp_path):
+    region = (square(40, 40, 50.0), 0, True)
+    data = dataset(tmp_path, record(1, [(square(0, 0), 0, False), region]))
+    inside = [(square(45 + 12 * step, 60), 0.95, 3) for step in range(3)]
+    found = make_instances((100, 100), [(square(0, 0), 0.9, 3), *inside])
+    result = evaluate_predictions(data, {1: found})
+    assert result.mask_ap == pytest.approx(1)
+    assert result.num_instances == 1
+    assert result.per_image[0].detections == 1
+
+
+def test_categories_without_objects_are_left_out_of_the_means(tmp_path):
+    data = dataset(tmp_path, record(1, [(square(0, 0), 1, False)]))
+    found = make_instances((100, 100), [(square(0, 0), 0.9, 8), (square(0, 0), 0.9, 3)])
+    result = evaluate_predictions(data, {1: found})
+    assert result.mask_ap == pytest.approx(1)
+    assert [category.name for category in result.per_category] == ["tube"]
+
+
+def test_images_without_predictions_are_all_missed(drawn):
+    result = evaluate_predictions(drawn, {})
+    assert result.mask_ap == 0
+    assert result.operating_score == 1
+    assert sum(image.false_negatives for image in result.per_image) == result.num_instances
+    assert all(image.quality == 0 for image in result.per_image)
+
+
+def test_an_image_with_neither_object_nor_detection_has_no_quality(tmp_path):
+    data = dataset(tmp_path, record(1, [(square(0, 0), 0, False)]), record(2, []))
+    empty = evaluate_predictions(data, perfect_predictions(data)).per_image[1]
+    assert math.isnan(empty.quality)
+    assert (empty.objects, empty.detections) == (0, 0)
+
+
+def crowded_scene(rng):
+    """Return 2 images of 150 and 20 objects of two categories, and noisy detections."""
+    truths, found = {}, {}
+    for image_id, number in ((1, 150), (2, 20)):
+        truths[image_id], found[image_id] = [], []
+        for index in range(number):
+            center = np.array([20 + 35 * (index % 15), 20 + 35 * (index // 15)])
+            polygon = rng.uniform(6, 16) * ellipse(24) + center
+            category = int(rng.integers(2))
+            truths[image_id].append((polygon, category, bool(rng.random() < 0.05)))
+            for _ in range(int(rng.integers(4))):
+                noisy = (polygon - center) * rng.uniform(0.85, 1.1) + center + rng.normal(0, 1, 2)
+                category_id = CATEGORIES[category].id if rng.random() < 0.9 else 3
+                found[image_id].append((noisy.clip(0, 560), float(rng.random()), category_id))
+    return truths, found
+
+
+def referee_alone(truths, found, max_detections):
+    """Judge by pycocotools as its own documentation does, from plain dictionaries."""
+    ids = iter(range(1, 10_000))
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": image_id, "width": 560, "height": 560} for image_id in truths],
+        "categories": [{"id": category.id, "name": category.name} for category in CATEGORIES],
+        "annotations": [
+            coco_annotation(
+                next(ids), image_id, CATEGORIES[category].id, polygon, iscrowd=int(crowd)
+            )
+            for image_id, objects in truths.items()
+            for polygon, category, crowd in objects
+        ],
+    }
+    truth.createIndex()
+    results = [
+        {
+            "image_id": image_id,
+            "category_id": category_id,
+            "segmentation": [polygon.astype(np.float32).reshape(-1).tolist()],
+            "score": float(np.float32(score)),
+        }
+        for image_id, objects in found.items()
+        for polygon, score, category_id in objects
+    ]
+    for entry in results:
+        entry["segmentation"] = truth.annToRLE(entry)
+    referee = COCOeval(truth, truth.loadRes(results), "segm")
+    referee.params.maxDets = [max_detections]
+    referee.evaluate()
+    referee.accumulate()
+    return referee.eval["precision"][..., 0], referee.eval["recall"][..., 0]
+
+
+def test_crowded_images_agree_with_pycocotools_at_raised_limits(tmp_path, capsys):
+    truths, found = crowded_scene(np.random.default_rng(5))
+    # Both sides must read the same rounded outlines.
+    truths = {
+        image_id: [(polygon.round(2), category, crowd) for polygon, category, crowd in objects]
+        for image_id, objects in truths.items()
+    }
+    data = dataset(
+        tmp_path,
+        *(record(image_id, objects, hw=(560, 560)) for image_id, objects in truths.items()),
+    )
+    result = evaluate_predictions(
+        data, {key: make_instances((560, 560), objects) for key, objects in found.items()}
+    )
+    assert capsys.readouterr().out == ""
+    assert result.max_detections == 500
+    with contextlib.redirect_stdout(io.StringIO()):
+        precision, recall = referee_alone(truths, found, 500)
+    for ours, theirs in (
+        (result.mask_ap, precision[..., 0]),
+        (result.mask_ap50, precision[0, ..., 0]),
+        (result.mask_ap75, precision[5, ..., 0]),
+        (result.mask_ap_small, precision[..., 1]),
+        (result.mask_ar, recall[..., 0]),
+    ):
+        assert 0.05 < ours < 0.95
+        assert ours == pytest.approx(theirs[theirs > -1].mean(), abs=1e-12)
+
+
+def test_results_survive_json_without_nan_tokens(tmp_path):
+    data = dataset(tmp_path, record(1, [(square(0, 0), 0, False)]), record(2, []))
+    result = evaluate_predictions(data, perfect_predictions(data))
+    text = result.to_json()
+    assert "NaN" not in text
+    again = Evaluation.from_json(text)
+    assert again.to_json() == text
+    assert math.isnan(again.mask_ap_large)
+    assert again.per_category == result.per_category
+    assert json.loads(text)["mask_ap"] == result.mask_ap
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    model = ModelConfig(
+        backbone="resnet18",
+        backbone_norm="group",
+        num_classes=3,
+        strides=(8,),
+        channels=32,
+        tower_depth=1,
+    )
+    config = tiny()
+    config = replace(
+        config, model=model, labels=replace(config.labels, level_ranges=((0, float("inf")),))
+    )
+    categories = tuple(Category(key, name) for key, name in TINY_CATEGORIES.items())
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(folder, PolarMask(model), ModelCard(config, categories))
+    return folder
+
+
+def test_an_untrained_model_folder_is_judged_without_failing(untrained, drawn):
+    result = evaluate(untrained, drawn.root, threads=1)
+    assert result.mask_ap < 0.1
+    assert result.num_images == len(drawn.images)
+    assert [image.image_id for image in result.per_image] == [image.id for image in drawn.images]
+
+
+def test_every_image_is_predicted_in_its_own_size(untrained, drawn):
+    predictions = predict_split(Predictor.load(untrained), drawn)
+    sizes = {image.id: (image.height, image.width) for image in drawn.images}
+    assert {key: found.image_hw for key, found in predictions.items()} == sizes
+
+
+def test_a_model_whose_category_ids_mean_something_else_is_refused(untrained, drawn):
+    other = replace(drawn, categories=(Category(2, "egg"), *drawn.categories[1:]))
+    with pytest.raises(DataError, match="category 2 is 'egg', for the model it is 'ellipse'"):
+        predict_split(Predictor.load(untrained), other)

@@ -54,13 +54,16 @@ def build_archive(model: Path, out: Path, *, name: str, version: str) -> Archive
         version: Model version in URLs, of the same letters.
 
     Raises:
-        ArchiveError: A name that fits no URL.
+        ArchiveError: A name that fits no URL, or a file of the model is missing.
         ModelFormatError: The folder is no model, or one of an unknown format version.
     """
     for what, value in (("name", name), ("version", version)):
         if not _NAME.fullmatch(value):
             raise ArchiveError(f"{what} {value!r} fits no URL: use letters, digits, '.', '_', '-'")
     read_card(model)
+    absent = [file for file in MODEL_FILES if not (model / file).is_file()]
+    if absent:
+        raise ArchiveError(f"{model} has no {absent[0]}; train or fetch the model again")
     entries: dict[str, Path | bytes] = {f"model/{file}": model / file for file in MODEL_FILES}
     for package in PACKAGES:
         root = _package_root(package)

@@ -57,11 +57,8 @@ class Options:
     """Form of the masks: vertices, COCO compressed RLE, or none."""
 
 
-OPTION_HEADERS = {
-    "x-score-threshold": "score_threshold",
-    "x-max-instances": "max_instances",
-    "x-mask": "mask",
-}
+_OPTION_TYPES: dict[str, type] = {"score_threshold": float, "max_instances": int, "mask": str}
+_OPTION_HEADERS = {f"x-{name.replace('_', '-')}": name for name in _OPTION_TYPES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +84,9 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, object]) ->
             raise: its error stands in `Request.images`, beside its neighbours.
     """
     chosen: dict[str, object] = {
-        OPTION_HEADERS[name.lower()]: value
+        _OPTION_HEADERS[name.lower()]: value
         for name, value in headers.items()
-        if name.lower() in OPTION_HEADERS and isinstance(value, str)
+        if name.lower() in _OPTION_HEADERS and isinstance(value, str)
     }
     if "body" in fields:
         body = fields["body"]
@@ -131,30 +128,25 @@ def _read_json(body: object) -> tuple[list[bytes], dict[str, object]]:
 
 def _read_options(chosen: Mapping[str, object]) -> Options:
     """Check options given as text, bytes or JSON values."""
-    known = OPTION_HEADERS.values()
-    if unknown := sorted(set(chosen) - set(known)):
-        raise BadOptionError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
-    text = {
-        name: value.decode("ascii", "replace")
-        if isinstance(value, bytes | bytearray)
-        else str(value)
-        for name, value in chosen.items()
-    }
     settings: dict[str, Any] = {}
-    try:
-        if "score_threshold" in text:
-            settings["score_threshold"] = float(text["score_threshold"])
-        if "max_instances" in text:
-            settings["max_instances"] = int(text["max_instances"])
-    except ValueError as error:
-        raise BadOptionError(f"an option isn't a number: {error}"[:200]) from error
-    options = Options(**settings, mask=cast(Mask, text.get("mask", "polygon")))
+    for name, value in chosen.items():
+        if name not in _OPTION_TYPES:
+            known = ", ".join(_OPTION_TYPES)
+            raise BadOptionError(f"unknown option {name[:50]!r}; there are: {known}")
+        if isinstance(value, bytes | bytearray):
+            value = value.decode("ascii", "replace")
+        text = str(value)
+        try:
+            settings[name] = _OPTION_TYPES[name](text)
+        except ValueError as error:
+            raise BadOptionError(f"{name} is {text[:50]!r}, not a number") from error
+    options = Options(**settings)
     if not 0 <= options.score_threshold <= 1:
         raise BadOptionError(f"score_threshold is {options.score_threshold}: must be in [0, 1]")
     if options.max_instances is not None and options.max_instances < 1:
         raise BadOptionError(f"max_instances is {options.max_instances}: at least 1 is needed")
     if options.mask not in get_args(Mask):
-        raise BadOptionError(f"mask is {options.mask!r}: must be {', '.join(get_args(Mask))}"[:200])
+        raise BadOptionError(f"mask is {options.mask[:50]!r}: must be {', '.join(get_args(Mask))}")
     return options
 
 

@@ -1,0 +1,80 @@
+"""A model with random weights, its archive, and one real TorchServe for the whole session."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from polarmask.coco import Category
+from polarmask.config import PostprocessConfig
+from polarmask.detector import PolarMask
+from polarmask.model_folder import ModelCard, save_model
+from polarmask.presets import tiny
+from polarmask_serving.archive import build_archive
+from polarmask_serving.roll_out import roll_out
+from polarmask_serving.server import LocalServer
+
+CATEGORIES = (Category(3, "nucleus"), Category(7, "debris"))
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """(120, 200, 3) RGB, its four quarters in different colours."""
+    image = np.zeros((120, 200, 3), np.uint8)
+    image[:60, :100] = (200, 30, 30)
+    image[:60, 100:] = (30, 200, 30)
+    image[60:, :100] = (30, 30, 200)
+    image[60:, 100:] = (220, 220, 220)
+    return image
+
+
+@pytest.fixture(scope="session")
+def png(picture):
+    return encode(".png", picture)
+
+
+@pytest.fixture(scope="session")
+def jpeg(picture):
+    return encode(".jpg", picture)
+
+
+def encode(suffix, rgb):
+    return cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """A model folder: random weights that find many odd shapes with scores above 0.3."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = replace(
+        tiny(),
+        model=replace(tiny().model, num_classes=len(CATEGORIES)),
+        postprocess=PostprocessConfig(max_instances=30),
+    )
+    detector = PolarMask(config.model)
+    torch.nn.init.normal_(detector.head.ray.weight, std=0.1)
+    torch.nn.init.normal_(detector.head.class_logit.weight, std=0.2)
+    torch.nn.init.constant_(detector.head.class_logit.bias, 1.0)
+    torch.nn.init.constant_(detector.head.quality_logit.bias, 3.0)
+    folder = tmp_path_factory.mktemp("run") / "model"
+    save_model(folder, detector, ModelCard(config, CATEGORIES, {"data_commit": "abc"}, {}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(random_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("archives") / "first.mar"
+    return build_archive(random_model, out, name="polarmask", version="1")
+
+
+@pytest.fixture(scope="session")
+def server(archive, png, tmp_path_factory):
+    """TorchServe with batches of up to 4 in a long path with spaces; some version is champion."""
+    folder = tmp_path_factory.mktemp("server") / "a path with spaces" / ("long" * 30)
+    with LocalServer.start(folder, batch_size=4) as server:
+        outcome = roll_out(server, archive, image=png)
+        assert outcome.promoted, outcome.reason
+        yield server

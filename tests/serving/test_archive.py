@@ -1,0 +1,133 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import numpy as np
+import pytest
+
+from polarmask.errors import ModelFormatError
+from polarmask.inference import Predictor
+from polarmask_serving.__main__ import main
+from polarmask_serving.archive import build_archive, read_archive
+from polarmask_serving.errors import ArchiveError
+
+
+def test_equal_inputs_give_equal_bytes(archive, random_model, tmp_path):
+    copy = shutil.copytree(random_model, tmp_path / "elsewhere")
+    for file in copy.iterdir():
+        os.utime(file, (10**9, 10**9))
+        file.chmod(0o600)
+    again = build_archive(copy, tmp_path / "again.mar", name="polarmask", version="1")
+    assert again.sha256 == archive.sha256
+    assert again.path.read_bytes() == archive.path.read_bytes()
+
+
+def test_an_archive_says_what_it_is(archive):
+    assert read_archive(archive.path) == archive
+
+
+def test_packages_keep_their_folders(archive):
+    with zipfile.ZipFile(archive.path) as opened:
+        names = opened.namelist()
+        assert opened.testzip() is None
+    assert names == sorted(names)
+    expected = {
+        "MAR-INF/MANIFEST.json",
+        "model-config.yaml",
+        "polarmask_handler.py",
+        "polarmask/inference.py",
+        "polarmask_serving/wire.py",
+        "model/model.json",
+        "model/model.safetensors",
+    }
+    assert expected <= set(names)
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_an_unpacked_archive_runs_its_own_code_without_what_only_other_areas_need(
+    archive, picture, tmp_path
+):
+    """In a process of its own, where the tools of other areas can't be imported."""
+    with zipfile.ZipFile(archive.path) as opened:
+        opened.extractall(tmp_path / "unpacked")
+    np.save(tmp_path / "picture.npy", picture)
+    program = textwrap.dedent("""
+        import json, sys
+        import numpy as np
+        for absent in ("jinja2", "matplotlib", "kfp", "dvc", "boto3", "kubernetes", "requests"):
+            sys.modules[absent] = None
+        sys.path.append("unpacked")
+        import polarmask_handler  # first, as in a worker
+        import polarmask, polarmask_serving
+        from polarmask.inference import Predictor
+        from pathlib import Path
+        found = Predictor.load(Path("unpacked/model"), threads=1).predict([np.load("picture.npy")])
+        homes = [module.__file__ for module in (polarmask, polarmask_handler, polarmask_serving)]
+        print(json.dumps({"homes": homes, "scores": found[0].scores.tolist()}))
+    """)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert all(str(tmp_path / "unpacked") in home for home in said["homes"])
+    (expected,) = Predictor.load(tmp_path / "unpacked" / "model").predict([picture])
+    np.testing.assert_allclose(said["scores"], expected.scores, atol=1e-6)  # same code, float32
+
+
+@pytest.mark.parametrize("version", ["", "1/2", "a b", "../1", "-1", "x" * 101])
+def test_versions_that_fit_no_url_are_refused(random_model, tmp_path, version):
+    with pytest.raises(ArchiveError, match="version"):
+        build_archive(random_model, tmp_path / "a.mar", name="polarmask", version=version)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_an_unknown_format_are_refused_by_name(random_model, tmp_path):
+    model = shutil.copytree(random_model, tmp_path / "model")
+    card = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(card | {"format_version": 99}))
+    with pytest.raises(ModelFormatError, match="99"):
+        build_archive(model, tmp_path / "a.mar", name="polarmask", version="1")
+
+
+def test_a_failed_build_leaves_the_old_archive_alone(random_model, tmp_path):
+    model = shutil.copytree(random_model, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    out = tmp_path / "a.mar"
+    out.write_bytes(b"old")
+    with pytest.raises(ArchiveError, match=r"model\.safetensors"):
+        build_archive(model, out, name="polarmask", version="1")
+    assert out.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mar", "model"]
+
+
+def test_files_that_are_no_archive_of_ours_are_refused(tmp_path):
+    foreign = tmp_path / "foreign.mar"
+    with zipfile.ZipFile(foreign, "w") as opened:
+        model = {"modelName": "a", "modelVersion": "1", "handler": "image_classifier"}
+        opened.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+    (tmp_path / "text.mar").write_text("hello")
+    with pytest.raises(ArchiveError, match="image_classifier"):
+        read_archive(foreign)
+    for name in ("text.mar", "absent.mar"):
+        with pytest.raises(ArchiveError, match="no model archive"):
+            read_archive(tmp_path / name)
+
+
+def test_the_command_packs_a_model(random_model, archive, tmp_path, capsys):
+    out = tmp_path / "model.mar"
+    command = ["archive", "--model", str(random_model), "--out", str(out), "--version", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{out} sha256:{archive.sha256}\n"
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
+    command = ["archive", "--model", str(tmp_path), "--out", str(tmp_path / "a"), "--version", "1"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

@@ -39,9 +39,13 @@ class CocoScores:
     """Detections per image and category that count."""
     image_D: NDArray[np.int64]
     """Image id of each detection; those forgiven inside crowd regions are left out."""
+    row_D: NDArray[np.int64]
+    """Place among the image's Instances."""
     score_D: NDArray[np.float64]
+    object_D: NDArray[np.int64]
+    """Place among the image's annotations of the object that it is matched to at IoU .5, or -1."""
     iou_D: NDArray[np.float64]
-    """Mask IoU with the object it is matched to at threshold .5; 0 for a false detection."""
+    """Mask IoU with that object; 0 for a false detection."""
 
 
 def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> CocoScores:
@@ -66,14 +70,16 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
         referee.params.catIds = [category.id for category in data.categories]
         referee.evaluate()
         referee.accumulate()
-    image_D, score_D, iou_D = _matches(referee)
+    matches = _matches(referee)
     return CocoScores(
         precision_TQKA=referee.eval["precision"][..., 0],
         recall_TKA=referee.eval["recall"][..., 0],
         max_detections=referee.params.maxDets[0],
-        image_D=image_D,
-        score_D=score_D,
-        iou_D=iou_D,
+        image_D=np.array([match[0] for match in matches], dtype=np.int64),
+        row_D=np.array([match[1] for match in matches], dtype=np.int64),
+        score_D=np.array([match[2] for match in matches], dtype=np.float64),
+        object_D=np.array([match[3] for match in matches], dtype=np.int64),
+        iou_D=np.array([match[4] for match in matches], dtype=np.float64),
     )
 
 
@@ -82,11 +88,12 @@ def _ground_truth(data: CocoData) -> COCO:
     ids = count(1)
     annotations = []
     for image in data.images:
-        for annotation in image.annotations:
+        for row, annotation in enumerate(image.annotations):
             image_hw = (image.height, image.width)
             annotations.append(
                 {
                     "id": next(ids),
+                    "row": row,
                     "image_id": image.id,
                     "category_id": data.categories[annotation.category].id,
                     "segmentation": rle_from_segmentation(annotation.segmentation, image_hw),
@@ -105,17 +112,16 @@ def _detections(data: CocoData, predictions: Mapping[int, Instances]) -> COCO:
         instances = predictions.get(image.id)
         if instances is None:
             continue
-        for rle, score, category_id in zip(
-            instances.rle(), instances.scores.tolist(), instances.category_ids.tolist(), strict=True
-        ):
+        for row, rle in enumerate(instances.rle()):
             annotations.append(
                 {
                     "id": next(ids),
+                    "row": row,
                     "image_id": image.id,
-                    "category_id": category_id,
+                    "category_id": int(instances.category_ids[row]),
                     "segmentation": rle,
                     "area": rle_area(rle),
-                    "score": score,
+                    "score": float(instances.scores[row]),
                 }
             )
     return _index(data, annotations)
@@ -134,27 +140,32 @@ def _index(data: CocoData, annotations: list[dict[str, Any]]) -> COCO:
     return index
 
 
-def _matches(
-    referee: COCOeval,
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return image id, score and matched IoU of each detection at threshold .5, for any size."""
+def _matches(referee: COCOeval) -> list[tuple[int, int, float, int, float]]:
+    """Return image id, row, score, object and IoU of each detection, for objects of any size."""
     everything = list(referee.params.areaRng[0])
-    images, scores, ious = [], [], []
+    matches = []
     for found in referee.evalImgs:
         if found is None or list(found["aRng"]) != everything:
             continue
         place = (found["image_id"], found["category_id"])
-        column = {truth["id"]: index for index, truth in enumerate(referee._gts[place])}
-        for row, (score, match, ignored) in enumerate(
-            zip(found["dtScores"], found["dtMatches"][0], found["dtIgnore"][0], strict=True)
+        objects = referee._gts[place]
+        column_of = {truth["id"]: column for column, truth in enumerate(objects)}
+        for rank, (detection, score, match, ignored) in enumerate(
+            zip(
+                found["dtIds"],
+                found["dtScores"],
+                found["dtMatches"][0].astype(int).tolist(),
+                found["dtIgnore"][0],
+                strict=True,
+            )
         ):
             if ignored:
                 continue
-            images.append(place[0])
-            scores.append(score)
-            ious.append(referee.ious[place][row, column[int(match)]] if match else 0.0)
-    return (
-        np.array(images, dtype=np.int64),
-        np.array(scores, dtype=float),
-        np.array(ious, dtype=float),
-    )
+            row = referee.cocoDt.anns[detection]["row"]
+            if match:
+                column = column_of[match]
+                iou = float(referee.ious[place][rank, column])
+                matches.append((place[0], row, score, objects[column]["row"], iou))
+            else:
+                matches.append((place[0], row, score, -1, 0.0))
+    return matches

@@ -167,7 +167,8 @@ def _rescue(
         point_K2 = level_points(candidate_K3, model.strides)
         owner_K = torch.full((len(candidate_K3),), lost)
         ray_KR, inside_K = cast_rays(point_K2, owner_K, polygons, model.num_rays)
-        best = int(inside_K.int().argmax()) if inside_K.any() else len(candidate_K3) - 1
+        distance_K = (point_K2 - center_G2[lost]).norm(dim=1)
+        best = int(inside_K.int().argmax() if inside_K.any() else distance_K.argmin())
         locations.append(candidate_K3[best : best + 1])
         rays.append(ray_KR[best : best + 1])
         owners.append(owner_K[:1])
@@ -186,7 +187,7 @@ def _candidates(
 ) -> Tensor:
     """List locations in an object's box, its own level first, nearest to its centre first.
 
-    The last entry is the location of the finest level nearest to the centre, box or no box.
+    The last ones are those of the finest level around the centre, box or no box.
     """
     half_side = float((box_4[2:] - box_4[:2]).max()) / 2
     own = next(i for i, (_, high) in enumerate(labels.level_ranges) if half_side <= high)
@@ -201,7 +202,9 @@ def _candidates(
         distance_K = ((cell_K2 + 0.5) * stride - center_2[[1, 0]]).norm(dim=1)
         cell_K2 = cell_K2[distance_K.argsort(stable=True)]
         found.append(torch.cat([torch.full_like(cell_K2[:, :1], level), cell_K2], dim=1))
+    around = torch.arange(-2, 3)
+    middle_2 = (center_2[[1, 0]] / strides[0]).floor().long()
     limit_2 = torch.tensor([canvas_hw[0] // strides[0] - 1, canvas_hw[1] // strides[0] - 1])
-    nearest_2 = (center_2[[1, 0]] / strides[0]).floor().long().clamp(min=0).minimum(limit_2)
-    found.append(torch.cat([torch.zeros(1, dtype=torch.long), nearest_2])[None])
+    cell_K2 = (middle_2 + torch.cartesian_prod(around, around)).clamp(min=0).minimum(limit_2)
+    found.append(torch.cat([torch.zeros_like(cell_K2[:, :1]), cell_K2], dim=1))
     return torch.cat(found)

@@ -1,0 +1,200 @@
+"""Command line: polarmask precompute | train | evaluate | predict."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from polarmask.config import RunConfig, override
+from polarmask.errors import PolarMaskError
+from polarmask.presets import PRESETS, preset
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, or 2 for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except PolarMaskError as error:
+        print(f"polarmask {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="polarmask", description="train, judge and try PolarMask on COCO-format data"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_precompute, _add_train, _add_evaluate, _add_predict):
+        add(commands)
+    return parser
+
+
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str, example: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what,
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_config_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset",
+        default="coco-r50-1x",
+        metavar="PRESET",
+        help=f"config name: {', '.join(sorted(PRESETS))} (default: coco-r50-1x)",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change one setting of the preset; may be repeated",
+    )
+
+
+def _add_data_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with images/ and annotations/instances_{train,val}.json",
+    )
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    return override(preset(options.preset), options.set)
+
+
+def _add_precompute(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "precompute",
+        "check the data and make its ray labels; goes on where it was interrupted",
+        "polarmask precompute --preset tiny --data data --out runs/labels",
+    )
+    _add_data_flag(command)
+    command.add_argument("--out", type=Path, required=True, help="label store folder")
+    _add_config_flags(command)
+    command.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
+    command.set_defaults(run=_precompute)
+
+
+def _precompute(options: argparse.Namespace) -> None:
+    from polarmask.precompute import precompute
+
+    store = precompute(options.data, options.out, _config(options), workers=options.workers)
+    for split in ("train", "val"):
+        summary = store.summary(split)
+        print(
+            f"{split}: {summary.images} images, {summary.instances} instances, "
+            f"{summary.positives} positives, {summary.without_positive} instances without one, "
+            f"{summary.ignored} ignored, reachable mask IoU {summary.mean_iou:.3f}"
+        )
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "train",
+        "train a model; resumes if the run folder holds a checkpoint",
+        "torchrun --nproc-per-node 2 -m polarmask train --preset tiny --data data --out runs/first",
+    )
+    _add_data_flag(command)
+    command.add_argument("--out", type=Path, required=True, help="run folder; resumes if not empty")
+    command.add_argument(
+        "--labels", type=Path, help="label store (default: made in the run folder)"
+    )
+    _add_config_flags(command)
+    command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    command.add_argument("--threads", type=int, help="CPU threads per process (default: torch's)")
+    command.add_argument(
+        "--loader-workers", type=int, default=0, help="loader processes per process (default: 0)"
+    )
+    command.add_argument(
+        "--backbone-weights",
+        metavar="FILE|NAME",
+        help="ImageNet weights: a state dict file or a name like ResNet50_Weights.IMAGENET1K_V1",
+    )
+    command.add_argument(
+        "--provenance",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fact to keep in the model, such as data_commit=3f2a1bc; may be repeated",
+    )
+    command.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    import torch
+
+    from polarmask.distributed import is_first, process_group
+    from polarmask.train import TrainOptions, train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
+    with process_group(options.device) as device:
+        folder = train(
+            _config(options),
+            TrainOptions(
+                data=options.data,
+                out=options.out,
+                labels=options.labels,
+                device=device,
+                loader_workers=options.loader_workers,
+                backbone_weights=options.backbone_weights,
+                provenance=provenance,
+            ),
+        )
+        if is_first():
+            print(f"model: {folder}")
+
+
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "evaluate",
+        "measure COCO mask AP",
+        "polarmask evaluate --model runs/first/model --data data --out runs/first/report",
+    )
+    command.add_argument("--model", type=Path, required=True, help="model folder")
+    _add_data_flag(command)
+    command.add_argument("--split", default="val", help="which annotations (default: val)")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    command.add_argument("--out", type=Path, help="folder for evaluation.json and report.html")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "predict",
+        "find instances in images; writes overlays and predictions.json",
+        "polarmask predict --model runs/first/model --out runs/first/overlays data/images",
+    )
+    command.add_argument("--model", type=Path, required=True, help="model folder")
+    command.add_argument("--out", type=Path, required=True, help="folder for the results")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    command.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
+    command.set_defaults(run=_predict)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _predict(options: argparse.Namespace) -> None:
+    raise NotImplementedError

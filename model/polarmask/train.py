@@ -1,0 +1,371 @@
+"""The training loop. One process or many, CPU or CUDA; a stopped run goes on where it stopped."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from polarmask import losses
+from polarmask.backbone import load_backbone_weights
+from polarmask.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from polarmask.coco import CocoData, load_coco
+from polarmask.config import OptimConfig, RunConfig, to_dict
+from polarmask.dataset import Batch, Sample, StepSampler, TrainingImages, collate
+from polarmask.detector import PolarMask, loss_sums
+from polarmask.distributed import all_sum, barrier, is_first, rank, world_size
+from polarmask.errors import CheckpointError, ConfigError, TrainingError
+from polarmask.files import write_text
+from polarmask.label_store import LabelStore
+from polarmask.model_folder import ModelCard, save_model
+from polarmask.precompute import data_hash, precompute
+from polarmask.preprocess import normalise
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_PER_LOG_LINE = 5.0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where and how to run; nothing here changes what is learned."""
+
+    data: Path
+    out: Path
+    labels: Path | None = None
+    """Label store; None makes one in the run folder."""
+    device: torch.device = torch.device("cpu")
+    loader_workers: int = 0
+    """Loader processes per training process; 0 loads in the training process."""
+    backbone_weights: str | None = None
+    """File or torchvision name; read at step 0 only."""
+    provenance: dict[str, str] | None = None
+    stop_after: int | None = None
+    """Stop at this step, as an interruption would; the next call resumes."""
+
+
+def train(config: RunConfig, options: TrainOptions) -> Path:
+    """Train, or go on training, and return the model folder.
+
+    Writes `config.json`, `checkpoint.pt` and `metrics.jsonl` to the run folder and at the end
+    `model/`, with averaged weights where the run averages.
+
+    Raises:
+        DataError, LabelStoreError: Data or labels can't be used.
+        CheckpointError: The run folder belongs to a run with another config.
+        TrainingError: The loss stopped being a number.
+    """
+    coco, store, config = _open_data(config, options)
+    images = TrainingImages(coco, store, config)
+    total_steps = max(1, math.ceil(config.optim.epochs * len(images) / config.optim.batch_size))
+    run = _Run.start(config, options, total_steps)
+    if is_first():
+        write_text(options.out / "config.json", json.dumps(to_dict(config), indent=1))
+    last_step = min(total_steps, options.stop_after or total_steps)
+    loader = _loader(images, config, options, range(run.step, last_step))
+    meter = _Meter(options.out / "metrics.jsonl", run.step, total_steps, config.optim.batch_size)
+    save_every = max(1, len(images) // config.optim.batch_size)
+    for batch in meter.watch(loader):
+        meter.record(run.advance(batch))
+        if run.step % save_every == 0 or run.step == last_step:
+            run.save(options.out / "checkpoint.pt")
+    folder = options.out / "model"
+    if run.step == total_steps and is_first():
+        training = {
+            "steps": run.step,
+            "epochs": run.step * config.optim.batch_size / len(images),
+            "images": len(images),
+            "processes": world_size(),
+            "seconds": meter.seconds(),
+            "loss": meter.last_loss,
+        }
+        card = ModelCard(config, coco.categories, options.provenance or {}, training)
+        save_model(folder, run.final_detector(), card)
+    barrier()
+    return folder
+
+
+def _open_data(
+    config: RunConfig, options: TrainOptions
+) -> tuple[CocoData, LabelStore, RunConfig]:
+    """Load annotations and labels; the number of classes follows from the data."""
+    hashes = {"train": data_hash(options.data, "train")}
+    if options.labels is None:
+        folder = options.out / "labels"
+        if is_first():
+            precompute(options.data, folder, config, splits=("train",))
+        barrier()
+    else:
+        folder = options.labels
+    store = LabelStore.open(folder)
+    store.require(config, hashes)
+    coco = load_coco(options.data, "train")
+    model = replace(config.model, num_classes=len(coco.categories))
+    return coco, store, replace(config, model=model)
+
+
+def _loader(
+    images: TrainingImages, config: RunConfig, options: TrainOptions, steps: range
+) -> DataLoader[Sample]:
+    if config.optim.batch_size % world_size():
+        raise ConfigError(
+            f"batch_size {config.optim.batch_size} does not divide among {world_size()} "
+            "processes; change optim.batch_size or the number of processes"
+        )
+    sampler = StepSampler(
+        len(images),
+        config.optim.batch_size,
+        seed=config.seed,
+        steps=steps,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    return DataLoader(
+        images,
+        batch_sampler=sampler,
+        collate_fn=partial(collate, config=config),
+        num_workers=options.loader_workers,
+        pin_memory=options.device.type == "cuda",
+    )
+
+
+class _Run:
+    """Detector, optimiser and step: what a checkpoint holds."""
+
+    def __init__(self, config: RunConfig, options: TrainOptions, total_steps: int) -> None:
+        self.step = 0
+        self._config = config
+        self._device = options.device
+        self._total_steps = total_steps
+        torch.manual_seed(config.seed)
+        self._detector = PolarMask(config.model)
+        if options.backbone_weights:
+            load_backbone_weights(self._detector.pyramid, options.backbone_weights)
+        # Channels-last is what tensor cores want; on CPU its weight gradients are slower.
+        on_cuda = options.device.type == "cuda"
+        self._layout = torch.channels_last if on_cuda else torch.contiguous_format
+        self._detector.to(device=options.device, memory_format=self._layout)
+        self._optimizer = _make_optimizer(self._detector, config.optim)
+        self._average = _make_average(self._detector, config.optim.ema_decay)
+        use_amp = config.optim.amp and options.device.type == "cuda"
+        half = torch.bfloat16 if use_amp and torch.cuda.is_bf16_supported() else torch.float16
+        self._autocast = partial(
+            torch.autocast, options.device.type, dtype=half, enabled=use_amp
+        )
+        self._scaler = torch.amp.GradScaler(
+            options.device.type, enabled=use_amp and half is torch.float16
+        )
+        self._network: nn.Module = self._detector
+
+    @classmethod
+    def start(cls, config: RunConfig, options: TrainOptions, total_steps: int) -> "_Run":
+        """Build a run and resume it if its folder holds a checkpoint."""
+        run = cls(config, options, total_steps)
+        path = options.out / "checkpoint.pt"
+        if path.is_file():
+            run._resume(path)
+        if world_size() > 1:
+            device_ids = [options.device] if options.device.type == "cuda" else None
+            run._network = DistributedDataParallel(run._detector, device_ids=device_ids)
+        return run
+
+    def _resume(self, path: Path) -> None:
+        state = load_checkpoint(path)
+        if state.config != self._config:
+            raise CheckpointError(
+                f"{path} belongs to a run with another config ({_first_difference(state.config, self._config)}); "
+                "choose another --out, or delete the folder to start afresh"
+            )
+        self.step = state.step
+        self._detector.load_state_dict(state.detector)
+        self._optimizer.load_state_dict(state.optimizer)
+        self._scaler.load_state_dict(state.scaler)
+        if self._average is not None and state.average is not None:
+            self._average.load_state_dict(state.average)
+        logger.info("resume %s at step %d", path, self.step)
+
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """Take one optimiser step and return the losses over all processes."""
+        lr = learning_rate(self._config.optim, self.step, self._total_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        targets = batch.targets.to(self._device)
+        image = normalise(batch.image_BHW3.to(self._device, non_blocking=True), self._config.input)
+        image = image.contiguous(memory_format=self._layout)
+        self._network.train()
+        with self._autocast():
+            predictions = self._network(image)
+        sums = loss_sums(predictions, targets, self._config.loss)
+        parts = normalise_losses(sums)
+        # DDP averages gradients over processes; the parts are shares of one global sum.
+        loss = losses.total(parts) * world_size()
+        reduced = all_sum(torch.stack([*parts.values()]))
+        if not bool(reduced.isfinite().all()):
+            raise TrainingError(
+                f"the loss is {dict(zip(parts, reduced.tolist(), strict=True))} at step "
+                f"{self.step}, images {batch.image_ids} on process {rank()}; "
+                "lower optim.lr or look at these images"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._detector.parameters(), self._config.optim.grad_clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self._detector)
+        self.step += 1
+        named = dict(zip(parts, reduced.tolist(), strict=True))
+        return {"loss": sum(named.values()), **named, "lr": lr}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, on the first process only."""
+        if not is_first():
+            return
+        average = None if self._average is None else self._average.state_dict()
+        state = TrainingState(
+            config=self._config,
+            step=self.step,
+            detector=self._detector.state_dict(),
+            average=average,
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
+        )
+        save_checkpoint(path, state)
+
+    def final_detector(self) -> PolarMask:
+        """Return the weights to keep: the averaged ones if the run averages."""
+        if self._average is None:
+            return self._detector
+        averaged: PolarMask = self._average.module
+        return averaged
+
+
+def normalise_losses(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Divide loss sums by their normalisers over all processes; see `loss_sums`."""
+    positives = all_sum(sums["positives"]).clamp(min=1)
+    weight = all_sum(sums["weight"]).clamp(min=1e-6)
+    divisor = {"class": positives, "quality": positives, "ray": weight, "box": weight}
+    return {name: sums[name] / divisor[name] for name in divisor if name in sums}
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Return the rate of a step: linear warm-up, then tenfold drops or a cosine to zero."""
+    warmup_steps = min(config.warmup_steps, total_steps // 3)
+    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    if config.schedule == "step":
+        drops = sum(step >= share * total_steps for share in config.lr_drops)
+        return config.lr * warmup * 0.1**drops
+    if step < warmup_steps:
+        return config.lr * warmup
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return config.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def _make_optimizer(detector: PolarMask, config: OptimConfig) -> torch.optim.Optimizer:
+    """Decay matrices only: biases, norms and level scales are not to be pulled to zero."""
+    learned = [p for p in detector.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+
+
+def _make_average(detector: PolarMask, decay: float) -> AveragedModel | None:
+    if decay == 0:
+        return None
+    return AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _first_difference(old: RunConfig, new: RunConfig) -> str:
+    """Name the first setting that differs, both values with it."""
+    pairs: list[tuple[str, Any, Any]] = [("", to_dict(old), to_dict(new))]
+    while pairs:
+        path, before, after = pairs.pop(0)
+        if isinstance(before, dict):
+            pairs += [(f"{path}.{key}".strip("."), before[key], after[key]) for key in before]
+        elif before != after:
+            return f"{path} was {before}, is {after}"
+    return "no difference"
+
+
+class _Meter:
+    """Progress for people: a bar on a terminal, a log line now and then elsewhere, all in a file."""
+
+    def __init__(self, path: Path, step: int, total_steps: int, batch_size: int) -> None:
+        self.last_loss = math.nan
+        self._path = path
+        self._step = step
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._started = self._logged = time.monotonic()
+        self._first_step = step
+        self._before = 0.0
+        self._bar: tqdm[Any] | None = None
+        if is_first():
+            self._forget_lost_steps()
+
+    def _forget_lost_steps(self) -> None:
+        """Drop lines of steps after the checkpoint: they are about to be taken again."""
+        if not self._path.is_file():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        kept = [entry for entry in entries if entry["step"] <= self._step]
+        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._before = kept[-1]["seconds"] if kept else 0.0
+
+    def seconds(self) -> float:
+        """Return the time in the loop, earlier sessions of the run included."""
+        return self._before + time.monotonic() - self._started
+
+    def watch(self, loader: DataLoader[Sample]) -> Iterator[Batch]:
+        """Yield the loader's batches under a progress bar."""
+        self._bar = tqdm(
+            loader,
+            initial=self._step,
+            total=self._total_steps,
+            desc="train",
+            unit="step",
+            disable=None if is_first() else True,
+        )
+        yield from self._bar
+
+    def record(self, values: dict[str, float]) -> None:
+        """Note the losses of one step."""
+        self._step += 1
+        self.last_loss = values["loss"]
+        if not is_first() or self._bar is None:
+            return
+        entry = {"step": self._step, "seconds": round(self.seconds(), 3), **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._bar.set_postfix(loss=f"{self.last_loss:.3f}", refresh=False)
+        now = time.monotonic()
+        done = self._step == self._total_steps
+        if self._bar.disable and (done or now - self._logged >= _SECONDS_PER_LOG_LINE):
+            self._logged = now
+            pace = (now - self._started) / (self._step - self._first_step)
+            losses_text = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+            logger.info(
+                "step=%d/%d %s img_s=%.1f eta=%.0fs",
+                self._step,
+                self._total_steps,
+                losses_text,
+                self._batch_size / pace,
+                pace * (self._total_steps - self._step),
+            )

@@ -1,0 +1,65 @@
+"""What can go wrong around a run, by whose hand it is mended.
+
+ComponentError
+    DataVersionError           the asked-for data can't be had
+        NotARepositoryError        give a git repository
+        UnknownRevisionError       give a commit, tag or branch that exists
+        NoDataError                that revision holds no data.dvc
+        MissingObjectsError        the remote can't be reached or lacks files: `dvc push` there
+    RegistryError              the champion registry can't be used
+        ConflictError              another run promoted meanwhile; the champion stays
+        UnknownVersionError        no model of this version
+        DamagedModelError          a stored file is not what was stored
+    LaunchError                the training process ended with an error
+    DeployError                the new version is not in service; the old one still is
+
+Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
+"""
+
+
+class ComponentError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class DataVersionError(ComponentError):
+    """The asked-for version of the data can't be had."""
+
+
+class NotARepositoryError(DataVersionError):
+    """The place is no git repository, or can't be reached."""
+
+
+class UnknownRevisionError(DataVersionError):
+    """The repository has no such revision."""
+
+
+class NoDataError(DataVersionError):
+    """The revision holds no usable data.dvc."""
+
+
+class MissingObjectsError(DataVersionError):
+    """The DVC remote can't be reached, or files are missing or damaged there."""
+
+
+class RegistryError(ComponentError):
+    """The champion registry can't be used."""
+
+
+class ConflictError(RegistryError):
+    """The champion is not the expected one any more; nothing was changed."""
+
+
+class UnknownVersionError(RegistryError):
+    """The registry holds no model of this version."""
+
+
+class DamagedModelError(RegistryError):
+    """A file of the registry is not what was stored."""
+
+
+class LaunchError(ComponentError):
+    """The training process ended with an error."""
+
+
+class DeployError(ComponentError):
+    """The new version is not in service; what was served before still is."""

@@ -1,0 +1,104 @@
+"""Registry objects in S3: conditional writes compare and swap, without a lock anywhere.
+
+Any server that honours If-Match and If-None-Match on PUT will do. Endpoint and credentials come
+from the environment, as boto3 reads it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from polarmask_components.errors import RegistryError
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+# Servers other than AWS may not know the checksums that boto3 adds unasked.
+_CONFIG = Config(
+    connect_timeout=5,
+    retries={"mode": "standard", "total_max_attempts": 4},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+_MISSING = {"NoSuchKey", "404"}
+_LOST = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"}
+
+
+class S3Objects:
+    """Objects of a bucket below a prefix."""
+
+    def __init__(self, client: "S3Client", bucket: str, prefix: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = prefix
+        self.where = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    @classmethod
+    def from_uri(cls, uri: str) -> Self:
+        """Read `s3://bucket/prefix`; the bucket has to exist."""
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise RegistryError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+        client = boto3.client("s3", config=_CONFIG)
+        return cls(client, bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
+
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """Return content and ETag, or None."""
+        with self._explained():
+            try:
+                found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+            return found["Body"].read(), found["ETag"]
+
+    def write(self, name: str, data: bytes, *, expected_tag: str | None) -> bool:
+        """Write if the object still has this ETag; tell whether it did."""
+        put = partial(
+            self._client.put_object, Bucket=self._bucket, Key=self._prefix + name, Body=data
+        )
+        with self._explained():
+            try:
+                if expected_tag is None:
+                    put(IfNoneMatch="*")
+                else:
+                    put(IfMatch=expected_tag)
+            except ClientError as error:
+                if _code(error) not in _LOST:
+                    raise
+                # If the answer to a first try got lost, the retry meets our own object.
+                found = self.read(name)
+                return found is not None and found[0] == data
+        return True
+
+    def upload(self, name: str, file: Path) -> None:
+        """Store a file; S3 shows it as a whole or not at all."""
+        with self._explained():
+            self._client.upload_file(str(file), self._bucket, self._prefix + name)
+
+    def download(self, name: str, to: Path) -> None:
+        """Fetch an object to a file."""
+        with self._explained():
+            self._client.download_file(self._bucket, self._prefix + name, str(to))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            raise RegistryError(
+                f"{self.where}: {error}; check the bucket, AWS_ENDPOINT_URL and the credentials "
+                "in the environment"
+            ) from error
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")

@@ -4,8 +4,9 @@ Which images a step sees, and how each is mirrored, follows from (seed, epoch, i
 resumed run, more loader workers or another number of processes see the very same batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from polarmask.augment import apply_to_image, apply_to_labels, draw_symmetry
+from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
 from polarmask.coco import CocoData, read_image
 from polarmask.config import RunConfig
 from polarmask.detector import Targets
 from polarmask.label_store import ImageLabels, LabelStore
-from polarmask.preprocess import resize, to_canvas
+from polarmask.preprocess import canvas_hw, resize, resized_hw, to_canvas
+
+
+class Place(NamedTuple):
+    """Where an image stands in the endless sequence of epochs."""
+
+    epoch: int
+    index: int
+
+
+class Request(NamedTuple):
+    """An image and the canvas it has to fill."""
+
+    place: Place
+    canvas_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +54,7 @@ class Batch:
 
 
 class TrainingImages(Dataset[Sample]):
-    """Images with at least one object; an item is asked for by (epoch, index)."""
+    """Images with at least one object."""
 
     def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
         labelled = set(store.image_ids(coco.split))
@@ -55,31 +70,43 @@ class TrainingImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        epoch, index = place
-        record, config = self.records[index], self._config
+    def symmetry(self, place: Place) -> Symmetry:
+        """Return how the image is mirrored and turned in that epoch."""
+        rng = np.random.default_rng((self._config.seed, *place))
+        return draw_symmetry(self._config.augment, rng)
+
+    def canvas_hw(self, place: Place) -> tuple[int, int]:
+        """Return the rows and columns that the image needs in that epoch."""
+        record, config = self.records[place.index], self._config
+        content_hw = resized_hw((record.height, record.width), config.input)
+        rows, columns = canvas_hw(content_hw, config.model.strides)
+        return (columns, rows) if self.symmetry(place).transpose else (rows, columns)
+
+    def __getitem__(self, request: Request) -> Sample:
+        record, config = self.records[request.place.index], self._config
         labels = self._store.read(self._coco.split, record.id)
         image = resize(read_image(self._coco.image_path(record)), config.input)
         image = to_canvas(image, labels.canvas_hw, config.input)
-        rng = np.random.default_rng((config.seed, epoch, index))
-        symmetry = draw_symmetry(config.augment, rng)
+        symmetry = self.symmetry(request.place)
         return Sample(
-            apply_to_image(image, symmetry),
+            to_canvas(apply_to_image(image, symmetry), request.canvas_hw, config.input),
             apply_to_labels(labels, symmetry, config.model.strides),
         )
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one process, from a given step on.
+class StepSampler(Sampler[list[Request]]):
+    """Batches for one process, from a given step on.
 
-    Step t of all processes together takes places t * batch_size to (t + 1) * batch_size - 1 of the
-    endless sequence of shuffled epochs; process r takes every world_size-th of them.
+    Step t of all processes together takes images t * batch_size to (t + 1) * batch_size - 1 of the
+    endless sequence of shuffled epochs; process r takes every world_size-th of them. All share one
+    canvas, also across processes: group norm sees the padding, so it must not depend on the split.
     """
 
     def __init__(
         self,
         num_images: int,
         batch_size: int,
+        canvas_hw: Callable[[Place], tuple[int, int]],
         *,
         seed: int,
         steps: range,
@@ -88,6 +115,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self._num_images = num_images
         self._batch_size = batch_size
+        self._canvas_hw = canvas_hw
         self._seed = seed
         self._steps = steps
         self._rank = rank
@@ -96,26 +124,27 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Request]]:
         order_of_epoch: dict[int, list[int]] = {}
         for step in self._steps:
-            first = step * self._batch_size
             batch = []
-            for place in range(first + self._rank, first + self._batch_size, self._world_size):
-                epoch, nth = divmod(place, self._num_images)
+            for nth in range(step * self._batch_size, (step + 1) * self._batch_size):
+                epoch, position = divmod(nth, self._num_images)
                 if epoch not in order_of_epoch:
                     rng = np.random.default_rng((self._seed, epoch))
                     order_of_epoch[epoch] = rng.permutation(self._num_images).tolist()
                     order_of_epoch.pop(epoch - 2, None)
-                batch.append((epoch, order_of_epoch[epoch][nth]))
-            yield batch
+                batch.append(Place(epoch, order_of_epoch[epoch][position]))
+            rows, columns = np.max([self._canvas_hw(place) for place in batch], axis=0).tolist()
+            own = batch[self._rank :: self._world_size]
+            yield [Request(place, (rows, columns)) for place in own]
 
 
 def collate(samples: Sequence[Sample], config: RunConfig) -> Batch:
-    """Pad canvases to a common size and lay targets flat."""
+    """Stack images of one canvas size and lay their targets flat."""
     strides = config.model.strides
-    hw = tuple(np.max([sample.image.shape[:2] for sample in samples], axis=0).tolist())
-    image_BHW3 = np.stack([to_canvas(s.image, (hw[0], hw[1]), config.input) for s in samples])
+    image_BHW3 = np.stack([sample.image for sample in samples])
+    hw = image_BHW3.shape[1:3]
     level_hw = np.array([(hw[0] // stride, hw[1] // stride) for stride in strides])
     first_of_level = np.cumsum([0, *level_hw.prod(axis=1)])
 

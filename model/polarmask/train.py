@@ -66,6 +66,11 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         CheckpointError: The run folder belongs to a run with another config.
         TrainingError: The loss stopped being a number.
     """
+    if config.optim.batch_size % world_size():
+        raise ConfigError(
+            f"batch_size {config.optim.batch_size} does not divide among {world_size()} "
+            "processes; change optim.batch_size or the number of processes"
+        )
     coco, store, config = _open_data(config, options)
     images = TrainingImages(coco, store, config)
     total_steps = max(1, math.ceil(config.optim.epochs * len(images) / config.optim.batch_size))
@@ -118,14 +123,10 @@ def _open_data(
 def _loader(
     images: TrainingImages, config: RunConfig, options: TrainOptions, steps: range
 ) -> DataLoader[Sample]:
-    if config.optim.batch_size % world_size():
-        raise ConfigError(
-            f"batch_size {config.optim.batch_size} does not divide among {world_size()} "
-            "processes; change optim.batch_size or the number of processes"
-        )
     sampler = StepSampler(
         len(images),
         config.optim.batch_size,
+        images.canvas_hw,
         seed=config.seed,
         steps=steps,
         rank=rank(),

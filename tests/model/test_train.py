@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import TINY_CATEGORIES
+from polarmask.checkpoint import load_checkpoint
+from polarmask.config import to_dict
+from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
+from polarmask.inference import Predictor
+from polarmask.model_folder import load_model, read_card
+from polarmask.presets import tiny
+from polarmask.train import TrainOptions, learning_rate, train
+
+
+@pytest.fixture
+def options(drawn_data, drawn_labels, tmp_path):
+    return TrainOptions(data=drawn_data, out=tmp_path / "run", labels=drawn_labels)
+
+
+def losses_of(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight_run(drawn_data, drawn_labels, small_config, tmp_path_factory):
+    """Six steps in one go."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    train(small_config, TrainOptions(data=drawn_data, out=out, labels=drawn_labels))
+    return out
+
+
+def test_a_run_leaves_config_metrics_checkpoint_and_model(straight_run, small_config):
+    assert json.loads((straight_run / "config.json").read_text()) == to_dict(small_config)
+    assert len(losses_of(straight_run)) == 6
+    assert load_checkpoint(straight_run / "checkpoint.pt").step == 6
+    card = read_card(straight_run / "model")
+    assert {c.id: c.name for c in card.categories} == TINY_CATEGORIES
+    assert card.training["steps"] == 6
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(straight_run, small_config, options):
+    train(small_config, replace(options, stop_after=2))
+    assert not (options.out / "model").exists()
+    train(small_config, replace(options, stop_after=5))
+    train(small_config, options)
+    assert losses_of(options.out) == losses_of(straight_run)
+    straight, _ = load_model(straight_run / "model")
+    resumed, _ = load_model(options.out / "model")
+    for name, weight in straight.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_steps_after_the_last_checkpoint_are_taken_and_noted_again(
+    straight_run, small_config, options
+):
+    train(small_config, replace(options, stop_after=4))
+    with (options.out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "seconds": 1.0, "loss": 99.0}) + '\n{"step": 6, "lo')
+    train(small_config, options)
+    assert losses_of(options.out) == losses_of(straight_run)
+
+
+def test_loader_workers_change_nothing(straight_run, small_config, options):
+    train(small_config, replace(options, loader_workers=2))
+    assert losses_of(options.out) == losses_of(straight_run)
+
+
+def test_two_processes_have_the_losses_of_one(straight_run, small_config, options):
+    """Same batches, same normalisers; gloo sums floats in another order."""
+    changes = [
+        f"--set={section}.{name}={json.dumps(value)}"
+        for section in ("model", "optim")
+        for name, value in to_dict(small_config)[section].items()
+        if value != to_dict(tiny())[section][name] and name != "num_classes"
+    ]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("-m", "polarmask", "train", "--preset=tiny", "--device=cpu", *changes),
+        *("--data", str(options.data), "--labels", str(options.labels), "--out", str(options.out)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses, expected = losses_of(options.out), losses_of(straight_run)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-6)
+    # 1e-3: AdamW divides by the gradient's size, so that rounding of small gradients grows.
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert read_card(options.out / "model").training["processes"] == 2
+
+
+def test_training_lowers_the_loss(drawn_data, drawn_labels, small_config, tmp_path):
+    config = replace(small_config, optim=replace(small_config.optim, epochs=12, lr=3e-3))
+    train(config, TrainOptions(data=drawn_data, out=tmp_path / "run", labels=drawn_labels))
+    losses = losses_of(tmp_path / "run")
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert Predictor.load(tmp_path / "run" / "model").card.training["epochs"] == 12
+
+
+def test_another_config_does_not_resume_and_says_what_differs(small_config, options):
+    train(small_config, replace(options, stop_after=1))
+    other = replace(small_config, optim=replace(small_config.optim, lr=0.5))
+    with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.001, is 0\.5"):
+        train(other, options)
+
+
+def test_a_damaged_checkpoint_is_named(small_config, options):
+    options.out.mkdir()
+    (options.out / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt can't be read"):
+        train(small_config, options)
+
+
+def test_labels_made_for_other_settings_are_refused(small_config, options):
+    other = replace(small_config, input=replace(small_config.input, short_side=256))
+    with pytest.raises(LabelStoreError, match="input"):
+        train(other, options)
+
+
+def test_a_batch_that_does_not_divide_is_refused(small_config, options, monkeypatch):
+    monkeypatch.setattr("polarmask.train.world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="batch_size 4 does not divide among 3"):
+        train(small_config, options)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(small_config, options):
+    config = replace(
+        small_config, optim=replace(small_config.optim, lr=1e30, grad_clip=1e30, epochs=10)
+    )
+    with pytest.raises(TrainingError, match=r"at step \d+, images \(\d+"):
+        train(config, options)
+
+
+def test_rate_warms_up_then_drops_tenfold():
+    optim = replace(tiny().optim, schedule="step", lr=1.0, warmup_steps=3, lr_drops=(0.5, 0.75))
+    rates = [learning_rate(optim, step, 20) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[9:11] == pytest.approx([1.0, 0.1])
+    assert rates[14:16] == pytest.approx([0.1, 0.01])
+
+
+def test_one_cycle_ends_a_hundredfold_lower():
+    optim = replace(tiny().optim, schedule="one_cycle", lr=1.0, warmup_steps=5)
+    rates = [learning_rate(optim, step, 1000) for step in range(1000)]
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.01, rel=0.01)

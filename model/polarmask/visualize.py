@@ -181,7 +181,7 @@ class _Placed:
 
     def write_label(self, picture: NDArray[np.uint8]) -> None:
         """Write at the upper left corner of the box, where the box is wide enough."""
-        size = max(picture.shape[:2]) / 1800
+        size = max(picture.shape[:2]) / 1200
         (width, height), base = cv2.getTextSize(self.shape.label, _FONT, size, 1)
         if not self.shape.label or width > self.x1 - self.x0 or 4 * height > self.y1 - self.y0:
             return

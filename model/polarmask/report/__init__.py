@@ -1,0 +1,7 @@
+"""Self-contained HTML pages for people: what the data, the labels and the model look like."""
+
+from polarmask.report.data import data_page
+from polarmask.report.evaluation import evaluation_page
+from polarmask.report.labels import labels_page
+
+__all__ = ["data_page", "evaluation_page", "labels_page"]

@@ -1,0 +1,154 @@
+"""Page about ray labels: how well rays can describe the objects, and which they can't."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polarmask.coco import Annotation, CocoData, ImageRecord, read_image
+from polarmask.config import RunConfig
+from polarmask.label_store import ImageLabels, LabelStore, LabelSummary
+from polarmask.preprocess import resized_hw
+from polarmask.rays import decode_rays
+from polarmask.report.page import Picture, Tile, make_pictures, render
+from polarmask.targets import level_points
+from polarmask.visualize import SKY, YELLOW, Shape, draw_shapes
+
+_PICTURES = 12
+_PICTURE_SIDE = 560
+_MARGIN = 0.4
+"""Of the object's box, shown around it."""
+_SMALLEST_VIEW = 32
+"""Pixels of the image."""
+
+
+def labels_page(
+    store: LabelStore,
+    data_by_split: Mapping[str, CocoData],
+    *,
+    config: RunConfig,
+    provenance: Mapping[str, str],
+    title: str = "Ray labels",
+) -> str:
+    """Return a self-contained HTML page below 2 MB.
+
+    Args:
+        store: Made from this data with this config.
+        data_by_split: Splits of the store to show, by name, at least one.
+        config: Strides and input size that the labels belong to.
+        provenance: Shown as name and value; empty values are left out.
+        title: Headline.
+    """
+    summaries = {split: store.summary(split) for split in data_by_split}
+    return render(
+        "labels.html",
+        title=title,
+        provenance=provenance,
+        num_rays=config.model.num_rays,
+        tiles={split: _tiles(summary) for split, summary in summaries.items()},
+        splits=list(summaries),
+        categories=_categories(summaries),
+        worst={
+            split: _draw_worst(
+                store, data, summaries[split], config, _PICTURES // len(data_by_split)
+            )
+            for split, data in data_by_split.items()
+        },
+    )
+
+
+def _tiles(summary: LabelSummary) -> list[Tile]:
+    per_object = summary.positives / summary.instances if summary.instances else 0
+    return [
+        Tile("objects", f"{summary.instances:,}", f"in {summary.images:,} images"),
+        Tile("upper-bound IoU", f"{summary.mean_iou:.3f}", "mean over objects"),
+        Tile("positive locations", f"{summary.positives:,}", f"{per_object:.1f} for an object"),
+        Tile("without a positive", f"{summary.without_positive:,}", "objects that nothing learns"),
+        Tile("ignored", f"{summary.ignored:,}", "crowd regions and specks"),
+    ]
+
+
+def _categories(
+    summaries: Mapping[str, LabelSummary],
+) -> list[tuple[str, list[tuple[int, float]], float]]:
+    """Return name, (objects, IoU) per split and length of the bar in percent, worst first."""
+    names = dict.fromkeys(
+        name for summary in summaries.values() for name in summary.per_category_iou
+    )
+    rows = []
+    for name in names:
+        cells = [
+            (
+                summary.per_category_instances.get(name, 0),
+                summary.per_category_iou.get(name, float("nan")),
+            )
+            for summary in summaries.values()
+        ]
+        objects = sum(count for count, _ in cells)
+        if objects:
+            mean = sum(count * iou for count, iou in cells if count) / objects
+            rows.append((name, cells, 100 * mean))
+    return sorted(rows, key=lambda row: row[2])
+
+
+def _draw_worst(
+    store: LabelStore, data: CocoData, summary: LabelSummary, config: RunConfig, number: int
+) -> list[Picture]:
+    record_of = {image.file_name: image for image in data.images}
+    pictures = []
+    for file_name, annotation_id, iou in summary.worst[:number]:
+        record = record_of[file_name]
+        annotation = next(a for a in record.annotations if a.id == annotation_id)
+        shapes = [Shape(annotation.parts, YELLOW, opacity=0.15)]
+        labels = store.read(data.split, record.id)
+        rays = _best_rays(labels, annotation_id, record, config)
+        if rays is not None:
+            center, polygon = rays
+            shapes.append(Shape((polygon,), SKY, opacity=0.25, center=center))
+        picture = _close_up(read_image(data.image_path(record)), annotation, shapes)
+        category = data.categories[annotation.category].name
+        note = f"annotation {annotation_id} of {file_name}"
+        pictures.append((picture, f"{category}, IoU {iou:.2f}", note))
+    return make_pictures(pictures, expected=_PICTURES)
+
+
+def _best_rays(
+    labels: ImageLabels, annotation_id: int, record: ImageRecord, config: RunConfig
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return centre and polygon, in pixels of the image, of the object's most central positive."""
+    [owner] = np.flatnonzero(labels.annotation_G == annotation_id)
+    positives = np.flatnonzero(labels.object_P == owner)
+    if not positives.size:
+        return None
+    best = positives[labels.ray_PR[positives].min(axis=1).argmax()]
+    center_12 = level_points(
+        torch.from_numpy(labels.location_P3[best : best + 1]), config.model.strides
+    )
+    polygon_1R2 = decode_rays(center_12, torch.from_numpy(labels.ray_PR[best : best + 1]))
+    height, width = resized_hw((record.height, record.width), config.input)
+    scale_2 = np.array([record.width / width, record.height / height])
+    return center_12[0].numpy() * scale_2, polygon_1R2[0].numpy() * scale_2
+
+
+def _close_up(
+    image: NDArray[np.uint8], annotation: Annotation, shapes: list[Shape]
+) -> NDArray[np.uint8]:
+    """Draw the object and its surroundings."""
+    x0, y0, x1, y1 = annotation.bbox
+    half = max(x1 - x0, y1 - y0, _SMALLEST_VIEW / (1 + 2 * _MARGIN)) * (0.5 + _MARGIN)
+    height, width = image.shape[:2]
+    left, top = max(0, int((x0 + x1) / 2 - half)), max(0, int((y0 + y1) / 2 - half))
+    right, bottom = int((x0 + x1) / 2 + half) + 1, int((y0 + y1) / 2 + half) + 1
+    view = image[top : min(bottom, height), left : min(right, width)]
+    origin = np.array([left, top], dtype=np.float64)
+    moved = [
+        Shape(
+            polygons=tuple(polygon - origin for polygon in shape.polygons),
+            colour=shape.colour,
+            opacity=shape.opacity,
+            center=None if shape.center is None else shape.center - origin,
+        )
+        for shape in shapes
+    ]
+    return draw_shapes(view, moved, side=_PICTURE_SIDE)

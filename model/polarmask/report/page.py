@@ -1,0 +1,78 @@
+"""What every page shares: the template environment and pictures that travel inside the page."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from polarmask.visualize import encode_jpeg, resized
+
+_PICTURES_BYTES = 1_200_000
+"""All pictures of a page together; base64 adds a third, and pages stay below 2 MB."""
+
+Item = TypeVar("Item")
+
+_QUALITIES = (82, 70, 55, 40)
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("polarmask.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["share"] = lambda value: "-" if value != value else f"{100 * value:.1f} %"
+_ENVIRONMENT.filters["ap"] = lambda value: "-" if value != value else f"{value:.3f}"
+_ENVIRONMENT.filters["number"] = lambda value: f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number worth a large font."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page."""
+
+    uri: str
+    title: str
+    note: str = ""
+
+
+def make_pictures(
+    pictures: Iterable[tuple[NDArray[np.uint8], str, str]], *, expected: int
+) -> list[Picture]:
+    """Encode (image, title, note) so that `expected` of them fit a page."""
+    budget = _PICTURES_BYTES // max(1, expected)
+    return [Picture(_data_uri(image, budget), title, note) for image, title, note in pictures]
+
+
+def _data_uri(image: NDArray[np.uint8], budget: int) -> str:
+    """Lower the quality, then the size, until the image fits."""
+    for quality in _QUALITIES:
+        encoded = encode_jpeg(image, quality=quality)
+        if len(encoded) <= budget:
+            return "data:image/jpeg;base64," + base64.b64encode(encoded).decode("ascii")
+    return _data_uri(resized(image, max(1, int(max(image.shape[:2]) * 0.7))), budget)
+
+
+def spread(items: Sequence[Item], number: int) -> list[Item]:
+    """Pick items evenly over a sequence, the first included; all if there are fewer."""
+    if len(items) <= number:
+        return list(items)
+    return [items[index * len(items) // number] for index in range(number)]
+
+
+def render(template: str, *, title: str, provenance: Mapping[str, str], **values: object) -> str:
+    """Fill a template; entries of `provenance` without a value are left out."""
+    known = {name: value for name, value in provenance.items() if value}
+    return _ENVIRONMENT.get_template(template).render(title=title, provenance=known, **values)

@@ -4,8 +4,8 @@ A store is a folder: shards of up to 128 images (`train-00000.safetensors`) and 
 names the data, the settings and the sha256 of every shard. The index is written last: a folder
 without one is an unfinished store, and `precompute` goes on where it stopped.
 
-Ray lengths are stored as 16-bit logarithms, 4096 steps per octave: at most 0.0085 % off from
-1/1024 px to 64 kpx, because the loss sees ratios, not pixels (ADR 0004).
+Ray lengths are stored as 16-bit logarithms, 2900 steps per octave: at most 0.012 % off from
+1/1024 px to 6,400 px, because the loss sees ratios, not pixels (ADR 0004).
 """
 
 import json
@@ -25,7 +25,7 @@ from polarmask.files import atomic_path, sha256_of_file, write_text
 FORMAT_VERSION = 1
 SHARD_IMAGES = 128
 
-_STEPS_PER_OCTAVE = 4096
+_STEPS_PER_OCTAVE = 2900
 _LOWEST_OCTAVE = -10  # below rays.MIN_LENGTH
 _HIGHEST_CODE = 2**16 - 1
 

@@ -59,9 +59,8 @@ def soft_polar_centerness(ray_PR: Tensor) -> Tensor:
 
     One short ray no longer condemns a location. Equals FCOS centerness for four rays.
     """
-    num_quadrants = 4
-    usable = ray_PR.shape[1] // num_quadrants * num_quadrants
-    mean_P4 = ray_PR[:, :usable].reshape(len(ray_PR), num_quadrants, -1).mean(dim=2)
+    per_quadrant = ray_PR.shape[1] // 4
+    mean_P4 = ray_PR[:, : 4 * per_quadrant].reshape(len(ray_PR), 4, per_quadrant).mean(dim=2)
     first_P2, opposite_P2 = mean_P4[:, :2], mean_P4[:, 2:]
     ratio_P2 = first_P2.minimum(opposite_P2) / first_P2.maximum(opposite_P2)
     return ratio_P2.prod(dim=1).sqrt()

@@ -82,12 +82,13 @@ def _is_finite(value: object) -> bool:
 def _check_extent(box: Box, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
     x0, y0, x1, y1 = box
     height, width = image_hw
+    outside = x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0
+    if not outside and min(x0, y0, width - x1, height - y1) >= -_EDGE_TOLERANCE:
+        return []
     place = f"x {x0:g} to {x1:g}, y {y0:g} to {y1:g} in an image of {width}x{height}"
-    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+    if outside:
         raise OutlineError("box_outside_image", place)
-    if min(x0, y0, width - x1, height - y1) < -_EDGE_TOLERANCE:
-        return [("box_partly_outside_image", f"{place}; clipped")]
-    return []
+    return [("box_partly_outside_image", f"{place}; clipped")]
 
 
 def _outline_of_rle(
@@ -131,7 +132,7 @@ def _outline_of_polygons(
 
 
 def _extent(polygons: Sequence[Polygon]) -> Box:
-    vertices = np.concatenate(polygons)
+    vertices = polygons[0] if len(polygons) == 1 else np.concatenate(polygons)
     x0, y0, x1, y1 = (float(value) for value in (*vertices.min(axis=0), *vertices.max(axis=0)))
     return x0, y0, x1, y1
 

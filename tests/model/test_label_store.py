@@ -1,0 +1,158 @@
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from factories import make_tiny_coco
+from hypothesis import given
+from hypothesis import strategies as st
+from polarmask.coco import load_coco
+from polarmask.errors import LabelStoreError
+from polarmask.label_store import LabelStore, decode_lengths, encode_lengths
+from polarmask.precompute import data_hash, label_image, precompute
+
+
+@given(st.floats(1e-3, 6_000))
+def test_stored_lengths_are_within_an_eighth_of_a_thousandth(length):
+    stored = decode_lengths(encode_lengths(np.array([length], dtype=np.float32)))[0]
+    assert stored == pytest.approx(length, rel=1.25e-4)
+
+
+def test_what_is_read_is_what_was_labelled(drawn_data, drawn_labels, small_config):
+    store = LabelStore.open(drawn_labels, verify=True)
+    for record in load_coco(drawn_data, "val").images:
+        expected = label_image(record, small_config)
+        read = store.read("val", record.id)
+        assert read.canvas_hw == expected.canvas_hw
+        for name, value in vars(expected).items():
+            if isinstance(value, np.ndarray):
+                # iou is stored in 16 bits, lengths as 16-bit logarithms.
+                np.testing.assert_allclose(getattr(read, name), value, rtol=1e-3, err_msg=name)
+
+
+def test_the_summary_counts_what_is_there(drawn_data, drawn_labels):
+    coco = load_coco(drawn_data, "train")
+    summary = LabelStore.open(drawn_labels).summary("train")
+    assert summary.images == len(coco.images)
+    assert summary.instances == sum(len(record.annotations) for record in coco.images)
+    assert summary.without_positive == 0
+    # Ellipses are star-convex, crescents are not: rays fit them worse.
+    assert summary.per_category_iou["ellipse"] > 0.95
+    assert summary.per_category_iou["crescent"] < summary.per_category_iou["ellipse"]
+    assert [iou for _, _, iou in summary.worst] == sorted(iou for _, _, iou in summary.worst)
+
+
+def test_a_second_run_remakes_nothing(drawn_data, small_config, tmp_path):
+    precompute(drawn_data, tmp_path, small_config)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    precompute(drawn_data, tmp_path, small_config)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before
+
+
+def test_other_settings_remake_the_labels(drawn_data, small_config, tmp_path):
+    precompute(drawn_data, tmp_path, small_config)
+    fewer = replace(small_config, model=replace(small_config.model, num_rays=24))
+    store = precompute(drawn_data, tmp_path, fewer)
+    image_id = store.image_ids("train")[0]
+    assert store.read("train", image_id).ray_PR.shape[1] == 24
+
+
+def _precompute_and_die(data, out, config):
+    """Kill this process hard while the second shard is being written."""
+    from polarmask import precompute as module
+
+    original = module.write_shard
+
+    def write_then_die(path, images, key):
+        if path.name.endswith("00001.safetensors"):
+            (path.parent / f".{path.name}.1.tmp").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(path, images, key)
+
+    module.write_shard = write_then_die
+    module.precompute(data, out, config, splits=("train",))
+
+
+def test_a_killed_run_goes_on_with_the_next_shard(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("polarmask.precompute.SHARD_IMAGES", 3)
+    data, out = make_tiny_coco(tmp_path / "data", images=8), tmp_path / "labels"
+    context = multiprocessing.get_context("fork")  # the child must see the patched shard size
+    process = context.Process(target=_precompute_and_die, args=(data, out, small_config))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(LabelStoreError, match="no finished label store"):
+        LabelStore.open(out)
+    first = (out / "train-00000.safetensors").stat().st_mtime_ns
+    store = precompute(data, out, small_config, splits=("train",))
+    assert (out / "train-00000.safetensors").stat().st_mtime_ns == first
+    assert len(store.image_ids("train")) == 8
+
+
+def test_several_processes_make_the_same_store(drawn_data, drawn_labels, small_config, tmp_path):
+    precompute(drawn_data, tmp_path, small_config, workers=2)
+    for path in drawn_labels.glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_changed_data_is_noticed(drawn_data, drawn_labels, small_config):
+    store = LabelStore.open(drawn_labels)
+    store.require(small_config, {"train": data_hash(drawn_data, "train")})
+    with pytest.raises(LabelStoreError, match="other train annotations"):
+        store.require(small_config, {"train": "0" * 64})
+
+
+def test_a_damaged_shard_is_named(drawn_data, small_config, tmp_path):
+    precompute(drawn_data, tmp_path, small_config)
+    shard = tmp_path / "val-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(LabelStoreError, match="val-00000.safetensors is missing or damaged"):
+        LabelStore.open(tmp_path, verify=True)
+
+
+def test_an_unknown_format_version_is_refused_by_name(drawn_data, small_config, tmp_path):
+    precompute(drawn_data, tmp_path, small_config)
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "format_version": 99}))
+    with pytest.raises(LabelStoreError, match="format version 99"):
+        LabelStore.open(tmp_path)
+
+
+def test_crowd_regions_and_specks_are_neither_object_nor_background(small_config, tmp_path):
+    data = make_tiny_coco(tmp_path, images=1)
+    path = data / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    image = document["images"][0]
+    height, width = image["height"], image["width"]
+    # Uncompressed RLE runs column by column: the right half of the image is a crowd.
+    half = height * (width // 2)
+    crowd = {"size": [height, width], "counts": [half, height * width - half]}
+    speck = [[5.1, 5.1, 6.9, 5.1, 6.9, 6.9, 5.1, 6.9]]
+    category = document["categories"][0]["id"]
+    for number, (segmentation, is_crowd) in enumerate([(crowd, 1), (speck, 0)]):
+        document["annotations"].append(
+            {
+                "id": 9000 + number,
+                "image_id": image["id"],
+                "category_id": category,
+                "segmentation": segmentation,
+                "iscrowd": is_crowd,
+                "area": 1,
+                "bbox": [4, 4, 1.5, 1.5],
+            }
+        )
+    path.write_text(json.dumps(document))
+    labels = label_image(load_coco(data, "train").images[0], small_config)
+    assert 9000 not in labels.annotation_G
+    assert 9001 not in labels.annotation_G
+    ignored = {tuple(location) for location in labels.ignored_I3.tolist()}
+    positive = {tuple(location) for location in labels.location_P3.tolist()}
+    assert (0, 1, 1) in ignored  # its centre (6, 6) lies in the speck
+    right = {(0, row, column) for row in range(height // 4) for column in range(width // 8, width // 4)}
+    assert right <= ignored | positive
+    assert not ignored & positive

@@ -1,0 +1,169 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from polarmask.backbone import Pyramid, load_backbone_weights
+from polarmask.config import LossConfig, ModelConfig, PostprocessConfig
+from polarmask.detector import PolarMask, Targets, loss_sums
+from polarmask.errors import ConfigError
+from polarmask.head import PolarHead, Predictions
+from polarmask.postprocess import postprocess
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_parameter_counts_equal_the_paper_code():
+    """R-50: FPN 3,868,672 and head 7,362,947 parameters, five strides, boxes."""
+    detector = PolarMask(ModelConfig(backbone="resnet50", backbone_norm="batch"))
+    assert count(detector.pyramid.fpn) == 3_868_672
+    assert count(detector.head) == 7_362_947
+    assert count(detector.pyramid.resnet) == 23_508_032
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16), (8, 16, 32), (8, 16, 32, 64, 128), (16, 32, 64)])
+def test_the_pyramid_has_one_level_per_stride(strides):
+    config = ModelConfig(backbone="resnet18", channels=32, strides=strides)
+    levels = Pyramid(config).eval()(torch.zeros(1, 3, 256, 128))
+    assert [level.shape[2:] for level in levels] == [(256 // s, 128 // s) for s in strides]
+
+
+def test_an_untrained_head_calls_everything_background(box_model):
+    logit = PolarHead(box_model).class_logit.bias
+    assert torch.sigmoid(logit).tolist() == pytest.approx([0.01] * len(logit), rel=1e-4)
+
+
+def test_untrained_rays_and_boxes_are_about_one_stride_long(box_model):
+    torch.manual_seed(0)
+    predictions = PolarMask(box_model).eval()(torch.randn(1, 3, 128, 128))
+    first = predictions.level_hws[0][0] * predictions.level_hws[0][1]
+    assert predictions.ray_BLR[0, :first].median().item() == pytest.approx(8, rel=0.2)
+    assert predictions.ray_BLR[0, -1].median().item() == pytest.approx(64, rel=0.2)
+    assert predictions.box_BL4 is not None
+
+
+def no_targets(num_rays=36):
+    empty = torch.zeros(0, dtype=torch.long)
+    return Targets(
+        image_P=empty,
+        location_P=empty,
+        category_P=empty,
+        ray_PR=torch.zeros(0, num_rays),
+        box_P4=torch.zeros(0, 4),
+        ignored_I2=torch.zeros(0, 2, dtype=torch.long),
+    )
+
+
+def test_loss_without_positives_is_finite_and_keeps_the_graph(box_model):
+    detector = PolarMask(box_model)
+    predictions = detector(torch.randn(1, 3, 128, 128))
+    sums = loss_sums(predictions, no_targets(), LossConfig())
+    assert sums["ray"].item() == sums["quality"].item() == sums["box"].item() == 0
+    sum(sums[name] for name in ("class", "ray", "quality", "box")).backward()
+    assert all(p.grad is not None for p in detector.head.parameters())
+
+
+def test_ignored_locations_do_not_count(box_model):
+    predictions = PolarMask(box_model)(torch.randn(1, 3, 128, 128))
+    num_locations = predictions.class_BLC.shape[1]
+    everything = torch.stack(
+        [torch.zeros(num_locations, dtype=torch.long), torch.arange(num_locations)], dim=1
+    )
+    targets = replace(no_targets(), ignored_I2=everything)
+    assert loss_sums(predictions, targets, LossConfig())["class"].item() == 0
+
+
+@pytest.mark.parametrize("centerness", ["polar", "soft", "polar_iou"])
+def test_perfect_rays_have_no_ray_loss(box_model, centerness):
+    predictions = PolarMask(box_model)(torch.randn(1, 3, 128, 128))
+    at = torch.tensor([3, 40])
+    targets = replace(
+        no_targets(),
+        image_P=torch.zeros(2, dtype=torch.long),
+        location_P=at,
+        category_P=torch.tensor([0, 5]),
+        ray_PR=predictions.ray_BLR[0, at].detach(),
+        box_P4=predictions.box_BL4[0, at].detach(),
+    )
+    sums = loss_sums(predictions, targets, LossConfig(centerness=centerness))
+    assert sums["ray"].item() == pytest.approx(0, abs=1e-6)
+    assert sums["box"].item() == pytest.approx(0, abs=1e-5)
+    assert sums["positives"].item() == 2
+
+
+def test_backbone_weights_are_read_from_a_file_without_executing_it(tmp_path, box_model):
+    source, target = Pyramid(box_model), Pyramid(box_model)
+    torch.save(source.resnet.state_dict(), tmp_path / "resnet18.pt")
+    load_backbone_weights(target, str(tmp_path / "resnet18.pt"))
+    for name, value in source.resnet.state_dict().items():
+        assert torch.equal(value, target.resnet.state_dict()[name])
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path, box_model):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "half.pt")
+    with pytest.raises(ConfigError, match="lacks .* backbone parameters"):
+        load_backbone_weights(Pyramid(box_model), str(tmp_path / "half.pt"))
+
+
+def test_an_unknown_weights_name_says_what_to_write():
+    with pytest.raises(ConfigError, match="ResNet50_Weights"):
+        load_backbone_weights(Pyramid(ModelConfig(channels=32)), "resnet-fifty")
+
+
+def predictions_of(circles, *, hw=(8, 8), categories=2, stride=4):
+    """Raw output of one level in which only the given locations see something."""
+    rows, columns = hw
+    class_logit = torch.full((1, rows * columns, categories), -20.0)
+    quality_logit = torch.full((1, rows * columns), 20.0)
+    ray = torch.ones(1, rows * columns, 36)
+    for row, column, category, score, radius in circles:
+        at = row * columns + column
+        class_logit[0, at, category] = math.log(score / (1 - score))
+        ray[0, at] = radius
+    return Predictions(class_logit, quality_logit, ray, None, (hw,))
+
+
+def decode(circles, image_hw=(32, 32), **settings):
+    config = PostprocessConfig(**settings)
+    return postprocess(predictions_of(circles), [image_hw], strides=(4,), config=config)[0]
+
+
+def test_an_instance_has_its_polygon_around_its_location():
+    found = decode([(2, 3, 1, 0.9, 5.0)])
+    assert found.category_N.tolist() == [1]
+    assert found.score_N.tolist() == pytest.approx([0.9], rel=1e-4)
+    assert found.center_N2.tolist() == [[14, 10]]
+    assert found.polygon_NR2[0, 0].tolist() == pytest.approx([19, 10])
+    assert found.box_N4[0].tolist() == pytest.approx([9, 5, 19, 15])
+
+
+def test_of_two_overlapping_instances_of_a_category_the_better_stays():
+    circles = [(3, 3, 0, 0.7, 6.0), (3, 4, 0, 0.8, 6.0), (3, 4, 1, 0.6, 6.0)]
+    found = decode(circles, nms_iou=0.4)
+    assert sorted(zip(found.category_N.tolist(), found.center_N2[:, 0].tolist(), strict=True)) == [
+        (0, 18),
+        (1, 18),
+    ]
+
+
+def test_polygons_end_at_the_image_border():
+    found = decode([(0, 0, 0, 0.9, 50.0)], image_hw=(30, 20))
+    assert found.polygon_NR2.amin().item() == 0
+    assert found.polygon_NR2[0].amax(dim=0).tolist() == [20, 30]
+
+
+def test_locations_in_the_padding_find_nothing():
+    assert len(decode([(7, 7, 0, 0.9, 5.0)], image_hw=(20, 20)).score_N) == 0
+
+
+def test_low_scores_are_dropped_and_the_best_are_kept():
+    circles = [(row, column, 0, 0.3 + 0.005 * (8 * row + column), 1.0) for row in range(8) for column in range(8)]
+    found = decode([*circles, (0, 0, 0, 0.04, 1.0)], max_instances=3)
+    assert found.score_N.tolist() == pytest.approx([0.615, 0.61, 0.605], rel=1e-3)
+
+
+def test_nothing_found_is_empty_and_not_an_error():
+    found = decode([])
+    assert found.polygon_NR2.shape == (0, 36, 2)

@@ -193,8 +193,41 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from polarmask.coco import load_coco
+    from polarmask.evaluate import evaluate_predictions, predict_split
+    from polarmask.files import write_text
+    from polarmask.inference import Predictor
+
+    data = load_coco(options.data, options.split, check_pixels=True)
+    predictor = Predictor.load(options.model, device=options.device, threads=options.threads)
+    predictions = predict_split(predictor, data)
+    evaluation = evaluate_predictions(data, predictions)
+    print(
+        f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
+        f"AP75 {evaluation.mask_ap75:.4f}  ({evaluation.num_images} images, "
+        f"{evaluation.num_instances} instances)"
+    )
+    if options.out:
+        from polarmask.report.evaluation import evaluation_page
+
+        write_text(options.out / "evaluation.json", evaluation.to_json())
+        provenance = predictor.card.provenance
+        page = evaluation_page(evaluation, data, predictions, provenance=provenance)
+        write_text(options.out / "report.html", page)
+        print(f"report: {options.out / 'report.html'}")
 
 
 def _predict(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from polarmask.predict import predict_images
+
+    counts = predict_images(
+        options.model,
+        options.images,
+        options.out,
+        min_score=options.score,
+        device=options.device,
+        threads=options.threads,
+    )
+    for path, count in counts.items():
+        print(f"{path}: {count} instances")
+    print(f"overlays: {options.out}")

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
-_WIDTH, _HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 46
+_WIDTH, _HEIGHT = 460, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 44
 _PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT
 _PLOT_HEIGHT = _HEIGHT - _TOP - _BOTTOM
-_MOST_LABELS = 11
+_MOST_LABELS = 10
 
 Points = Sequence[tuple[float, float]]
 

@@ -29,7 +29,8 @@ def data_page(
     """Return a self-contained HTML page below 2 MB.
 
     Args:
-        data_by_split: Loaded splits by name, at least one.
+        data_by_split: Loaded splits by name, at least one; checked with `check_pixels`, because
+            samples are decoded.
         provenance: Shown as name and value; empty values are left out.
         title: Headline.
     """

@@ -67,7 +67,7 @@ def _serve(model: Path, port: int) -> None:
             with LocalServer.start(Path(folder), port=port) as server:
                 server.register(archive)
                 print("ready; Ctrl-C stops it. Ask it with")
-                print(f"  curl -T IMAGE.png -X POST {server.predict_url}", flush=True)
+                print(f"  curl -F image=@IMAGE.png {server.predict_url}", flush=True)
                 signal.pause()
     except KeyboardInterrupt:
         print("stopped")

@@ -12,6 +12,7 @@ ServingError
         PredictionError         500 prediction_failed    our fault: look at the server's log
     ArchiveError                the .mar can't be built or read
     ServerError                 the local TorchServe won't start, answer or stop
+        PortTakenError          another program listens there: choose another port
         RegistrationError       a version did not come up; the others are untouched
 """
 
@@ -94,6 +95,10 @@ class ArchiveError(ServingError):
 
 class ServerError(ServingError):
     """The local TorchServe won't start, answer or stop."""
+
+
+class PortTakenError(ServerError):
+    """Another program listens on a port of the server."""
 
 
 class RegistrationError(ServerError):

@@ -131,23 +131,26 @@ def is_running(pid: int, scratch: Path) -> bool:
         return False
 
 
-def end_all(pid: int, scratch: Path, *, time_out: float) -> None:
-    """End the server and all its workers: asked first, killed after `time_out` seconds.
+def end_all(scratch: Path, *, time_out: float) -> None:
+    """End the server with this scratch folder and its workers: asked first, killed after a while.
+
+    Args:
+        scratch: Made by `make_scratch`.
+        time_out: Seconds the server gets to end by itself.
 
     Raises:
         ServerError: A process is still there.
     """
-    front_end = [p for p in _processes(scratch) if p.pid == pid]
-    for process in front_end:
+    found = _processes(scratch)
+    for process in found:
         process.terminate()
-    psutil.wait_procs(front_end, timeout=time_out)
-    # Java ends its workers. If it was killed, one that was still loading waits for it 30 seconds.
+    psutil.wait_procs(found, timeout=time_out)
     left = _processes(scratch)
     for process in left:
         process.kill()
     _, alive = psutil.wait_procs(left, timeout=5)
-    if pid in _children:
-        _children.pop(pid).wait(timeout=5)
+    for pid in [pid for pid, child in _children.items() if child.poll() is not None]:
+        del _children[pid]
     if alive:
         raise ServerError(f"processes {[p.pid for p in alive]} don't end; kill them")
 

@@ -11,7 +11,6 @@ that starts in the folder, after a reboot or a kill, loads it before it counts a
 """
 
 import contextlib
-import json
 import logging
 import shutil
 import time
@@ -23,8 +22,14 @@ from polarmask.files import atomic_path, sha256_of_file
 from polarmask_serving import launch
 from polarmask_serving.archive import Archive
 from polarmask_serving.client import ModelClient
-from polarmask_serving.errors import ArchiveError, RegistrationError, ServerError
+from polarmask_serving.errors import (
+    ArchiveError,
+    PortTakenError,
+    RegistrationError,
+    ServerError,
+)
 from polarmask_serving.record import ServerRecord, locked
+from polarmask_serving.server_log import start_error, worker_error
 
 _POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
@@ -111,38 +116,57 @@ class LocalServer:
             if old.is_running():
                 raise ServerError(f"a server runs in {folder}; attach to it or stop it first")
             old.stop()  # what a killed server may have left
-        for attempt in range(3):
-            ports = launch.choose_ports(port)
-            scratch = launch.make_scratch()
-            launch.write_config(folder, ports)
-            record = ServerRecord(
-                name=name,
-                batch_size=batch_size,
-                ports=ports,
-                pid=launch.spawn(folder, scratch),
-                scratch=str(scratch),
-                champion=before.champion if before and before.name == name else None,
-            )
-            record.write(folder)
-            server = cls(folder, record)
-            try:
-                server._wait_until_up(time_out)
-                server._restore_champion()
-            except BaseException:
-                server.stop()
-                taken = "Failed to bind" in server.log.read_text("utf-8", "replace")
-                if port is None and taken and attempt < 2:
-                    continue  # somebody took a port between our choice and Java's start
+        champion = before.champion if before is not None and before.name == name else None
+        try:
+            return cls._launch(folder, name, port, batch_size, champion, time_out)
+        except PortTakenError:
+            if port is not None:
                 raise
-            return server
-        raise AssertionError("unreachable")
+            # Somebody took a free port between our choice and Java's start.
+            return cls._launch(folder, name, None, batch_size, champion, time_out)
+
+    @classmethod
+    def _launch(
+        cls,
+        folder: Path,
+        name: str,
+        port: int | None,
+        batch_size: int,
+        champion: str | None,
+        time_out: float,
+    ) -> Self:
+        ports = launch.choose_ports(port)
+        scratch = launch.make_scratch()
+        launch.write_config(folder, ports)
+        record = ServerRecord(
+            name=name,
+            batch_size=batch_size,
+            ports=ports,
+            pid=None,
+            scratch=str(scratch),
+            champion=champion,
+        )
+        record.write(folder)  # first, so that a server can't be lost
+        record = replace(record, pid=launch.spawn(folder, scratch))
+        record.write(folder)
+        server = cls(folder, record)
+        try:
+            server._wait_until_up(time_out)
+            server._restore_champion()
+        except BaseException:
+            server.stop()
+            raise
+        return server
 
     def _wait_until_up(self, time_out: float) -> None:
         deadline = time.monotonic() + time_out
         while not self.client.is_up():
-            if not self.is_running() or time.monotonic() > deadline:
-                tail = self.log.read_text("utf-8", "replace").strip().splitlines()[-5:]
-                raise ServerError("TorchServe does not start: " + " | ".join(tail))
+            if not self.is_running():
+                why = start_error(self.log)
+                kind = PortTakenError if "Failed to bind" in why else ServerError
+                raise kind(f"TorchServe does not start: {why}; see {self.log}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"TorchServe does not answer after {time_out:.0f} s; {self.log}")
             time.sleep(_POLL_SECONDS)
 
     def _restore_champion(self) -> None:
@@ -219,7 +243,11 @@ class LocalServer:
             shutil.copyfile(archive.path, temporary)
             if sha256_of_file(temporary) != archive.sha256:
                 raise ArchiveError(f"{archive.path} changed since it was built; build it again")
-        self._load(version, time_out=time_out)
+        try:
+            self._load(version, time_out=time_out)
+        except RegistrationError:
+            self._stored(version).unlink()
+            raise
 
     def _load(self, version: str, *, time_out: float) -> None:
         logged = self.log.stat().st_size
@@ -229,25 +257,12 @@ class LocalServer:
             self.client.register(archive.name, batch_size=size, time_out=time_out)
             self.client.wait_ready(version, time_out=10)
         except ServerError as error:
-            why = self._why_worker_died(version, since=logged) or str(error)
+            why = worker_error(self.log, self.client.name, version, since=logged) or str(error)
             with contextlib.suppress(ServerError):
                 self.client.unregister(version)
             raise RegistrationError(
                 f"version {version} did not come up: {why} (see {self.log})"
             ) from error
-
-    def _why_worker_died(self, version: str, *, since: int) -> str:
-        """Return the last error a worker of the version logged, or nothing."""
-        why = ""
-        with self.log.open("rb") as file:
-            file.seek(since)
-            for line in file:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    entry = json.loads(line)
-                    ours = f"-{self.client.name}_{version}-" in entry["thread"]
-                    if ours and "Error: " in entry["message"]:
-                        why = entry["message"]
-        return why
 
     def set_default(self, version: str) -> None:
         """Make the version the default and the folder's champion."""
@@ -276,6 +291,9 @@ class LocalServer:
         for version in reversed(self.client.versions()):  # the default can only go last
             if version != self.champion:
                 self.unregister(version)
+        for path in (self.folder / launch.STORE).glob("*.mar"):  # of runs that were cut off
+            if self.champion is None or path != self._stored(self.champion):
+                path.unlink()
 
     def stop(self, *, time_out: float = 20) -> None:
         """End server and workers: asked first, killed after `time_out` seconds.
@@ -283,8 +301,7 @@ class LocalServer:
         The record stays, so that a later start loads the champion again.
         """
         scratch = Path(self._record.scratch)
-        if self.pid is not None:
-            launch.end_all(self.pid, scratch, time_out=time_out)
+        launch.end_all(scratch, time_out=time_out)
         shutil.rmtree(scratch, ignore_errors=True)
         self._record = replace(self._record, pid=None)
         self._record.write(self.folder)

@@ -96,12 +96,12 @@ def read_request(fields: Mapping[str, object], headers: Mapping[str, object]) ->
             encoded, parameters = _read_json(body)
             options = _read_options(chosen | parameters)
             return Request(images=decode_images(encoded), options=options, as_list=True)
-        return Request(images=decode_images([bytes(body)]), options=_read_options(chosen))
+        return Request(options=_read_options(chosen), images=decode_images([body]))
 
     if "image" not in fields:
         raise EmptyRequestError("no image: send one as the body or as the multipart field `image`")
     chosen |= {name: value for name, value in fields.items() if name != "image"}
-    return Request(images=decode_images([fields["image"]]), options=_read_options(chosen))
+    return Request(options=_read_options(chosen), images=decode_images([fields["image"]]))
 
 
 def _load_json(body: bytes | bytearray) -> object:

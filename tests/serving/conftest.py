@@ -1,5 +1,8 @@
 """A model with random weights, its archive, and one real TorchServe for the whole session."""
 
+import json
+import textwrap
+import zipfile
 from dataclasses import replace
 
 import cv2
@@ -12,7 +15,7 @@ from polarmask.config import PostprocessConfig
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
-from polarmask_serving.archive import build_archive
+from polarmask_serving.archive import build_archive, read_archive
 from polarmask_serving.roll_out import roll_out
 from polarmask_serving.server import LocalServer
 
@@ -68,6 +71,24 @@ def random_model(tmp_path_factory):
 def archive(random_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("archives") / "first.mar"
     return build_archive(random_model, out, name="polarmask", version="1")
+
+
+@pytest.fixture
+def archive_of_handler(archive, tmp_path):
+    """Return a function that copies the archive with another handler, limited to one second."""
+
+    def build(methods, *, version):
+        out = tmp_path / f"{version}.mar"
+        with zipfile.ZipFile(archive.path) as old, zipfile.ZipFile(out, "w") as new:
+            manifest = json.loads(old.read("MAR-INF/MANIFEST.json"))
+            manifest["model"]["modelVersion"] = version
+            new.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+            source = "class Handler:\n" + textwrap.indent(methods, "    ")
+            new.writestr("polarmask_handler.py", source)
+            new.writestr("model-config.yaml", "responseTimeout: 1\nstartupTimeout: 60\n")
+        return read_archive(out)
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -2,5 +2,5 @@
 
 import os
 
-# Two threads per process on two cores make parallel runs wait for each other; set before torch loads.
+# Before torch loads: two threads per process on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

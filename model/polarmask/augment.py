@@ -23,9 +23,7 @@ class Symmetry:
     flip_y: bool = False
 
 
-def draw_symmetry(
-    kind: Literal["none", "flip", "dihedral"], rng: np.random.Generator
-) -> Symmetry:
+def draw_symmetry(kind: Literal["none", "flip", "dihedral"], rng: np.random.Generator) -> Symmetry:
     """Draw uniformly from the symmetries that a data set allows."""
     if kind == "none":
         return Symmetry()

@@ -27,16 +27,15 @@ class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no
 
     def __init__(self, channels: int, num_levels: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(num_levels)
-        )
-        for conv in self.convs:
+        convs = [nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(num_levels)]
+        for conv in convs:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        self.convs = nn.ModuleList(convs)
 
     def forward(
         self, results: list[Tensor], x: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
+        """Append the levels; the signature is torchvision's."""
         for index, conv in enumerate(self.convs):
             last = results[-1] if index == 0 else functional.relu(results[-1])
             results.append(conv(last))
@@ -73,6 +72,7 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(widths, config.channels, coarser)
 
     def forward(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Return the levels, finest first."""
         stages: OrderedDict[str, Tensor] = self.resnet(image_B3HW)
         return list(self.fpn(stages).values())
 

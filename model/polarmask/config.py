@@ -5,6 +5,7 @@ config travels inside each checkpoint and model folder, so a model can always sa
 Imports no torch: gates and pipelines read configs too.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -126,7 +127,7 @@ class LossConfig:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     centerness: Literal["polar", "soft", "polar_iou"] = "soft"
-    """Quality target: sqrt(min/max ray), its four-quadrant form (PolarMask++), or the IoU reached."""
+    """Quality target: sqrt(min/max ray), its quadrant form (PolarMask++), or the IoU reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +256,10 @@ def override(config: RunConfig, assignments: list[str]) -> RunConfig:
     return from_dict(data)
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> object:
     """Read JSON where it is JSON (numbers, lists, null), else keep the text."""
-    import json
-
     try:
-        return json.loads(text)
+        value: object = json.loads(text)
+        return value
     except ValueError:
         return {"none": None, "None": None, "True": True, "False": False}.get(text, text)

@@ -26,7 +26,7 @@ class Place(NamedTuple):
     """Where an image stands in the endless sequence of epochs."""
 
     epoch: int
-    index: int
+    image: int
 
 
 class Request(NamedTuple):
@@ -77,13 +77,13 @@ class TrainingImages(Dataset[Sample]):
 
     def canvas_hw(self, place: Place) -> tuple[int, int]:
         """Return the rows and columns that the image needs in that epoch."""
-        record, config = self.records[place.index], self._config
+        record, config = self.records[place.image], self._config
         content_hw = resized_hw((record.height, record.width), config.input)
         rows, columns = canvas_hw(content_hw, config.model.strides)
         return (columns, rows) if self.symmetry(place).transpose else (rows, columns)
 
     def __getitem__(self, request: Request) -> Sample:
-        record, config = self.records[request.place.index], self._config
+        record, config = self.records[request.place.image], self._config
         labels = self._store.read(self._coco.split, record.id)
         image = resize(read_image(self._coco.image_path(record)), config.input)
         image = to_canvas(image, labels.canvas_hw, config.input)

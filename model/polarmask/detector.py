@@ -55,6 +55,7 @@ class PolarMask(nn.Module):
         self.head = PolarHead(config)
 
     def forward(self, image_B3HW: Tensor) -> Predictions:
+        """Return raw predictions at all locations."""
         predictions: Predictions = self.head(self.pyramid(image_B3HW))
         return predictions
 

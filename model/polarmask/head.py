@@ -59,11 +59,12 @@ class PolarHead(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # Almost everything is background: start by saying so, or the first steps are spent on it.
-        nn.init.constant_(
-            self.class_logit.bias, -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
-        )
+        prior = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
+        bias = torch.full((config.num_classes,), prior)
+        self.class_logit.bias = nn.Parameter(bias)
 
     def forward(self, levels: list[Tensor]) -> Predictions:
+        """Predict at every location; `levels` are (B, channels, H, W), one per stride."""
         class_logits, quality_logits, rays, boxes = [], [], [], []
         for index, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
             class_feature = self.class_tower(feature)

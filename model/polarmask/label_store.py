@@ -111,7 +111,11 @@ def write_shard(path: Path, images: list[ImageLabels], key: str) -> None:
     }
     for name, stored in _STORED_TYPE.items():
         arrays[name] = np.concatenate([getattr(labels, name) for labels in images]).astype(stored)
-    for group, name in (("positives", "object_P"), ("objects", "box_G4"), ("ignored", "ignored_I3")):
+    for group, name in (
+        ("positives", "object_P"),
+        ("objects", "box_G4"),
+        ("ignored", "ignored_I3"),
+    ):
         counts = [len(getattr(labels, name)) for labels in images]
         arrays[f"{group}_offset"] = np.cumsum([0, *counts], dtype=np.int64)
     with atomic_path(path) as temporary:

@@ -95,5 +95,5 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Pol
         detector.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelFormatError(f"{path} can't be used: {error}; train or fetch it again") from error
-    detector.to(device=device, memory_format=torch.channels_last)
+    detector.to(device).to(memory_format=torch.channels_last)
     return detector.eval(), card

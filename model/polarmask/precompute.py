@@ -176,7 +176,9 @@ def _reached_iou(
         if owner not in best or shortest_P[positive] > shortest_P[best[owner]]:
             best[owner] = positive
     image_hw = (record.height, record.width)
-    decoded = masks.rles_from_polygons([polygon_PR2[positive] for positive in best.values()], image_hw)
+    decoded = masks.rles_from_polygons(
+        [polygon_PR2[positive] for positive in best.values()], image_hw
+    )
     for owner, rle in zip(best, decoded, strict=True):
         truth = masks.rle_from_segmentation(objects[owner].segmentation, image_hw)
         iou_G[owner] = masks.rle_iou([rle], [truth])[0, 0]

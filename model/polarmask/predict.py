@@ -47,7 +47,8 @@ def predict_images(
     """
     paths = _image_files(images)
     predictor = Predictor.load(model, device=device, threads=threads)
-    entries, pictures = [], []
+    entries: list[dict[str, Any]] = []
+    pictures: list[NDArray[np.uint8]] = []
     for number, path in enumerate(tqdm(paths, desc="predict", unit="image", delay=2, disable=None)):
         image = read_upright(path)
         found = predictor.predict([image])[0]

@@ -123,7 +123,11 @@ def _chunks(count_P: Tensor, num_rays: int) -> list[tuple[int, int]]:
 
 
 def _cast_chunk(
-    point_P2: Tensor, first_edge_P: Tensor, count_P: Tensor, polygons: Polygons, direction_R2: Tensor
+    point_P2: Tensor,
+    first_edge_P: Tensor,
+    count_P: Tensor,
+    polygons: Polygons,
+    direction_R2: Tensor,
 ) -> tuple[Tensor, Tensor]:
     point_M = torch.repeat_interleave(count_P)
     nth_M = torch.arange(len(point_M), device=point_M.device)

@@ -73,7 +73,9 @@ def assign(
     """
     if not vertices:
         empty = torch.zeros(0, dtype=torch.long)
-        return Assignment(torch.zeros(0, 3, dtype=torch.long), empty, torch.zeros(0, model.num_rays))
+        return Assignment(
+            torch.zeros(0, 3, dtype=torch.long), empty, torch.zeros(0, model.num_rays)
+        )
     polygons = Polygons.from_vertices(vertices)
     _, center_G2 = polygons.area_and_centroid()
     box_G4 = torch.stack([torch.cat([v.amin(dim=0), v.amax(dim=0)]) for v in vertices])
@@ -125,9 +127,7 @@ def _in_level_range(
     farthest_K = side_K4.amax(dim=1)
     range_K2 = torch.tensor(ranges)[location_K3[:, 0]]
     return (
-        (side_K4.amin(dim=1) > 0)
-        & (farthest_K >= range_K2[:, 0])
-        & (farthest_K <= range_K2[:, 1])
+        (side_K4.amin(dim=1) > 0) & (farthest_K >= range_K2[:, 0]) & (farthest_K <= range_K2[:, 1])
     )
 
 

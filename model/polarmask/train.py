@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from polarmask import losses
 from polarmask.backbone import load_backbone_weights
 from polarmask.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from polarmask.coco import CocoData, load_coco
-from polarmask.config import OptimConfig, RunConfig, to_dict
+from polarmask.config import RunConfig, to_dict
 from polarmask.dataset import Batch, Sample, StepSampler, TrainingImages, collate
 from polarmask.detector import PolarMask, loss_sums
 from polarmask.distributed import all_sum, barrier, is_first, rank, world_size
@@ -29,12 +25,12 @@ from polarmask.errors import CheckpointError, ConfigError, TrainingError
 from polarmask.files import write_text
 from polarmask.label_store import LabelStore
 from polarmask.model_folder import ModelCard, save_model
+from polarmask.optim import learning_rate, make_average, make_optimizer
 from polarmask.precompute import data_hash, precompute
 from polarmask.preprocess import normalise
+from polarmask.progress import Meter
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_PER_LOG_LINE = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class TrainOptions:
     out: Path
     labels: Path | None = None
     """Label store; None makes one in the run folder."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loader_workers: int = 0
     """Loader processes per training process; 0 loads in the training process."""
     backbone_weights: str | None = None
@@ -79,7 +75,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         write_text(options.out / "config.json", json.dumps(to_dict(config), indent=1))
     last_step = min(total_steps, options.stop_after or total_steps)
     loader = _loader(images, config, options, range(run.step, last_step))
-    meter = _Meter(options.out / "metrics.jsonl", run.step, total_steps, config.optim.batch_size)
+    meter = Meter(options.out / "metrics.jsonl", run.step, total_steps, config.optim.batch_size)
     save_every = max(1, len(images) // config.optim.batch_size)
     for batch in meter.watch(loader):
         meter.record(run.advance(batch))
@@ -101,9 +97,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
     return folder
 
 
-def _open_data(
-    config: RunConfig, options: TrainOptions
-) -> tuple[CocoData, LabelStore, RunConfig]:
+def _open_data(config: RunConfig, options: TrainOptions) -> tuple[CocoData, LabelStore, RunConfig]:
     """Load annotations and labels; the number of classes follows from the data."""
     hashes = {"train": data_hash(options.data, "train")}
     if options.labels is None:
@@ -156,14 +150,12 @@ class _Run:
         # Channels-last is what tensor cores want; on CPU its weight gradients are slower.
         on_cuda = options.device.type == "cuda"
         self._layout = torch.channels_last if on_cuda else torch.contiguous_format
-        self._detector.to(device=options.device, memory_format=self._layout)
-        self._optimizer = _make_optimizer(self._detector, config.optim)
-        self._average = _make_average(self._detector, config.optim.ema_decay)
+        self._detector.to(options.device).to(memory_format=self._layout)
+        self._optimizer = make_optimizer(self._detector, config.optim)
+        self._average = make_average(self._detector, config.optim.ema_decay)
         use_amp = config.optim.amp and options.device.type == "cuda"
         half = torch.bfloat16 if use_amp and torch.cuda.is_bf16_supported() else torch.float16
-        self._autocast = partial(
-            torch.autocast, options.device.type, dtype=half, enabled=use_amp
-        )
+        self._autocast = partial(torch.autocast, options.device.type, dtype=half, enabled=use_amp)
         self._scaler = torch.amp.GradScaler(
             options.device.type, enabled=use_amp and half is torch.float16
         )
@@ -184,8 +176,9 @@ class _Run:
     def _resume(self, path: Path) -> None:
         state = load_checkpoint(path)
         if state.config != self._config:
+            difference = _first_difference(state.config, self._config)
             raise CheckpointError(
-                f"{path} belongs to a run with another config ({_first_difference(state.config, self._config)}); "
+                f"{path} belongs to a run with another config ({difference}); "
                 "choose another --out, or delete the folder to start afresh"
             )
         self.step = state.step
@@ -249,7 +242,8 @@ class _Run:
         """Return the weights to keep: the averaged ones if the run averages."""
         if self._average is None:
             return self._detector
-        averaged: PolarMask = self._average.module
+        averaged = self._average.module
+        assert isinstance(averaged, PolarMask)  # noqa: S101  # AveragedModel copies what it is given
         return averaged
 
 
@@ -259,37 +253,6 @@ def normalise_losses(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     weight = all_sum(sums["weight"]).clamp(min=1e-6)
     divisor = {"class": positives, "quality": positives, "ray": weight, "box": weight}
     return {name: sums[name] / divisor[name] for name in divisor if name in sums}
-
-
-def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the rate of a step: linear warm-up, then tenfold drops or a cosine to zero."""
-    warmup_steps = min(config.warmup_steps, total_steps // 3)
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    if config.schedule == "step":
-        drops = sum(step >= share * total_steps for share in config.lr_drops)
-        return config.lr * warmup * 0.1**drops
-    if step < warmup_steps:
-        return config.lr * warmup
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return config.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
-
-
-def _make_optimizer(detector: PolarMask, config: OptimConfig) -> torch.optim.Optimizer:
-    """Decay matrices only: biases, norms and level scales are not to be pulled to zero."""
-    learned = [p for p in detector.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
-
-
-def _make_average(detector: PolarMask, decay: float) -> AveragedModel | None:
-    if decay == 0:
-        return None
-    return AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _first_difference(old: RunConfig, new: RunConfig) -> str:
@@ -302,71 +265,3 @@ def _first_difference(old: RunConfig, new: RunConfig) -> str:
         elif before != after:
             return f"{path} was {before}, is {after}"
     return "no difference"
-
-
-class _Meter:
-    """Progress for people: a bar on a terminal, a log line now and then elsewhere, all in a file."""
-
-    def __init__(self, path: Path, step: int, total_steps: int, batch_size: int) -> None:
-        self.last_loss = math.nan
-        self._path = path
-        self._step = step
-        self._total_steps = total_steps
-        self._batch_size = batch_size
-        self._started = self._logged = time.monotonic()
-        self._first_step = step
-        self._before = 0.0
-        self._bar: tqdm[Any] | None = None
-        if is_first():
-            self._forget_lost_steps()
-
-    def _forget_lost_steps(self) -> None:
-        """Drop lines of steps after the checkpoint: they are about to be taken again."""
-        if not self._path.is_file():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
-        kept = [entry for entry in entries if entry["step"] <= self._step]
-        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self._before = kept[-1]["seconds"] if kept else 0.0
-
-    def seconds(self) -> float:
-        """Return the time in the loop, earlier sessions of the run included."""
-        return self._before + time.monotonic() - self._started
-
-    def watch(self, loader: DataLoader[Sample]) -> Iterator[Batch]:
-        """Yield the loader's batches under a progress bar."""
-        self._bar = tqdm(
-            loader,
-            initial=self._step,
-            total=self._total_steps,
-            desc="train",
-            unit="step",
-            disable=None if is_first() else True,
-        )
-        yield from self._bar
-
-    def record(self, values: dict[str, float]) -> None:
-        """Note the losses of one step."""
-        self._step += 1
-        self.last_loss = values["loss"]
-        if not is_first() or self._bar is None:
-            return
-        entry = {"step": self._step, "seconds": round(self.seconds(), 3), **values}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        self._bar.set_postfix(loss=f"{self.last_loss:.3f}", refresh=False)
-        now = time.monotonic()
-        done = self._step == self._total_steps
-        if self._bar.disable and (done or now - self._logged >= _SECONDS_PER_LOG_LINE):
-            self._logged = now
-            pace = (now - self._started) / (self._step - self._first_step)
-            losses_text = " ".join(f"{name}={value:.4g}" for name, value in values.items())
-            logger.info(
-                "step=%d/%d %s img_s=%.1f eta=%.0fs",
-                self._step,
-                self._total_steps,
-                losses_text,
-                self._batch_size / pace,
-                pace * (self._total_steps - self._step),
-            )

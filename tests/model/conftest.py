@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from factories import make_tiny_coco
 from polarmask.config import ModelConfig, RunConfig
 from polarmask.precompute import precompute

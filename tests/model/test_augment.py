@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+
 from factories import make_tiny_coco
 from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
 from polarmask.coco import load_coco, read_image

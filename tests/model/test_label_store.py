@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from factories import make_tiny_coco
 from hypothesis import given
 from hypothesis import strategies as st
+
+from factories import make_tiny_coco
 from polarmask.coco import load_coco
 from polarmask.errors import LabelStoreError
 from polarmask.label_store import LabelStore, decode_lengths, encode_lengths
@@ -111,7 +112,7 @@ def test_a_damaged_shard_is_named(drawn_data, small_config, tmp_path):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(LabelStoreError, match="val-00000.safetensors is missing or damaged"):
+    with pytest.raises(LabelStoreError, match=r"val-00000\.safetensors is missing or damaged"):
         LabelStore.open(tmp_path, verify=True)
 
 
@@ -153,6 +154,8 @@ def test_crowd_regions_and_specks_are_neither_object_nor_background(small_config
     ignored = {tuple(location) for location in labels.ignored_I3.tolist()}
     positive = {tuple(location) for location in labels.location_P3.tolist()}
     assert (0, 1, 1) in ignored  # its centre (6, 6) lies in the speck
-    right = {(0, row, column) for row in range(height // 4) for column in range(width // 8, width // 4)}
+    right = {
+        (0, row, column) for row in range(height // 4) for column in range(width // 8, width // 4)
+    }
     assert right <= ignored | positive
     assert not ignored & positive

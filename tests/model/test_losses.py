@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from polarmask.losses import (
     box_iou_loss,
     focal_loss,

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from polarmask.backbone import Pyramid, load_backbone_weights
 from polarmask.config import LossConfig, ModelConfig, PostprocessConfig
 from polarmask.detector import PolarMask, Targets, loss_sums
@@ -103,7 +104,7 @@ def test_backbone_weights_are_read_from_a_file_without_executing_it(tmp_path, bo
 
 def test_weights_of_another_backbone_are_refused(tmp_path, box_model):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "half.pt")
-    with pytest.raises(ConfigError, match="lacks .* backbone parameters"):
+    with pytest.raises(ConfigError, match=r"lacks .* backbone parameters"):
         load_backbone_weights(Pyramid(box_model), str(tmp_path / "half.pt"))
 
 
@@ -159,7 +160,11 @@ def test_locations_in_the_padding_find_nothing():
 
 
 def test_low_scores_are_dropped_and_the_best_are_kept():
-    circles = [(row, column, 0, 0.3 + 0.005 * (8 * row + column), 1.0) for row in range(8) for column in range(8)]
+    circles = [
+        (row, column, 0, 0.3 + 0.005 * (8 * row + column), 1.0)
+        for row in range(8)
+        for column in range(8)
+    ]
     found = decode([*circles, (0, 0, 0, 0.04, 1.0)], max_instances=3)
     assert found.score_N.tolist() == pytest.approx([0.615, 0.61, 0.605], rel=1e-3)
 

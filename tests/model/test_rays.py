@@ -5,15 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from polarmask.masks import rle_iou, rles_from_polygons
 from polarmask.rays import MIN_LENGTH, Polygons, cast_rays, decode_rays
 from reference.polar_loops import contains, decode_one_by_one, ray_length
 
 SQUARE = torch.tensor([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0], [0.0, 10.0]])
 # A C that opens to the right: from its left bar a ray to the right crosses the outline three times.
-LETTER_C = torch.tensor(
-    [[0.0, 0], [12, 0], [12, 3], [3, 3], [3, 9], [12, 9], [12, 12], [0, 12]]
-)
+LETTER_C = torch.tensor([[0.0, 0], [12, 0], [12, 3], [3, 3], [3, 9], [12, 9], [12, 12], [0, 12]])
 
 
 def cast(point, polygon, num_rays):

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from polarmask.config import LabelConfig, ModelConfig
 from polarmask.targets import all_locations, assign, level_points
 from reference.polar_loops import contains

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from factories import TINY_CATEGORIES
 from polarmask.checkpoint import load_checkpoint
 from polarmask.config import to_dict
 from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
 from polarmask.inference import Predictor
 from polarmask.model_folder import load_model, read_card
+from polarmask.optim import learning_rate
 from polarmask.presets import tiny
-from polarmask.train import TrainOptions, learning_rate, train
+from polarmask.train import TrainOptions, train
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+# Every target is what a person types; CI calls the same ones.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check fix compile lock clean
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+# One torch thread per process: two that share two cores with a neighbour run ten times slower.
+export OMP_NUM_THREADS ?= 1
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "$(PYTHON) is not Python 3.11 to 3.13; run for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	$(RUN) -m uv pip install --quiet --python .venv/bin/python --requirement requirements.lock
+	$(RUN) -m uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	@touch $@
+
+setup: .venv/.ready ## make the environment in .venv from requirements.lock
+
+data: .venv/.ready data.dvc
+	$(RUN) -m dvc pull --quiet
+	@touch data
+
+demo: .venv/.ready data ## run the whole pipeline on the bundled data, serve the model, ask it (KEEP=1 leaves it running)
+	@$(RUN) -m polarmask_pipelines demo
+
+test: .venv/.ready data ## run all tests: real TorchServe, real S3, no network
+	$(RUN) -m pytest
+
+test-slow: .venv/.ready data ## run the tests that take minutes
+	$(RUN) -m pytest -m slow
+
+check: .venv/.ready ## format, lint, types, import rules
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports --no-cache
+
+fix: .venv/.ready ## format and mend what can be mended
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+compile: .venv/.ready ## write the pipeline for a cluster to pipelines/compiled
+	$(RUN) -m polarmask_pipelines compile
+
+lock: .venv/.ready ## resolve pyproject.toml anew into requirements.lock
+	$(RUN) -m uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
+
+clean: ## remove the environment, caches and runs
+	rm -rf .venv runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

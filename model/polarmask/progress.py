@@ -1,0 +1,88 @@
+"""What a person sees of a training run, and the file that keeps it."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from polarmask.dataset import Batch, Sample
+from polarmask.distributed import is_first
+from polarmask.files import write_text
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_PER_LOG_LINE = 5.0
+
+
+class Meter:
+    """A bar on a terminal, a log line now and then elsewhere, every step in a file."""
+
+    def __init__(self, path: Path, step: int, total_steps: int, batch_size: int) -> None:
+        self.last_loss = math.nan
+        self._path = path
+        self._step = step
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._started = self._logged = time.monotonic()
+        self._first_step = step
+        self._before = 0.0
+        self._bar: tqdm[Any] | None = None
+        if is_first():
+            self._forget_lost_steps()
+
+    def _forget_lost_steps(self) -> None:
+        """Drop lines of steps after the checkpoint: they are about to be taken again."""
+        if not self._path.is_file():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        kept = [entry for entry in entries if entry["step"] <= self._step]
+        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._before = kept[-1]["seconds"] if kept else 0.0
+
+    def seconds(self) -> float:
+        """Return the time in the loop, earlier sessions of the run included."""
+        return self._before + time.monotonic() - self._started
+
+    def watch(self, loader: DataLoader[Sample]) -> Iterator[Batch]:
+        """Yield the loader's batches under a progress bar."""
+        self._bar = tqdm(
+            loader,
+            initial=self._step,
+            total=self._total_steps,
+            desc="train",
+            unit="step",
+            disable=None if is_first() else True,
+        )
+        yield from self._bar
+
+    def record(self, values: dict[str, float]) -> None:
+        """Note the losses of one step."""
+        self._step += 1
+        self.last_loss = values["loss"]
+        if not is_first() or self._bar is None:
+            return
+        entry = {"step": self._step, "seconds": round(self.seconds(), 3), **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._bar.set_postfix(loss=f"{self.last_loss:.3f}", refresh=False)
+        now = time.monotonic()
+        done = self._step == self._total_steps
+        if self._bar.disable and (done or now - self._logged >= _SECONDS_PER_LOG_LINE):
+            self._logged = now
+            pace = (now - self._started) / (self._step - self._first_step)
+            losses_text = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+            logger.info(
+                "step=%d/%d %s img_s=%.1f eta=%.0fs",
+                self._step,
+                self._total_steps,
+                losses_text,
+                self._batch_size / pace,
+                pace * (self._total_steps - self._step),
+            )

@@ -1,5 +1,7 @@
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from polarmask_serving.archive import build_archive
@@ -70,7 +72,10 @@ def test_a_version_that_does_not_load_in_time_leaves_the_old_one_answering(
     server, archive_of_handler, png
 ):
     champion = server.champion
-    handler = "def initialize(self, context):\n    import time\n    time.sleep(60)\n"
+    handler = (
+        "def initialize(self, context):\n    import time\n    time.sleep(60)\n"
+        "def handle(self, rows, context): pass"
+    )
     slow = archive_of_handler(handler, version="slow")
     outcome = roll_out(server, slow, image=png, time_out=3)
     assert not outcome.promoted
@@ -108,11 +113,14 @@ def test_a_version_that_answers_becomes_the_only_one(server, random_model, png, 
 
 
 def assert_only(server, version, png):
-    """Nothing but this version is registered, stored, recorded, or answers."""
+    """Nothing but this version is registered, stored, recorded, holds memory, or answers."""
     assert server.champion == version
     assert server.client.versions() == (version,)
     assert server.client.is_ready(version)
     assert server.predict(png)["model"]["version"] == version
-    assert [path.name for path in (server.folder / "store").iterdir()] == [
-        f"polarmask-{version}.mar"
-    ]
+    stored = [path.name for path in (server.folder / "store").iterdir()]
+    assert stored == [f"polarmask-{version}.mar"]
+    deadline = time.monotonic() + 20
+    while len(workers := psutil.Process(server.pid).children()) > 1:
+        assert time.monotonic() < deadline, [worker.cmdline() for worker in workers]
+        time.sleep(0.1)

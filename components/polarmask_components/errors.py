@@ -11,7 +11,6 @@ ComponentError
         UnknownVersionError        no model of this version
         DamagedModelError          a stored file is not what was stored
     LaunchError                the training process ended with an error
-    DeployError                the new version is not in service; the old one still is
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -59,7 +58,3 @@ class DamagedModelError(RegistryError):
 
 class LaunchError(ComponentError):
     """The training process ended with an error."""
-
-
-class DeployError(ComponentError):
-    """The new version is not in service; what was served before still is."""

@@ -1,0 +1,56 @@
+"""Step: put the candidate into service and make it the champion. Never cached."""
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def deploy_torchserve(
+    model: dsl.Input[dsl.Model],
+    dataset: dsl.Input[dsl.Dataset],
+    metrics: dsl.Input[dsl.Metrics],
+    registry: str,
+    target: str,
+    model_name: str,
+    champion_version: str,
+    answer: dsl.Output[dsl.Artifact],
+) -> str:
+    """Serve a model with the TorchServe of this machine, try it with an image, then promote it.
+
+    On any failure the version that was served before still is, and so is the champion.
+
+    Args:
+        model: Model folder.
+        dataset: COCO folder; the first val image is sent to the server.
+        metrics: Of the model on this data; kept in the registry.
+        registry: Folder or s3://bucket/prefix of the champion registry.
+        target: Folder of the TorchServe of this machine; started if none runs there.
+        model_name: In URLs.
+        champion_version: Champion that the candidate was compared with; empty for none.
+        answer: What the new version said to the image, as JSON.
+
+    Returns:
+        Where the model answers.
+    """
+    import json
+    from pathlib import Path
+
+    from polarmask.coco import load_coco
+    from polarmask.files import write_text
+    from polarmask_components.deployment import deploy, facts_of
+    from polarmask_components.registry import open_registry
+
+    data = load_coco(Path(dataset.path), "val")
+    deployed = deploy(
+        Path(model.path),
+        facts=facts_of(Path(model.path), metrics.metadata),
+        name=model_name,
+        target=Path(target),
+        registry=open_registry(registry),
+        expected=champion_version or None,
+        image=data.image_path(data.images[0]).read_bytes(),
+    )
+    write_text(Path(answer.path), json.dumps(deployed.answer, indent=1) + "\n")
+    answer.metadata["version"] = deployed.version
+    return deployed.url

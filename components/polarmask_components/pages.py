@@ -1,0 +1,80 @@
+"""Pictures and numbers of a run that steps hand to people."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from polarmask.coco import CocoData, read_image
+from polarmask.evaluate import Evaluation
+from polarmask.files import atomic_path
+from polarmask.inference import Instances
+from polarmask.label_store import LabelSummary
+from polarmask.visualize import contact_sheet, draw_shapes, shapes_of_instances
+
+_OVERLAYS = 6
+
+
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Return scalars under stable names; those the data can't tell are left out.
+
+    Mask AP and its kin are in [0, 1]; `mask_ap_small` and the like by COCO's object sizes.
+    """
+    values = {
+        "mask_ap": evaluation.mask_ap,
+        "mask_ap50": evaluation.mask_ap50,
+        "mask_ap75": evaluation.mask_ap75,
+        "mask_ap_small": evaluation.mask_ap_small,
+        "mask_ap_medium": evaluation.mask_ap_medium,
+        "mask_ap_large": evaluation.mask_ap_large,
+        "mask_ar": evaluation.mask_ar,
+    }
+    counts = {"images": evaluation.num_images, "instances": evaluation.num_instances}
+    return {name: value for name, value in values.items() if not math.isnan(value)} | counts
+
+
+def label_metrics(summaries: Mapping[str, LabelSummary]) -> dict[str, float]:
+    """Return scalars per split under stable names; IoU is in [0, 1]."""
+    metrics: dict[str, float] = {}
+    for split, summary in summaries.items():
+        metrics |= {
+            f"{split}_images": summary.images,
+            f"{split}_instances": summary.instances,
+            f"{split}_positives": summary.positives,
+            f"{split}_without_positive": summary.without_positive,
+            f"{split}_upper_bound_iou": summary.mean_iou,
+        }
+        metrics |= {
+            f"{split}_upper_bound_iou_{name.replace(' ', '_')}": iou
+            for name, iou in summary.per_category_iou.items()
+        }
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def overlay_sheet(
+    data: CocoData, predictions: Mapping[int, Instances], *, min_score: float
+) -> NDArray[np.uint8]:
+    """Draw what was found on a few images, spread over the split; (H, W, 3) uint8 RGB."""
+    step = max(1, len(data.images) // _OVERLAYS)
+    records = data.images[::step][:_OVERLAYS]
+    pictures = [
+        draw_shapes(
+            read_image(data.image_path(record)),
+            shapes_of_instances(predictions[record.id], min_score=min_score, rays=True),
+        )
+        for record in records
+    ]
+    captions = [
+        f"{int((predictions[record.id].scores >= min_score).sum())} found" for record in records
+    ]
+    return contact_sheet(pictures, captions=captions)
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an RGB picture as PNG, whatever the name ends in."""
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())

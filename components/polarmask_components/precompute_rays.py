@@ -1,0 +1,47 @@
+"""Step: ray labels, once for all runs that agree on them."""
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def precompute_rays(
+    dataset: dsl.Input[dsl.Dataset],
+    label_settings: str,
+    workers: int,
+    code_version: str,
+    labels: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Make the label store of both splits.
+
+    Args:
+        dataset: COCO folder.
+        label_settings: JSON of `preflight`: input size, strides, ray count, label rules.
+        workers: Processes; 0 works in the step's own.
+        code_version: Of the code that makes the labels.
+        labels: Label store.
+        metrics: Per split: images, instances, positives, and the mean mask IoU in [0, 1] that
+            perfectly predicted rays reach.
+        page: The same, with the worst-fitting instances drawn.
+    """
+    from pathlib import Path
+
+    from polarmask.coco import load_coco
+    from polarmask.files import write_text
+    from polarmask.precompute import precompute
+    from polarmask.report import labels_page
+    from polarmask_components.pages import label_metrics
+    from polarmask_components.run_settings import config_for_labels
+
+    data = Path(dataset.path)
+    config = config_for_labels(label_settings)
+    store = precompute(data, Path(labels.path), config, workers=workers)
+    splits = {split: load_coco(data, split) for split in ("train", "val")}
+    provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
+    write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))
+    for name, value in label_metrics({split: store.summary(split) for split in splits}).items():
+        metrics.log_metric(name, value)
+    labels.metadata.update(provenance)

@@ -1,0 +1,85 @@
+"""Training as a child process: torchrun starts the workers, its words pass through."""
+
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from polarmask_components.errors import LaunchError
+
+_TAIL_LINES = 30
+_SECONDS_TO_END = 40
+"""torchrun itself gives its workers 30 s before it kills them."""
+
+
+def training_command(
+    *,
+    data: Path,
+    labels: Path,
+    out: Path,
+    preset: str,
+    overrides: str,
+    processes: int,
+    provenance: Mapping[str, str],
+) -> list[str]:
+    """Return the command line that trains on this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, f"--nproc-per-node={processes}", "-m", "polarmask", "train"]
+    command += ["--data", str(data), "--labels", str(labels), "--out", str(out)]
+    command += ["--preset", preset]
+    command += [flag for value in overrides.split() for flag in ("--set", value)]
+    facts = [f"{name}={value}" for name, value in provenance.items()]
+    return command + [flag for fact in facts for flag in ("--provenance", fact)]
+
+
+def run_to_end(command: Sequence[str]) -> None:
+    """Run a command, print what it prints, and pass SIGTERM on to it.
+
+    Raises:
+        LaunchError: It ended with an error or was stopped; carries the last lines it printed.
+    """
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as child:
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            child.terminate()
+
+        before = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            for line in child.stdout or ():
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                tail.append(line)
+            child.wait()
+        finally:
+            _end(child)
+            signal.signal(signal.SIGTERM, before)
+    if child.returncode:
+        reason = f"ended with exit code {child.returncode}"
+        if child.returncode < 0:
+            reason = f"was ended by {signal.Signals(-child.returncode).name}"
+        raise LaunchError(f"training {reason}. The last it said:\n{''.join(tail)}")
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a child that still runs, as after Ctrl-C: asked first, then killed."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def keep_model(run: Path, model: Path) -> None:
+    """Move the finished model out of the run folder, as a whole; the checkpoint goes.
+
+    The checkpoint is of use only until the model is done, and several times its size.
+    """
+    (run / "model").replace(model)
+    (run / "checkpoint.pt").unlink(missing_ok=True)

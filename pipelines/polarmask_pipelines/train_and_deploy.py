@@ -1,0 +1,135 @@
+"""The pipeline: from a revision of the data to a model that answers, or to a reason why not."""
+
+from kfp import dsl
+from kfp.dsl.pipeline_task import PipelineTask
+
+from polarmask_components.deploy_torchserve import deploy_torchserve
+from polarmask_components.evaluate import evaluate
+from polarmask_components.evaluate_champion import evaluate_champion
+from polarmask_components.gate_model import gate_model
+from polarmask_components.ingest_coco import ingest_coco
+from polarmask_components.notify import notify
+from polarmask_components.precompute_rays import precompute_rays
+from polarmask_components.preflight import preflight
+from polarmask_components.resolve_data import resolve_data
+from polarmask_components.train import train
+
+
+def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:
+    """Name a task for people; switch its caching off if its answer depends on more than inputs."""
+    task.set_display_name(name)
+    if not cached:
+        task.set_caching_options(enable_caching=False)
+
+
+@dsl.pipeline(
+    name="polarmask-train-and-deploy",
+    display_name="PolarMask: train and deploy",
+    description="DVC data -> ray labels -> training -> mask AP -> gate -> TorchServe",
+)
+def train_and_deploy(
+    data_repository: str = ".",
+    data_revision: str = "HEAD",
+    deploy_model_name: str = "polarmask",
+    deploy_registry: str = "s3://polarmask/registry",
+    deploy_target: str = "runs/shared/server",
+    eval_floor_ap: float = 0.25,
+    notify_webhook: str = "",
+    train_label_workers: int = 0,
+    train_nodes: int = 1,
+    train_preset: str = "coco-r50-1x",
+    train_processes_per_node: int = 1,
+    train_set: str = "",
+) -> None:
+    """Train, judge and serve one model.
+
+    Steps whose inputs did not change are reused; a code change counts as a changed input.
+
+    Args:
+        data_repository: Git checkout or URL that holds data.dvc.
+        data_revision: Commit, tag or branch of it.
+        deploy_model_name: In the server's URLs.
+        deploy_registry: Folder or s3://bucket/prefix that remembers the champion.
+        deploy_target: Folder of the TorchServe of this machine.
+        eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
+        notify_webhook: http(s) address that is told how the run ended; empty for none.
+        train_label_workers: Processes that make ray labels; 0 works in the step's own.
+        train_nodes: Machines to train on.
+        train_preset: Name of a known run.
+        train_processes_per_node: Training processes on each machine.
+        train_set: Settings to change, section.field=value, separated by spaces.
+    """
+    told = notify(webhook=notify_webhook)
+    _present(told, "Notify", cached=False)
+    with dsl.ExitHandler(told, name="train-and-deploy"):
+        checked = preflight(
+            preset=train_preset,
+            overrides=train_set,
+            nodes=train_nodes,
+            processes_per_node=train_processes_per_node,
+            floor_ap=eval_floor_ap,
+            registry=deploy_registry,
+            webhook=notify_webhook,
+        )
+        _present(checked, "Preflight", cached=False)
+
+        resolved = resolve_data(repository=data_repository, revision=data_revision).after(checked)
+        _present(resolved, "Resolve data version", cached=False)
+        code_version = resolved.outputs["code_version"]
+
+        ingested = ingest_coco(
+            repository=data_repository,
+            data_commit=resolved.outputs["data_commit"],
+            data_hash=resolved.outputs["data_hash"],
+            code_version=code_version,
+        )
+        ingested.set_retry(num_retries=2, backoff_duration="5s")  # remotes have bad moments
+        _present(ingested, "Ingest COCO data")
+        dataset = ingested.outputs["dataset"]
+
+        labelled = precompute_rays(
+            dataset=dataset,
+            label_settings=checked.output,
+            workers=train_label_workers,
+            code_version=code_version,
+        )
+        _present(labelled, "Precompute ray labels")
+
+        trained = train(
+            dataset=dataset,
+            labels=labelled.outputs["labels"],
+            preset=train_preset,
+            overrides=train_set,
+            code_version=code_version,
+            nodes=train_nodes,
+            processes_per_node=train_processes_per_node,
+        )
+        _present(trained, "Train")
+        model = trained.outputs["model"]
+
+        evaluated = evaluate(model=model, dataset=dataset, code_version=code_version)
+        _present(evaluated, "Evaluate candidate")
+
+        champion = evaluate_champion(
+            dataset=dataset, registry=deploy_registry, code_version=code_version
+        ).after(evaluated)  # as late as possible: another run may promote meanwhile
+        _present(champion, "Evaluate champion", cached=False)
+
+        passed = gate_model(
+            mask_ap=evaluated.outputs["Output"],
+            floor_ap=eval_floor_ap,
+            champion_ap=champion.outputs["mask_ap"],
+        )
+        _present(passed, "Gate", cached=False)
+
+        with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 KFP builds a condition of it
+            deployed = deploy_torchserve(
+                model=model,
+                dataset=dataset,
+                metrics=evaluated.outputs["metrics"],
+                registry=deploy_registry,
+                target=deploy_target,
+                model_name=deploy_model_name,
+                champion_version=champion.outputs["version"],
+            )
+            _present(deployed, "Deploy to TorchServe", cached=False)

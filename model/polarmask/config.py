@@ -210,6 +210,12 @@ class RunConfig:
             f"{len(self.labels.level_ranges)} level_ranges for {len(self.model.strides)} strides: "
             "give one range per stride",
         )
+        multiple = {"none": 1, "flip": 2, "dihedral": 4}[self.augment]
+        _require(
+            self.model.num_rays % multiple == 0,
+            f"augment {self.augment} needs num_rays to be a multiple of {multiple}, "
+            f"not {self.model.num_rays}: rays must map onto rays",
+        )
 
 
 _ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)

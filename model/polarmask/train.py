@@ -99,7 +99,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
 
 def _open_data(config: RunConfig, options: TrainOptions) -> tuple[CocoData, LabelStore, RunConfig]:
     """Load annotations and labels; the number of classes follows from the data."""
-    hashes = {"train": data_hash(options.data, "train")}
+    coco = load_coco(options.data, "train")
     if options.labels is None:
         folder = options.out / "labels"
         if is_first():
@@ -108,8 +108,7 @@ def _open_data(config: RunConfig, options: TrainOptions) -> tuple[CocoData, Labe
     else:
         folder = options.labels
     store = LabelStore.open(folder)
-    store.require(config, hashes)
-    coco = load_coco(options.data, "train")
+    store.require(config, {"train": data_hash(options.data, "train")})
     model = replace(config.model, num_classes=len(coco.categories))
     return coco, store, replace(config, model=model)
 

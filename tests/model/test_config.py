@@ -1,0 +1,72 @@
+import json
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from polarmask.config import from_dict, override, to_dict
+from polarmask.errors import ConfigError
+from polarmask.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_survives_json(name):
+    config = preset(name)
+    assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
+
+
+def test_an_override_reaches_any_field_and_keeps_its_type():
+    config = override(
+        preset("tiny"),
+        ["optim.lr=0.005", "input.short_side=none", "model.strides=[8,16,32]", "augment=flip"],
+    )
+    assert config.optim.lr == 0.005
+    assert config.input.short_side is None
+    assert config.model.strides == (8, 16, 32)
+    assert config.augment == "flip"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.rate=1", r"optim\.rate is not a setting; there are: amp, batch_size"),
+        ("optim.lr=fast", r"optim\.lr: .*'fast'"),
+        ("optim.lr=-1", r"lr is -1\.0: must be above 0"),
+        ("model.num_rays=3", r"a polygon needs at least 4 rays"),
+        ("model.strides=[8,32,64]", r"must double"),
+        ("model.strides=[4,8]", r"3 level_ranges for 2 strides"),
+        ("model.channels=50", r"multiple of 32"),
+        ("model.num_rays=18", r"dihedral.*multiple of 4"),
+        ("augment=spin", r"augment"),
+        ("lr", r"write for example optim\.lr=0\.005"),
+    ],
+)
+def test_a_bad_override_says_what_is_wrong(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        override(preset("tiny"), [assignment])
+
+
+def test_an_unknown_key_in_a_stored_config_is_named():
+    with pytest.raises(ConfigError, match=r"model\.depth"):
+        from_dict({"name": "x", "model": {"depth": 3}})
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="coco-r50-1x, tiny"):
+        preset("huge")
+
+
+def test_the_paper_preset_has_the_paper_s_numbers():
+    """Section 4 of the paper and its released configuration for R-50, 1x."""
+    config = preset("coco-r50-1x")
+    assert config.model.num_rays == 36
+    assert config.model.strides == (8, 16, 32, 64, 128)
+    assert (config.optim.lr, config.optim.batch_size, config.optim.epochs) == (0.01, 16, 12)
+    assert config.labels.level_ranges[-1] == (512, float("inf"))
+
+
+def test_every_section_is_a_frozen_dataclass():
+    for field in fields(preset("tiny")):
+        value = getattr(preset("tiny"), field.name)
+        if is_dataclass(value):
+            with pytest.raises(AttributeError):
+                setattr(value, fields(value)[0].name, None)

@@ -135,4 +135,4 @@ def test_the_command_serves_until_interrupted(random_model, png, tmp_path):
         assert process.stdout.read() == "stopped\n"
         assert process.wait(30) == 0
     assert not processes_of(str(tmp_path))
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("polarmask-*"))

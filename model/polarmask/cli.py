@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from polarmask.config import RunConfig, override
@@ -125,7 +126,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument(
         "--backbone-weights",
         metavar="FILE|NAME",
-        help="ImageNet weights: a state dict file or a name like ResNet50_Weights.IMAGENET1K_V1",
+        help="start from a state dict file or a torchvision name (default: the preset's)",
     )
     command.add_argument(
         "--provenance",
@@ -145,17 +146,19 @@ def _train(options: argparse.Namespace) -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    config = _config(options)
+    if options.backbone_weights:
+        config = replace(config, backbone_weights=options.backbone_weights)
     provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
     with process_group(options.device) as device:
         folder = train(
-            _config(options),
+            config,
             TrainOptions(
                 data=options.data,
                 out=options.out,
                 labels=options.labels,
                 device=device,
                 loader_workers=options.loader_workers,
-                backbone_weights=options.backbone_weights,
                 provenance=provenance,
             ),
         )

@@ -201,6 +201,8 @@ class RunConfig:
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
     augment: Literal["none", "flip", "dihedral"] = "flip"
     """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
+    backbone_weights: str | None = None
+    """Where the backbone starts: state dict file or torchvision name; None is from scratch."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -209,6 +211,11 @@ class RunConfig:
             len(self.labels.level_ranges) == len(self.model.strides),
             f"{len(self.labels.level_ranges)} level_ranges for {len(self.model.strides)} strides: "
             "give one range per stride",
+        )
+        _require(
+            self.model.backbone_norm != "frozen_batch" or self.backbone_weights is not None,
+            "backbone_norm frozen_batch keeps the statistics of pretrained weights and there are "
+            "none; give --backbone-weights, or --set model.backbone_norm=group to start afresh",
         )
         multiple = {"none": 1, "flip": 2, "dihedral": 4}[self.augment]
         _require(

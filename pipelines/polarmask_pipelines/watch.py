@@ -1,0 +1,74 @@
+"""See each task of a local run begin and end.
+
+Kubeflow's local runner has no hooks, and its log names neither outputs nor reused results. So the
+two functions that all its orchestrators call for a task are wrapped while a run lasts.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from kfp.local import status, task_dispatcher
+from kfp.local.orchestrator import task_executor
+
+TaskStatus = Literal["succeeded", "reused", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """How a task ended."""
+
+    name: str
+    """As in the pipeline: lower case with dashes."""
+    status: TaskStatus
+    seconds: float
+    outputs: dict[str, Any]
+    """Parameters as Python values, artifacts as KFP's objects with `.path` and `.metadata`."""
+
+
+class Observer(Protocol):
+    """Whoever wants to know."""
+
+    def task_begins(self, name: str) -> None:
+        """Hear that a task is about to run or to be reused."""
+
+    def task_ends(self, result: TaskResult) -> None:
+        """Hear how it ended."""
+
+
+@contextmanager
+def watched(observer: Observer) -> Iterator[None]:
+    """Tell the observer about every task that runs inside the block."""
+    execute = task_executor.execute_single_task
+    dispatch = task_dispatcher.run_single_task_implementation
+    runs = 0
+
+    def counting_dispatch(*arguments: object, **named: object) -> object:
+        nonlocal runs
+        runs += 1
+        return dispatch(*arguments, **named)
+
+    def telling_execute(task_name: str, *arguments: object, **named: object) -> object:
+        runs_before, began = runs, time.monotonic()
+        observer.task_begins(task_name)
+        outputs, ended = execute(task_name, *arguments, **named)
+        succeeded: TaskStatus = "succeeded" if runs > runs_before else "reused"
+        observer.task_ends(
+            TaskResult(
+                name=task_name,
+                status=succeeded if ended == status.Status.SUCCESS else "failed",
+                seconds=time.monotonic() - began,
+                outputs=outputs,
+            )
+        )
+        return outputs, ended
+
+    task_executor.execute_single_task = telling_execute
+    task_dispatcher.run_single_task_implementation = counting_dispatch
+    try:
+        yield
+    finally:
+        task_executor.execute_single_task = execute
+        task_dispatcher.run_single_task_implementation = dispatch

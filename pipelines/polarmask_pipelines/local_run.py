@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # shipped without types
+import psutil
 from kfp import local
 
 from polarmask_components.deployment import Deployment, ask_champion, is_serving, stop_server

@@ -4,15 +4,13 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from dvc.repo import Repo
 
-from factories import make_tiny_coco
+from data_repository import make_data_repository
 
 _KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 _S3_USERS = """{"identities": [{"name": "tests", "actions": ["Admin", "Read", "Write", "List"],
@@ -100,52 +98,5 @@ def s3_environment(s3_server, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def data_repository(tmp_path_factory):
-    """A git checkout whose data.dvc names drawn COCO data; its DVC remote lies inside and is full.
-
-    Commits, oldest first, by tag: `empty` (no data), `v1`, `readme` (data as v1), `v2`.
-    """
+    """See `make_data_repository`."""
     return make_data_repository(tmp_path_factory.mktemp("a data repository"))
-
-
-def make_data_repository(folder):
-    git(folder, "init", "--quiet", "--initial-branch=main")
-    (folder / "README.md").write_text("before\n")
-    commit(folder, "empty")
-    Repo.init(str(folder)).close()
-    (folder / ".dvc" / "config").write_text(DVC_CONFIG)
-    with Repo(str(folder)) as repo:
-        make_tiny_coco(folder / "data")
-        add_data(repo, folder, "v1")
-        (folder / "README.md").write_text("after\n")
-        commit(folder, "readme")
-        make_tiny_coco(folder / "data", seed=1)
-        add_data(repo, folder, "v2")
-    return folder
-
-
-DVC_CONFIG = """\
-[core]
-    remote = bundled
-    analytics = false
-['remote "bundled"']
-    url = bundled
-"""
-
-
-def add_data(repo, folder, tag):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DVC's own, from its dependencies
-        repo.add(str(folder / "data"))
-        repo.push()
-    commit(folder, tag)
-
-
-def git(folder, *arguments):
-    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def commit(folder, tag):
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", tag)
-    git(folder, "tag", tag)

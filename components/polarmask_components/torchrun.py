@@ -11,6 +11,8 @@ from types import FrameType
 from polarmask_components.errors import LaunchError
 
 _TAIL_LINES = 30
+_TORCHRUN_REPORTS = "torch/distributed/elastic/multiprocessing/api.py"
+"""In the first line of torchrun's own report of a failure, which tells nothing of the reason."""
 _SECONDS_TO_END = 40
 """torchrun itself gives its workers 30 s before it kills them."""
 
@@ -51,10 +53,13 @@ def run_to_end(command: Sequence[str]) -> None:
 
         before = signal.signal(signal.SIGTERM, pass_on)
         try:
+            is_trainings = True
             for line in child.stdout or ():
                 sys.stdout.write(line)
                 sys.stdout.flush()
-                tail.append(line)
+                is_trainings = is_trainings and _TORCHRUN_REPORTS not in line
+                if is_trainings:
+                    tail.append(line)
             child.wait()
         finally:
             _end(child)

@@ -1,0 +1,385 @@
+"""Steps as functions, with real files; KFP's own runner is tested with the whole pipeline."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import pytest
+from kfp import dsl
+
+from factories import make_tiny_coco
+from polarmask.config import ConfigError
+from polarmask.errors import DataError
+from polarmask.label_store import LabelStore
+from polarmask.model_folder import read_card
+from polarmask_components.champion import measure_champion
+from polarmask_components.deployment import facts_of
+from polarmask_components.errors import LaunchError, NotARepositoryError, RegistryError
+from polarmask_components.evaluate import evaluate
+from polarmask_components.evaluate_champion import evaluate_champion
+from polarmask_components.gate_model import gate_model
+from polarmask_components.ingest_coco import ingest_coco
+from polarmask_components.notify import notify
+from polarmask_components.precompute_rays import precompute_rays
+from polarmask_components.preflight import preflight
+from polarmask_components.registry import open_registry
+from polarmask_components.resolve_data import resolve_data
+from polarmask_components.train import train
+
+README = Path(__file__).parents[2] / "components" / "README.md"
+PACKAGE = Path(__file__).parents[2] / "components" / "polarmask_components"
+SHORT = "optim.epochs=0.5 optim.batch_size=4"
+
+
+def artifact(kind, path, **metadata):
+    return kind(name=path.name, uri=str(path), metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = make_tiny_coco(tmp_path_factory.mktemp("dataset"), images=6, val_images=3)
+    return artifact(dsl.Dataset, folder, data_commit="c0ffee", data_hash="a59d.dir")
+
+
+@pytest.fixture(scope="module")
+def labelled(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    outputs = SimpleNamespace(
+        labels=artifact(dsl.Dataset, folder / "labels"),
+        metrics=artifact(dsl.Metrics, folder / "metrics"),
+        page=artifact(dsl.HTML, folder / "page"),
+    )
+    precompute_rays.python_func(
+        dataset=dataset,
+        label_settings=check(preset="tiny"),
+        workers=0,
+        code_version="v1",
+        **vars(outputs),
+    )
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, labelled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    outputs = SimpleNamespace(
+        model=artifact(dsl.Model, folder / "model"), run=artifact(dsl.Artifact, folder / "run")
+    )
+    train.python_func(
+        dataset=dataset,
+        labels=labelled.labels,
+        preset="tiny",
+        overrides=SHORT,
+        code_version="v1",
+        **vars(outputs),
+    )
+    return outputs
+
+
+def check(**changes):
+    settings = {
+        "preset": "tiny",
+        "overrides": "",
+        "nodes": 1,
+        "processes_per_node": 1,
+        "floor_ap": 0.25,
+        "registry": "runs/no-registry-yet",
+        "webhook": "",
+    }
+    return preflight.python_func(**{**settings, **changes})
+
+
+def test_every_step_stands_in_the_readme_with_its_inputs_and_outputs():
+    table = README.read_text()
+    steps = [path for path in PACKAGE.glob("*.py") if "@dsl.component" in path.read_text()]
+    assert len(steps) == 10
+    for path in steps:
+        assert f"| `{path.stem}` |" in table
+
+
+def test_preflight_tells_runs_that_can_share_labels():
+    assert check() == check(overrides="optim.lr=0.1 model.channels=128")
+    assert check() != check(overrides="model.num_rays=24")
+    assert check() != check(overrides="labels.center_radius=2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"preset": "huge"}, "no preset 'huge'", id="preset"),
+        pytest.param({"overrides": "optim.speed=9"}, r"optim\.speed", id="setting"),
+        pytest.param({"overrides": "optim.lr=-1"}, "lr is -1", id="value"),
+        pytest.param({"processes_per_node": 3}, "does not divide among 3", id="processes"),
+        pytest.param({"nodes": 0}, "among 0", id="nodes"),
+        pytest.param({"floor_ap": 25.0}, "eval_floor_ap is 25", id="percent"),
+        pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
+        pytest.param({"registry": "gs://x"}, "'gs://x' is no registry", id="registry"),
+    ],
+)
+def test_preflight_names_the_parameter_that_cannot_work(changes, words):
+    with pytest.raises((ConfigError, RegistryError), match=words):
+        check(**changes)
+
+
+def test_resolve_data_gives_commit_hash_and_code_version(data_repository):
+    commit, data_hash, code_version = resolve_data.python_func(
+        repository=str(data_repository), revision="main"
+    )
+    assert len(commit) == 40
+    assert data_hash.endswith(".dir")
+    assert len(code_version) == 16
+
+
+@pytest.fixture
+def ingest(data_repository, tmp_path):
+    """Run ingest_coco on a checkout; return the two artifacts."""
+
+    def ingest(repository=data_repository):
+        commit, data_hash, code_version = resolve_data.python_func(
+            repository=str(repository), revision="HEAD"
+        )
+        outputs = SimpleNamespace(
+            dataset=artifact(dsl.Dataset, tmp_path / "out" / "dataset"),
+            page=artifact(dsl.HTML, tmp_path / "out" / "page"),
+        )
+        ingest_coco.python_func(
+            repository=str(repository),
+            data_commit=commit,
+            data_hash=data_hash,
+            code_version=code_version,
+            **vars(outputs),
+        )
+        return outputs
+
+    return ingest
+
+
+def test_ingest_brings_the_data_and_says_where_it_is_from(ingest, data_repository):
+    outputs = ingest()
+    images = sorted(path.name for path in Path(outputs.dataset.path, "images").iterdir())
+    assert images == sorted(path.name for path in (data_repository / "data" / "images").iterdir())
+    facts = outputs.dataset.metadata
+    assert (facts["train_images"], facts["val_images"], facts["train_problems"]) == (8, 4, 0)
+    assert facts["data_commit"] in Path(outputs.page.path).read_text()
+
+
+def test_ingest_counts_what_is_wrong(ingest, data_repository, tmp_path):
+    mine = shutil.copytree(data_repository, tmp_path / "mine", symlinks=True)
+    next((mine / "data" / "images").glob("train*")).write_bytes(b"no image")
+    for command in (
+        [sys.executable, "-m", "dvc", "add", "--quiet", "data"],
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "break an image"],
+    ):
+        subprocess.run(command, cwd=mine, check=True)
+    assert ingest(mine).dataset.metadata["train_problems"] == 1
+
+
+def test_ingest_names_a_repository_that_went_away(tmp_path):
+    outputs = {name: artifact(dsl.Artifact, tmp_path / name) for name in ("dataset", "page")}
+    with pytest.raises(NotARepositoryError):
+        ingest_coco.python_func(
+            repository=str(tmp_path / "gone"),
+            data_commit="0" * 40,
+            data_hash="x.dir",
+            code_version="v1",
+            **outputs,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_precompute_leaves_labels_numbers_and_a_page(labelled):
+    summary = LabelStore.open(Path(labelled.labels.path)).summary("train")
+    metrics = labelled.metrics.metadata
+    assert metrics["train_instances"] == summary.instances > 0
+    assert metrics["val_upper_bound_iou_star"] > metrics["val_upper_bound_iou_crescent"]
+    assert "<!doctype html>" in Path(labelled.page.path).read_text()
+
+
+def test_training_leaves_a_model_that_knows_where_it_comes_from(trained):
+    card = read_card(Path(trained.model.path))
+    assert card.config.optim.batch_size == 4
+    assert card.provenance["data_commit"] == "c0ffee"
+    assert card.provenance["data_hash"] == "a59d.dir"
+    assert card.provenance["code_version"] == "v1"
+    assert "code_commit" in card.provenance
+
+
+def test_training_keeps_its_numbers_and_drops_its_checkpoint(trained):
+    names = {path.name for path in Path(trained.run.path).iterdir()}
+    assert {"config.json", "metrics.jsonl"} <= names
+    assert "checkpoint.pt" not in names
+
+
+def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
+    with pytest.raises(LaunchError, match=r"exit code 1(.|\n)*center_radius") as caught:
+        train.python_func(
+            dataset=dataset,
+            labels=labelled.labels,
+            preset="tiny",
+            overrides=f"{SHORT} labels.center_radius=9",
+            code_version="v1",
+            model=artifact(dsl.Model, tmp_path / "model"),
+            run=artifact(dsl.Artifact, tmp_path / "run"),
+        )
+    assert "elastic" not in str(caught.value)  # torchrun's own words would bury the reason
+    assert not (tmp_path / "model").exists()
+
+
+def test_several_machines_need_a_cluster(dataset, labelled, tmp_path):
+    with pytest.raises(LaunchError, match="nodes is 2"):
+        train.python_func(
+            dataset=dataset,
+            labels=labelled.labels,
+            preset="tiny",
+            overrides="",
+            code_version="v1",
+            model=artifact(dsl.Model, tmp_path / "model"),
+            run=artifact(dsl.Artifact, tmp_path / "run"),
+            nodes=2,
+        )
+
+
+def test_evaluation_gives_a_number_a_page_and_a_picture(trained, dataset, tmp_path):
+    outputs = {
+        "metrics": artifact(dsl.Metrics, tmp_path / "metrics"),
+        "page": artifact(dsl.HTML, tmp_path / "page"),
+        "overlay": artifact(dsl.Artifact, tmp_path / "overlay"),
+    }
+    mask_ap = evaluate.python_func(
+        model=trained.model, dataset=dataset, code_version="v1", **outputs
+    )
+    assert 0 <= mask_ap <= 1  # half an epoch learns nothing, and that is no failure
+    metrics = outputs["metrics"].metadata
+    assert metrics["mask_ap"] == mask_ap
+    assert {"mask_ap50", "mask_ap75"} < set(metrics)
+    assert "mask_ap_large" not in metrics  # no such object, so no such number
+    assert "c0ffee" in Path(outputs["page"].path).read_text()
+    assert cv2.imread(outputs["overlay"].path) is not None
+
+
+@pytest.fixture
+def registry(trained, tmp_path):
+    """A registry whose champion is the trained model, registered with mask AP 0.7."""
+    registry = open_registry(str(tmp_path / "registry"))
+    model = Path(trained.model.path)
+    record = registry.add(model, facts_of(model, {"mask_ap": 0.7}))
+    registry.promote(record.version, expected=None)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("data_hash", "code_version", "words"),
+    [
+        pytest.param("other.dir", "v1", "comes from other data", id="other-data"),
+        pytest.param("a59d.dir", "v2", "comes from other code", id="other-code"),
+    ],
+)
+def test_champion_is_measured_again_when_its_number_says_nothing(
+    registry, dataset, data_hash, code_version, words
+):
+    score = measure_champion(
+        registry, data=Path(dataset.path), data_hash=data_hash, code_version=code_version
+    )
+    assert score.mask_ap < 0.1
+    assert words in score.reason
+
+
+def test_champion_that_knows_other_categories_stops_the_run(registry, tmp_path):
+    folder = make_tiny_coco(tmp_path / "other", images=1, val_images=1)
+    path = folder / "annotations" / "instances_val.json"
+    path.write_text(path.read_text().replace('"star"', '"starfish"'))
+    with pytest.raises(DataError, match="starfish"):
+        measure_champion(registry, data=folder, data_hash="other.dir", code_version="v1")
+
+
+def test_registered_number_of_the_champion_is_taken_for_equal_data_and_code(
+    registry, dataset, tmp_path
+):
+    note = artifact(dsl.Markdown, tmp_path / "note")
+    answer = evaluate_champion.python_func(
+        dataset=dataset, registry=registry.where, code_version="v1", note=note
+    )
+    assert answer == (0.7, registry.champion().version)
+    assert "as registered" in Path(note.path).read_text()
+
+
+def test_without_champion_the_number_is_minus_one(dataset, tmp_path):
+    answer = evaluate_champion.python_func(
+        dataset=dataset,
+        registry=str(tmp_path / "empty"),
+        code_version="v1",
+        note=artifact(dsl.Markdown, tmp_path / "note"),
+    )
+    assert answer == (-1.0, "")
+
+
+@pytest.mark.parametrize(
+    ("mask_ap", "champion_ap", "passed"),
+    [
+        pytest.param(0.30, 0.30, True, id="tie-passes"),
+        pytest.param(0.31, -1.0, True, id="nothing-deployed-yet"),
+        pytest.param(0.29, 0.30, False, id="below-champion"),
+        pytest.param(0.24, -1.0, False, id="below-floor"),
+        pytest.param(0.26, 0.0, True, id="champion-with-zero"),
+    ],
+)
+def test_gate(tmp_path, mask_ap, champion_ap, passed):
+    page = artifact(dsl.Markdown, tmp_path / "verdict.md")
+    answer = gate_model.python_func(
+        mask_ap=mask_ap, floor_ap=0.25, champion_ap=champion_ap, verdict=page
+    )
+    assert answer is passed
+    assert f"mask AP {mask_ap:.4f}" in Path(page.path).read_text()
+
+
+@pytest.fixture
+def webhook():
+    """An HTTP server that keeps what it is told."""
+    heard = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self):
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", heard
+        server.shutdown()
+        thread.join()
+
+
+STATUS = dsl.PipelineTaskFinalStatus(
+    state="FAILED",
+    pipeline_job_resource_name="run-1",
+    pipeline_task_name="train-and-deploy",
+    error_code=1,
+    error_message="train failed",
+)
+
+
+def test_notify_tells_the_webhook_how_the_run_ended(webhook):
+    address, heard = webhook
+    notify.python_func(webhook=address, status=STATUS)
+    notify.python_func(webhook=address, status=replace(STATUS, error_message=None))
+    assert heard == [
+        {"run": "run-1", "state": "FAILED", "error": "train failed"},
+        {"run": "run-1", "state": "FAILED", "error": ""},
+    ]
+
+
+def test_webhook_that_is_not_there_fails_no_run():
+    notify.python_func(webhook="http://127.0.0.1:9/", status=STATUS)
+    notify.python_func(webhook="", status=STATUS)

@@ -1,0 +1,99 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from polarmask_components.errors import LaunchError
+from polarmask_components.torchrun import keep_model, run_to_end, training_command
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_words_of_the_child_pass_through(capfd):
+    run_to_end(python("import sys; print('out'); print('err', file=sys.stderr)"))
+    assert sorted(capfd.readouterr().out.split()) == ["err", "out"]
+
+
+def test_failure_names_the_exit_code_and_the_last_words():
+    with pytest.raises(LaunchError, match=r"exit code 3(.|\n)*the reason"):
+        run_to_end(python("print('the reason'); raise SystemExit(3)"))
+
+
+def test_child_that_was_killed_is_named_so():
+    with pytest.raises(LaunchError, match="ended by SIGKILL"):
+        run_to_end(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+
+
+def test_only_the_last_words_travel_with_the_failure():
+    with pytest.raises(LaunchError) as caught:
+        run_to_end(python("print(*range(1000), sep='\\n'); raise SystemExit(1)"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 31
+    assert lines[-1] == "999"
+
+
+_LAUNCHER = """
+import sys
+from polarmask_components.errors import LaunchError
+from polarmask_components.torchrun import run_to_end
+child = "import signal, time; print('up', flush=True); signal.pause()"
+try:
+    run_to_end([sys.executable, "-c", child])
+except LaunchError as error:
+    print("launch error", error)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")]
+)
+def test_signal_to_the_launcher_ends_the_training(number, words):
+    launcher = subprocess.Popen(python(_LAUNCHER), stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == "up\n"
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    assert children
+    launcher.send_signal(number)
+    out, _ = launcher.communicate(timeout=30)
+    assert words in out
+    assert not any(child.is_running() for child in children)
+
+
+def test_command_carries_settings_and_provenance_each_as_a_flag():
+    command = training_command(
+        data=Path("a folder/data"),
+        labels=Path("labels"),
+        out=Path("out"),
+        preset="tiny",
+        overrides="optim.lr=0.1  seed=2",
+        processes=2,
+        provenance={"data_commit": "c0ffee"},
+    )
+    assert "--nproc-per-node=2" in command
+    assert command[command.index("polarmask") :] == [
+        "polarmask",
+        "train",
+        *("--data", "a folder/data"),
+        *("--labels", "labels"),
+        *("--out", "out"),
+        *("--preset", "tiny"),
+        *("--set", "optim.lr=0.1"),
+        *("--set", "seed=2"),
+        *("--provenance", "data_commit=c0ffee"),
+    ]
+
+
+def test_kept_model_leaves_the_run_folder_whole(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "model.json").write_text("{}")
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    keep_model(tmp_path / "run", tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.json"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]

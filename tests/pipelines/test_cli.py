@@ -1,0 +1,35 @@
+import pytest
+
+from polarmask_pipelines.__main__ import main
+from polarmask_pipelines.results import shorten
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train_sets=x", "names: data_repository"),
+        ("train_set", "write NAME=VALUE"),
+        ("eval_floor_ap=high", "not of type float"),
+        ("train_nodes=1.5", "not of type int"),
+    ],
+)
+def test_wrong_parameter_is_named_before_anything_runs(tmp_path, capsys, assignment, words):
+    assert main(["run", "--out", str(tmp_path / "run"), "--param", assignment]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_stopping_where_no_server_runs_says_so(tmp_path, capsys):
+    assert main(["stop", str(tmp_path)]) == 0
+    assert "no server runs" in capsys.readouterr().out
+
+
+def test_long_lists_of_an_answer_are_cut():
+    answer = {"instances": [{"bbox": [1, 2, 3, 4], "polygon": [[0, 1]] * 36}] * 40}
+    assert shorten(answer) == {
+        "instances": [
+            {"bbox": [1, 2, 3, 4], "polygon": [[0, 1], [0, 1], "... 34 more"]},
+            {"bbox": [1, 2, 3, 4], "polygon": [[0, 1], [0, 1], "... 34 more"]},
+            "... 38 more",
+        ]
+    }

@@ -1,0 +1,101 @@
+import io
+import sys
+
+import pytest
+
+from polarmask_pipelines.console import Console, console, error_in
+from polarmask_pipelines.watch import TaskResult
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal():
+    return Terminal()
+
+
+def watch_training(screen):
+    log = io.StringIO()
+    person = Console(log, screen)
+    person.task_begins("train")
+    person.hear("12:00:00 - INFO - Executing task 'train'")
+    person.hear("    step=5/20 loss=1.83 img_s=9.1 eta=30s")
+    person.task_ends(TaskResult("train", "succeeded", 12.34, {}))
+    return log.getvalue()
+
+
+def test_terminal_shows_the_progress_of_training_as_a_bar(terminal):
+    watch_training(terminal)
+    assert "train              [#####...............] 5/20 loss=1.83" in terminal.getvalue()
+
+
+def test_elsewhere_a_step_is_one_line():
+    screen = io.StringIO()
+    watch_training(screen)
+    assert screen.getvalue() == "train                12.3 s\n"
+
+
+def test_log_keeps_every_word():
+    log = watch_training(io.StringIO())
+    assert log.count("\n") == 2
+    assert "Executing task" in log
+
+
+def test_live_line_never_exceeds_the_terminal(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    person = Console(io.StringIO(), terminal)
+    person.task_begins("train")
+    person.hear("    " + "x" * 200)
+    assert max(len(line) for line in terminal.getvalue().split("\x1b[K")) < 40
+
+
+def test_reused_step_is_called_so():
+    screen = io.StringIO()
+    Console(io.StringIO(), screen).task_ends(TaskResult("train", "reused", 0.0, {}))
+    assert screen.getvalue() == "train                 0.0 s  reused\n"
+
+
+def test_what_is_printed_meanwhile_goes_to_the_log_alone(tmp_path, capsys):
+    with console(tmp_path / "run" / "log") as person:
+        sys.stdout.write("noise\n")
+        sys.stderr.write("a warning\n")
+        person.say("for people")
+    assert capsys.readouterr().out == "for people\n"
+    assert (tmp_path / "run" / "log").read_text() == "noise\na warning\n"
+
+
+TRACE = """\
+step=1/9 loss=2
+Traceback (most recent call last):
+  File "a.py", line 1, in f
+    raise KeyError
+KeyError
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b.py", line 2, in g
+polarmask_components.errors.LaunchError: training ended: the last it said
+out of memory"""
+
+
+def test_error_is_the_last_exception_without_its_traceback():
+    message = "LaunchError: training ended: the last it said\nout of memory"
+    assert error_in(TRACE.splitlines()) == message
+
+
+def test_without_exception_the_last_words_stand_for_the_error():
+    assert error_in(["a", "b", "c", "d", "e", "Killed"]) == "b\nc\nd\ne\nKilled"
+
+
+def test_first_failure_is_the_one_that_is_told():
+    person = Console(io.StringIO(), io.StringIO())
+    for name, words in (("train", "first"), ("notify", "second")):
+        person.task_begins(name)
+        person.hear("    " + words)
+        person.hear("12:00 - ERROR - Task finished with status FAILURE")
+        person.task_ends(TaskResult(name, "failed", 1.0, {}))
+    assert person.error == "first"

@@ -1,0 +1,180 @@
+"""The whole pipeline on this machine: drawn data, a few training steps, a real TorchServe.
+
+A skipped deployment is a success for Kubeflow, so server and registry are asked, not the run.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import psutil
+import pytest
+
+from data_repository import make_data_repository
+from polarmask_components.deployment import ask_champion, is_serving, stop_server
+from polarmask_components.registry import open_registry
+
+# Enough steps that some pixels are found, so that a model without training is worse.
+SETTINGS = "optim.epochs=6 optim.batch_size=4 optim.warmup_steps=1"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a space in its name: data, runs, and one run that was deployed."""
+    folder = tmp_path_factory.mktemp("a checkout with spaces")
+    (folder / "data").mkdir()
+    place = SimpleNamespace(
+        runs=folder / "runs",
+        data=make_data_repository(folder / "data"),
+        server=folder / "runs" / "shared" / "server",
+        registry=open_registry(str(folder / "runs" / "shared" / "registry")),
+    )
+    yield place
+    stop_server(place.server)
+
+
+def command_for(place, name, settings=SETTINGS, **parameters):
+    parameters = {
+        "data_repository": str(place.data),
+        "eval_floor_ap": "0",
+        "train_set": settings,
+        **parameters,
+    }
+    flags = [flag for item in parameters.items() for flag in ("--param", "=".join(item))]
+    module = [sys.executable, "-m", "polarmask_pipelines", "run"]
+    return [*module, "--out", str(place.runs / name), "--preset", "tiny", *flags]
+
+
+def run(place, name, *settings, **parameters):
+    done = subprocess.run(
+        command_for(place, name, *settings, **parameters),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    log = place.runs / name / "run.log"
+    assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
+    summary = json.loads((place.runs / name / "summary.json").read_text())
+    status = {step["name"]: step["status"] for step in summary["steps"]}
+    return SimpleNamespace(out=done.stdout, summary=summary, status=status)
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    return run(place, "first")
+
+
+@pytest.fixture
+def champion(place, first):
+    """The version that the first run promoted; afterwards it is served and champion as before."""
+    version = place.registry.champion().version
+    image = Path(first.summary["sample"]).read_bytes()
+    yield version
+    assert place.registry.champion().version == version
+    answer = ask_champion(place.server, name="polarmask", image=image)
+    assert answer.answer["model"]["version"] == version
+
+
+def test_first_run_ends_with_a_model_that_answers(place, first, champion):
+    assert set(first.status.values()) == {"succeeded"}
+    assert first.summary["champion"] == champion
+    assert first.summary["server_answer"]["model"]["version"] == champion
+    assert is_serving(place.server)
+    assert f"curl -X POST -T {Path(first.summary['sample'])}".split()[0] in first.out
+
+
+def test_each_step_is_one_line(first):
+    lines = first.out.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == list(first.status)
+    assert "mask AP" in next(line for line in lines if line.startswith("evaluate "))
+
+
+def test_summary_names_what_people_look_at(place, first):
+    summary = first.summary
+    assert 0 < summary["mask_ap"] <= summary["mask_ap50"] <= 1
+    assert summary["seconds"] >= sum(step["seconds"] for step in summary["steps"]) - 1
+    assert "<!doctype html>" in Path(summary["report"]).read_text()
+    assert cv2.imread(summary["overlay"]) is not None
+    assert (Path(summary["model"]) / "model.safetensors").is_file()
+    pages = {path.name for path in (place.runs / "first" / "reports").iterdir()}
+    assert pages == {"data.html", "labels.html", "evaluation.html"}
+
+
+def test_registered_champion_knows_data_code_and_numbers(place, first):
+    facts = place.registry.champion().facts
+    assert facts.metrics["mask_ap"] == first.summary["mask_ap"]
+    assert facts.config["optim"]["batch_size"] == 4
+    assert len(facts.data_commit) == 40
+    assert facts.data_hash.endswith(".dir")
+    assert len(facts.code_version) == 16
+
+
+def test_second_run_says_that_nothing_changed_and_reuses_what_it_can(place, champion):
+    second = run(place, "second")
+    assert "nothing changed" in second.out
+    assert second.summary["nothing_changed"]
+    reused = {name for name, status in second.status.items() if status == "reused"}
+    assert reused == {"ingest-coco", "precompute-rays", "train", "evaluate"}
+    assert len(place.registry.history()) == 1
+
+
+def test_candidate_below_the_floor_replaces_nobody(place, champion):
+    stopped = run(place, "below-floor", eval_floor_ap="0.99")
+    assert stopped.status["deploy-torchserve"] == "skipped"
+    assert "is below the floor 0.9900" in stopped.out
+    assert stopped.summary["champion"] == champion
+
+
+def test_candidate_below_the_champion_replaces_nobody(place, champion):
+    stopped = run(place, "worse", "optim.epochs=0.5 optim.batch_size=4 optim.lr=1e-9")
+    assert stopped.status["train"] == "succeeded"
+    assert stopped.status["precompute-rays"] == "reused"  # the rate changes no label
+    assert stopped.status["deploy-torchserve"] == "skipped"
+    assert "is below the champion's" in stopped.out
+    assert len(place.registry.history()) == 1
+
+
+def test_failing_step_is_named_with_its_error_and_leaves_the_champion(place, champion):
+    failing = subprocess.run(
+        command_for(place, "failing", data_revision="no-such-branch"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert failing.returncode == 1
+    assert "resolve-data" in failing.stdout.splitlines()[-2]
+    assert "FAILED" in failing.stdout
+    assert "UnknownRevisionError" in failing.stderr
+    assert "no-such-branch" in failing.stderr
+    summary = json.loads((place.runs / "failing" / "summary.json").read_text())
+    assert {"name": "train", "seconds": 0.0, "status": "skipped"} in summary["steps"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_run_and_all_its_processes(place, champion, number):
+    settings = f"optim.epochs=1000 optim.batch_size=4 seed={int(number)}"
+    running = subprocess.Popen(
+        command_for(place, f"stopped-{number.name}", settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = place.runs / f"stopped-{number.name}" / "run.log"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "step=" in log.read_text()):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    processes = psutil.Process(running.pid).children(recursive=True)
+    assert len(processes) >= 3  # step, torchrun, trainer
+    running.send_signal(number)
+    _, words = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted" in words
+    assert not [process for process in processes if process.is_running()]
+    assert is_serving(place.server)  # it ran before

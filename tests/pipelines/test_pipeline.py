@@ -1,0 +1,65 @@
+"""The pipeline as Kubeflow gets it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polarmask_pipelines.__main__ import main
+from polarmask_pipelines.local_run import STEPS
+
+COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "train_and_deploy.yaml"
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return yaml.safe_load(COMPILED.read_text())
+
+
+def tasks_of(spec):
+    """Return all tasks by name, those of nested groups too."""
+    groups = [spec["root"], *spec["components"].values()]
+    tasks = [task for group in groups for task in group.get("dag", {}).get("tasks", {}).items()]
+    return {name: task for name, task in tasks if name in STEPS}
+
+
+def test_committed_file_is_what_the_code_compiles_to(tmp_path):
+    assert main(["compile", "--out", str(tmp_path / "compiled.yaml")]) == 0
+    assert (tmp_path / "compiled.yaml").read_text() == COMPILED.read_text(), "run `make compile`"
+
+
+def test_every_parameter_has_a_default_so_that_the_form_can_be_sent(spec):
+    for parameter in spec["root"]["inputDefinitions"]["parameters"].values():
+        assert "defaultValue" in parameter
+
+
+def test_alphabetical_parameters_come_in_groups(spec):
+    groups = [name.split("_")[0] for name in sorted(spec["root"]["inputDefinitions"]["parameters"])]
+    assert list(dict.fromkeys(groups)) == ["data", "deploy", "eval", "notify", "train"]
+
+
+def test_the_local_runner_knows_every_step(spec):
+    assert {f"exec-{name}" for name in STEPS} == set(spec["deploymentSpec"]["executors"])
+
+
+def test_steps_have_names_for_people(spec):
+    for name, task in tasks_of(spec).items():
+        assert task["taskInfo"]["name"] not in (name, "")
+
+
+def test_what_looks_at_the_world_is_never_cached(spec):
+    tasks = tasks_of(spec)
+    assert set(tasks) == set(STEPS)
+    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {"ingest-coco", "precompute-rays", "train", "evaluate"}
+
+
+def test_what_is_cached_takes_the_code_version(spec):
+    for name in ("ingest-coco", "precompute-rays", "train", "evaluate"):
+        given = tasks_of(spec)[name]["inputs"]["parameters"]["code_version"]
+        assert "taskOutputParameter" in given
+
+
+def test_no_step_installs_anything(spec):
+    for executor in spec["deploymentSpec"]["executors"].values():
+        assert "pip install" not in " ".join(executor["container"]["command"])

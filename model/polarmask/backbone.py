@@ -124,5 +124,6 @@ def _read_weights(source: str) -> dict[str, Tensor]:
     except OSError as error:
         raise ConfigError(
             f"can't download {weights.url} ({error}); fetch it on a machine with network and pass "
-            "its path to --backbone-weights"
+            "its path to --backbone-weights, or start afresh with --set backbone_weights=none "
+            "--set model.backbone_norm=group"
         ) from error

@@ -1,0 +1,70 @@
+"""The documentation tells the truth: its commands run, its targets and files exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polarmask.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "*/README.md")
+    for path in ROOT.glob(pattern)
+    if not path.is_relative_to(ROOT / ".venv")
+)
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def tested_commands():
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```bash tested\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_readme_s_commands_run_one_after_the_other(tmp_path):
+    assert (ROOT / "data" / "images").is_dir(), "run `make data` first"
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands = tested_commands()
+    assert len(commands) >= 4
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+    assert (tmp_path / "runs/first/report/report.html").is_file()
+    assert (tmp_path / "runs/first/overlays/contact_sheet.jpg").is_file()
+
+
+def test_every_make_target_says_what_it_does_and_the_named_ones_exist():
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = set(re.findall(r"^  make ([a-z-]+)", helped.stdout, re.MULTILINE))
+    assert {"demo", "test", "check", "setup", "compile"} <= listed
+    for page in PAGES:
+        assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= TARGETS, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_command_is_in_the_readme(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    assert commands
+    assert all(f"polarmask {command}" in readme for command in commands)

@@ -1,0 +1,58 @@
+"""A stranger's first command, in a fresh clone with a fresh environment, in a folder with a space."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    clone = tmp_path_factory.mktemp("a stranger") / "polar mask"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "KEEP"}
+    done = subprocess.run(
+        ["make", "demo"], cwd=clone, env=environment, capture_output=True, text=True, timeout=3000
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return clone, done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_its_promise(demo):
+    clone, printed = demo
+    summary = json.loads((clone / "runs/demo/summary.json").read_text())
+    assert summary["mask_ap"] >= 0.40
+    assert summary["mask_ap50"] >= 0.82
+    assert all(step["status"] == "succeeded" for step in summary["steps"])
+    assert summary["server_answer"]["instances"]
+    for name in ("report", "overlay", "model"):
+        assert Path(summary[name]).exists()
+    assert "curl" in printed
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_no_process(demo):
+    clone, _ = demo
+    left = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if any(str(clone) in part for part in process.info["cmdline"] or ()):
+            left.append(process.info)
+    assert not left
+
+
+@pytest.mark.slow
+def test_a_second_demo_says_that_nothing_changed(demo):
+    clone, _ = demo
+    done = subprocess.run(
+        ["make", "demo"], cwd=clone, capture_output=True, text=True, check=True, timeout=600
+    )
+    assert "nothing changed" in done.stdout
+    steps = json.loads((clone / "runs/demo/summary.json").read_text())["steps"]
+    status = {step["name"]: step["status"] for step in steps}
+    assert status["train"] == "reused"

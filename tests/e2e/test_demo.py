@@ -1,4 +1,4 @@
-"""A stranger's first command, in a fresh clone with a fresh environment, in a folder with a space."""
+"""A stranger's first command: fresh clone, fresh environment, a folder with a space."""
 
 import json
 import os

@@ -34,7 +34,7 @@ def evaluate(
     from polarmask.files import write_text
     from polarmask.inference import Predictor
     from polarmask.report import evaluation_page
-    from polarmask_components.pages import evaluation_metrics, overlay_sheet, write_png
+    from polarmask_components.pages import evaluation_metrics, log_metrics, overlay_sheet, write_png
 
     data = load_coco(Path(dataset.path), "val")
     predictor = Predictor.load(Path(model.path))
@@ -45,6 +45,5 @@ def evaluate(
     write_text(Path(page.path), html)
     sheet = overlay_sheet(data, predictions, min_score=result.operating_score)
     write_png(Path(overlay.path), sheet)
-    for name, value in evaluation_metrics(result).items():
-        metrics.log_metric(name, value)
+    log_metrics(metrics, evaluation_metrics(result))
     return result.mask_ap

@@ -1,8 +1,10 @@
 """Pictures and numbers of a run that steps hand to people."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -10,12 +12,21 @@ from numpy.typing import NDArray
 
 from polarmask.coco import CocoData, read_image
 from polarmask.evaluate import Evaluation
-from polarmask.files import atomic_path
+from polarmask.files import atomic_path, write_text
 from polarmask.inference import Instances
 from polarmask.label_store import LabelSummary
 from polarmask.visualize import contact_sheet, draw_shapes, shapes_of_instances
 
 _OVERLAYS = 6
+
+
+class MetricsArtifact(Protocol):
+    """Kubeflow's `Metrics`."""
+
+    path: str
+
+    def log_metric(self, metric: str, value: float) -> None:
+        """Keep a scalar."""
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -52,6 +63,16 @@ def label_metrics(summaries: Mapping[str, LabelSummary]) -> dict[str, float]:
             for name, iou in summary.per_category_iou.items()
         }
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def log_metrics(artifact: MetricsArtifact, values: Mapping[str, float]) -> None:
+    """Log scalars for Kubeflow's pages and write them to the artifact's file as JSON.
+
+    The file matters: the local runner reuses a step only if a file lies where each artifact should.
+    """
+    for name, value in values.items():
+        artifact.log_metric(name, value)
+    write_text(Path(artifact.path), json.dumps(dict(values), indent=1) + "\n")
 
 
 def overlay_sheet(

@@ -33,7 +33,7 @@ def precompute_rays(
     from polarmask.files import write_text
     from polarmask.precompute import precompute
     from polarmask.report import labels_page
-    from polarmask_components.pages import label_metrics
+    from polarmask_components.pages import label_metrics, log_metrics
     from polarmask_components.run_settings import config_for_labels
 
     data = Path(dataset.path)
@@ -42,6 +42,5 @@ def precompute_rays(
     splits = {split: load_coco(data, split) for split in ("train", "val")}
     provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
     write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))
-    for name, value in label_metrics({split: store.summary(split) for split in splits}).items():
-        metrics.log_metric(name, value)
+    log_metrics(metrics, label_metrics({split: store.summary(split) for split in splits}))
     labels.metadata.update(provenance)

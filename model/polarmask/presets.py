@@ -35,7 +35,7 @@ def tiny() -> RunConfig:
         ),
         input=InputConfig(short_side=None, max_side=1024),
         labels=LabelConfig(level_ranges=((0, 24), (24, 48), (48, float("inf")))),
-        loss=LossConfig(centerness="soft"),
+        loss=LossConfig(centerness="polar_iou"),
         optim=OptimConfig(
             optimizer="adamw",
             lr=2e-3,

@@ -28,7 +28,7 @@ def deploy_torchserve(
         target: Folder of the TorchServe of this machine; started if none runs there.
         model_name: In URLs.
         champion_version: Champion that the candidate was compared with; empty for none.
-        answer: What the new version said to the image, as JSON.
+        answer: What the new version said to the image, as JSON; metadata: version and image.
 
     Returns:
         Where the model answers.
@@ -42,6 +42,7 @@ def deploy_torchserve(
     from polarmask_components.registry import open_registry
 
     data = load_coco(Path(dataset.path), "val")
+    image = data.image_path(data.images[0])
     deployed = deploy(
         Path(model.path),
         facts=facts_of(Path(model.path), metrics.metadata),
@@ -49,8 +50,8 @@ def deploy_torchserve(
         target=Path(target),
         registry=open_registry(registry),
         expected=champion_version or None,
-        image=data.image_path(data.images[0]).read_bytes(),
+        image=image.read_bytes(),
     )
     write_text(Path(answer.path), json.dumps(deployed.answer, indent=1) + "\n")
-    answer.metadata["version"] = deployed.version
+    answer.metadata.update({"version": deployed.version, "image": str(image)})
     return deployed.url

@@ -8,30 +8,19 @@ Until the registry agreed, all requests are answered by the old version.
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from polarmask.config import to_dict
 from polarmask.model_folder import read_card
+from polarmask_components.local_server import Deployment
 from polarmask_components.registry import Facts, Registry
 from polarmask_serving.archive import Archive, build_archive
 from polarmask_serving.errors import ServingError
-from polarmask_serving.record import ServerRecord, locked
+from polarmask_serving.record import locked
 from polarmask_serving.roll_out import check_answer
 from polarmask_serving.server import LocalServer
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A model in service."""
-
-    version: str
-    url: str
-    """Where it answers."""
-    answer: dict[str, Any]
-    """What it said to the image."""
 
 
 def facts_of(model: Path, metrics: Mapping[str, float]) -> Facts:
@@ -101,32 +90,3 @@ def _try_out(server: LocalServer, archive: Archive, image: bytes) -> dict[str, A
     answer = server.predict(image, version=archive.version)
     check_answer(answer, archive)
     return answer
-
-
-def ask_champion(target: Path, *, name: str, image: bytes) -> Deployment | None:
-    """Return what this machine's champion says to an image; its server is started if need be.
-
-    Returns:
-        None if nothing was deployed to `target` yet.
-
-    Raises:
-        ServingError: The server does not start or does not answer.
-    """
-    record = ServerRecord.read(target)
-    if record is None or record.champion is None:
-        return None
-    server = LocalServer.attach_or_start(target, name=name)
-    return Deployment(server.champion or "", server.predict_url, server.predict(image))
-
-
-def is_serving(target: Path) -> bool:
-    """Tell whether a server runs in a folder."""
-    record = ServerRecord.read(target)
-    return record is not None and LocalServer(target.resolve(), record).is_running()
-
-
-def stop_server(target: Path) -> None:
-    """End the server of a folder, if there is one; a later start loads its champion again."""
-    record = ServerRecord.read(target)
-    if record is not None:
-        LocalServer(target.resolve(), record).stop()

@@ -125,7 +125,7 @@ def _demo(_: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from polarmask_components.deployment import is_serving, stop_server
+    from polarmask_components.local_server import is_serving, stop_server
 
     print("stopped" if is_serving(options.server) else f"no server runs in {options.server}")
     stop_server(options.server)
@@ -134,7 +134,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _run_and_tell(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     """Run, print what came of it, and end the server unless it is to be kept."""
-    from polarmask_components.deployment import stop_server
+    from polarmask_components.local_server import stop_server
     from polarmask_pipelines.local_run import LOG, run
 
     outcome = run(out, {"data_repository": str(Path.cwd()), **parameters})

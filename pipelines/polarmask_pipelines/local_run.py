@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 from kfp import local
 
-from polarmask_components.deployment import Deployment, ask_champion, is_serving, stop_server
+from polarmask_components.local_server import Deployment, ask_champion, is_serving, stop_server
 from polarmask_pipelines.console import Console, console
-from polarmask_pipelines.results import Summary, summarize
+from polarmask_pipelines.results import Summary, deployed_in, summarize
 from polarmask_pipelines.train_and_deploy import train_and_deploy
 from polarmask_pipelines.watch import watched
 
@@ -79,8 +79,8 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         succeeded = _run_pipeline(out, shared / "cache", parameters, person)
         seconds = time.monotonic() - began
         summary = summarize(person.results, STEPS, seconds=seconds, out=out)
-        served = None
-        if succeeded and summary.sample:
+        served = deployed_in(person.results)
+        if succeeded and served is None and summary.sample:
             image = Path(summary.sample).read_bytes()
             served = ask_champion(target, name=parameters["deploy_model_name"], image=image)
         if served:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polarmask_components.local_server import Deployment
 from polarmask_pipelines.watch import TaskResult
 
 SUMMARY = "summary.json"
@@ -104,8 +105,12 @@ def summarize(
     for step, page in _PAGES.items():
         if step in outputs:
             _keep(outputs[step]["page"].path, out / "reports" / f"{page}.html")
-    if "ingest-coco" in outputs:
-        summary.sample = str(_keep_sample(Path(outputs["ingest-coco"]["dataset"].path), out))
+    if "deploy-torchserve" in outputs:
+        asked = Path(outputs["deploy-torchserve"]["answer"].metadata["image"])
+        summary.sample = str(_keep(asked, out / f"sample{asked.suffix.lower()}"))
+    elif "ingest-coco" in outputs:
+        first = _first_image(Path(outputs["ingest-coco"]["dataset"].path))
+        summary.sample = str(_keep(first, out / f"sample{first.suffix.lower()}"))
     if "train" in outputs:
         summary.model = str(_keep(outputs["train"]["model"].path, out / "model"))
     if "evaluate" in outputs:
@@ -129,7 +134,7 @@ def _nothing_changed(by_name: Mapping[str, TaskResult]) -> bool:
     return deployed is None or deployed.outputs["answer"].metadata["version"] == before
 
 
-def _keep(source: str, to: Path) -> Path:
+def _keep(source: str | Path, to: Path) -> Path:
     """Copy a file or folder to where people look for it, in place of an earlier run's."""
     if to.is_dir():
         shutil.rmtree(to)
@@ -141,12 +146,19 @@ def _keep(source: str, to: Path) -> Path:
     return to
 
 
-def _keep_sample(dataset: Path, out: Path) -> Path:
-    """Copy a val image under a short name, to ask the server with."""
+def _first_image(dataset: Path) -> Path:
     document = (dataset / "annotations" / "instances_val.json").read_text(encoding="utf-8")
-    name = str(json.loads(document)["images"][0]["file_name"])
-    image = dataset / "images" / name
-    return _keep(str(image), out / f"sample{image.suffix.lower()}")
+    return dataset / "images" / str(json.loads(document)["images"][0]["file_name"])
+
+
+def deployed_in(results: Sequence[TaskResult]) -> Deployment | None:
+    """Return what the run put into service."""
+    for result in results:
+        if result.name == "deploy-torchserve" and result.status == "succeeded":
+            answer = result.outputs["answer"]
+            said = json.loads(Path(answer.path).read_text(encoding="utf-8"))
+            return Deployment(answer.metadata["version"], result.outputs["Output"], said)
+    return None
 
 
 def shorten(value: object) -> object:

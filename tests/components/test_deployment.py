@@ -10,14 +10,9 @@ from polarmask.coco import Category
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
-from polarmask_components.deployment import (
-    ask_champion,
-    deploy,
-    facts_of,
-    is_serving,
-    stop_server,
-)
+from polarmask_components.deployment import deploy, facts_of
 from polarmask_components.errors import ConflictError
+from polarmask_components.local_server import ask_champion, is_serving, stop_server
 from polarmask_components.registry import open_registry
 from polarmask_serving.errors import ServingError
 

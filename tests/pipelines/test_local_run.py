@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from data_repository import make_data_repository
-from polarmask_components.deployment import ask_champion, is_serving, stop_server
+from polarmask_components.local_server import ask_champion, is_serving, stop_server
 from polarmask_components.registry import open_registry
 
 # Enough steps that some pixels are found, so that a model without training is worse.

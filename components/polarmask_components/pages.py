@@ -84,7 +84,7 @@ def overlay_sheet(
     pictures = [
         draw_shapes(
             read_image(data.image_path(record)),
-            shapes_of_instances(predictions[record.id], min_score=min_score, rays=True),
+            shapes_of_instances(predictions[record.id], min_score=min_score),
         )
         for record in records
     ]

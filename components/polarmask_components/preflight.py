@@ -21,7 +21,7 @@ def preflight(
         preset: Name of a known run.
         overrides: Settings to change, `section.field=value`, separated by spaces.
         nodes: Machines to train on.
-        processes_per_node: Training processes on each.
+        processes_per_node: Training processes on each; 0 leaves it to the launcher.
         floor_ap: Lowest mask AP that may be served, in [0, 1].
         registry: Folder or s3://bucket/prefix of the champion registry.
         webhook: Address that is told how the run ended; empty for none.

@@ -31,11 +31,17 @@ def check_settings(
 ) -> RunConfig:
     """Find in seconds what would otherwise stop a run after an hour.
 
+    Args:
+        preset_name: See `polarmask.presets`.
+        overrides: As for `read_settings`.
+        processes: That train, all nodes together; 0 if the launcher is to choose.
+        floor_ap: Mask AP in [0, 1].
+
     Raises:
         ConfigError: Says which parameter of the pipeline can't work.
     """
     config = read_settings(preset_name, overrides)
-    if processes < 1 or config.optim.batch_size % processes:
+    if processes < 0 or (processes and config.optim.batch_size % processes):
         raise ConfigError(
             f"optim.batch_size {config.optim.batch_size} does not divide among {processes} "
             "training processes; change it with train_set, or the number of processes"

@@ -1,5 +1,6 @@
 """Training as a child process: torchrun starts the workers, its words pass through."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,23 @@ from polarmask_components.errors import LaunchError
 _TAIL_LINES = 30
 _TORCHRUN_REPORTS = "torch/distributed/elastic/multiprocessing/api.py"
 """In the first line of torchrun's own report of a failure, which tells nothing of the reason."""
+_MOST_CPU_PROCESSES = 4
+"""Each holds the whole network."""
 _SECONDS_TO_END = 40
 """torchrun itself gives its workers 30 s before it kills them."""
+
+
+def choose_processes(batch_size: int) -> int:
+    """Return how many processes train best on this machine.
+
+    One for each GPU; without one, a few of one thread each, which share cores better than threads
+    of one process do. The batch divides evenly among them.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = torch.cuda.device_count() or min(cores or 1, _MOST_CPU_PROCESSES)
+    return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
 def training_command(

@@ -15,7 +15,7 @@ def train(
     model: dsl.Output[dsl.Model],
     run: dsl.Output[dsl.Artifact],
     nodes: int = 1,
-    processes_per_node: int = 1,
+    processes_per_node: int = 0,
 ) -> None:
     """Start torchrun, pass its words on, and keep the model; goes on if it is tried again.
 
@@ -28,13 +28,19 @@ def train(
         model: Model folder: weights, config, categories, provenance.
         run: Run folder: config, checkpoint, metrics of each step.
         nodes: Machines; more than one needs a cluster.
-        processes_per_node: One for each GPU, or one for a CPU.
+        processes_per_node: 0 takes one for each GPU, or what the CPU's cores allow.
     """
     from pathlib import Path
 
     from polarmask_components.code_version import code_commit
     from polarmask_components.errors import LaunchError
-    from polarmask_components.torchrun import keep_model, run_to_end, training_command
+    from polarmask_components.run_settings import read_settings
+    from polarmask_components.torchrun import (
+        choose_processes,
+        keep_model,
+        run_to_end,
+        training_command,
+    )
 
     if nodes != 1:
         raise LaunchError(f"nodes is {nodes}: on this machine only 1 will do")
@@ -44,13 +50,14 @@ def train(
         "code_commit": code_commit(),
         "code_version": code_version,
     }
+    batch_size = read_settings(preset, overrides).optim.batch_size
     command = training_command(
         data=Path(dataset.path),
         labels=Path(labels.path),
         out=Path(run.path),
         preset=preset,
         overrides=overrides,
-        processes=processes_per_node,
+        processes=processes_per_node or choose_processes(batch_size),
         provenance=provenance,
     )
     run_to_end(command)

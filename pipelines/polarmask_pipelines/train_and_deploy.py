@@ -38,7 +38,7 @@ def train_and_deploy(
     train_label_workers: int = 0,
     train_nodes: int = 1,
     train_preset: str = "coco-r50-1x",
-    train_processes_per_node: int = 1,
+    train_processes_per_node: int = 0,
     train_set: str = "",
 ) -> None:
     """Train, judge and serve one model.
@@ -56,7 +56,7 @@ def train_and_deploy(
         train_label_workers: Processes that make ray labels; 0 works in the step's own.
         train_nodes: Machines to train on.
         train_preset: Name of a known run.
-        train_processes_per_node: Training processes on each machine.
+        train_processes_per_node: Training processes on each machine; 0 fits them to it.
         train_set: Settings to change, section.field=value, separated by spaces.
     """
     told = notify(webhook=notify_webhook)

@@ -78,6 +78,7 @@ def trained(dataset, labelled, tmp_path_factory):
         preset="tiny",
         overrides=SHORT,
         code_version="v1",
+        processes_per_node=1,
         **vars(outputs),
     )
     return outputs
@@ -117,7 +118,8 @@ def test_preflight_tells_runs_that_can_share_labels():
         pytest.param({"overrides": "optim.speed=9"}, r"optim\.speed", id="setting"),
         pytest.param({"overrides": "optim.lr=-1"}, "lr is -1", id="value"),
         pytest.param({"processes_per_node": 3}, "does not divide among 3", id="processes"),
-        pytest.param({"nodes": 0}, "among 0", id="nodes"),
+        pytest.param({"nodes": 3}, "among 3", id="nodes"),
+        pytest.param({"nodes": -1}, "among -1", id="negative"),
         pytest.param({"floor_ap": 25.0}, "eval_floor_ap is 25", id="percent"),
         pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
         pytest.param({"registry": "gs://x"}, "'gs://x' is no registry", id="registry"),
@@ -227,6 +229,7 @@ def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
             code_version="v1",
             model=artifact(dsl.Model, tmp_path / "model"),
             run=artifact(dsl.Artifact, tmp_path / "run"),
+            processes_per_node=1,
         )
     assert "elastic" not in str(caught.value)  # torchrun's own words would bury the reason
     assert not (tmp_path / "model").exists()

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from polarmask_components.errors import LaunchError
-from polarmask_components.torchrun import keep_model, run_to_end, training_command
+from polarmask_components.torchrun import choose_processes, keep_model, run_to_end, training_command
 
 
 def python(code):
@@ -87,6 +87,14 @@ def test_command_carries_settings_and_provenance_each_as_a_flag():
         *("--set", "seed=2"),
         *("--provenance", "data_commit=c0ffee"),
     ]
+
+
+def test_processes_fit_machine_and_batch(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert [choose_processes(batch) for batch in (8, 6, 7, 1)] == [4, 3, 1, 1]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert choose_processes(16) == 8
 
 
 def test_kept_model_leaves_the_run_folder_whole(tmp_path):

@@ -41,6 +41,7 @@ def command_for(place, name, settings=SETTINGS, **parameters):
     parameters = {
         "data_repository": str(place.data),
         "eval_floor_ap": "0",
+        "train_processes_per_node": "1",
         "train_set": settings,
         **parameters,
     }

@@ -16,7 +16,10 @@ from polarmask_pipelines.watch import TaskResult
 _TAIL_LINES = 200
 _INDENT = "    "
 """What KFP puts before each line of a step."""
+_NOISE = re.compile(r'\[KFP Executor|\s*[][{}"]')
+"""KFP's own words inside a step, and the JSON it dumps."""
 _PROGRESS = re.compile(r"step=(\d+)/(\d+) ?(.*)")
+_SHOWN = ("loss=", "img_s=", "eta=")
 _BAR_CELLS = 20
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -67,14 +70,16 @@ class Console:
         if line.startswith(_INDENT) and line.strip():
             words = _COLOUR.sub("", line).removeprefix(_INDENT).rstrip()
             self._tail.append(words)
-            self._show(words)
+            if not _NOISE.match(words):
+                self._show(words)
 
     def _show(self, words: str) -> None:
         if not (self._is_terminal and self._running):
             return
         progress = _PROGRESS.search(words)
         if progress:
-            done, total, rest = int(progress[1]), int(progress[2]), progress[3]
+            done, total = int(progress[1]), int(progress[2])
+            rest = " ".join(word for word in progress[3].split() if word.startswith(_SHOWN))
             filled = _BAR_CELLS * done // max(1, total)
             bar = "#" * filled + "." * (_BAR_CELLS - filled)
             words = f"[{bar}] {done}/{total} {rest}"

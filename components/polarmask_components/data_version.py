@@ -82,6 +82,12 @@ def _hash_in(pointer: str, where: str) -> str:
     return folder_hash
 
 
+def has_uncommitted_pointer(repository: str) -> bool:
+    """Tell whether a checkout's data.dvc was changed and not committed: no revision means that."""
+    path = Path(repository)
+    return path.is_dir() and bool(_git(path, "status", "--porcelain", "--", f":/{POINTER}"))
+
+
 def fetch(repository: str, version: DataVersion, to: Path) -> None:
     """Copy the data folder to `to`, which appears whole and verified or not at all.
 

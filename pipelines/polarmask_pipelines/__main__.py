@@ -134,10 +134,14 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _run_and_tell(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     """Run, print what came of it, and end the server unless it is to be kept."""
+    from polarmask_components.data_version import has_uncommitted_pointer
     from polarmask_components.local_server import stop_server
     from polarmask_pipelines.local_run import LOG, run
 
-    outcome = run(out, {"data_repository": str(Path.cwd()), **parameters})
+    parameters = {"data_repository": str(Path.cwd()), **parameters}
+    if has_uncommitted_pointer(parameters["data_repository"]):
+        print("note: data.dvc has uncommitted changes; runs take what is committed\n")
+    outcome = run(out, parameters)
     if not outcome.succeeded:
         print(f"\nfailed: {outcome.error}\nall it said: {_near(out / LOG)}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from polarmask_pipelines.console import Console, console
 from polarmask_pipelines.results import Summary, deployed_in, summarize
 from polarmask_pipelines.train_and_deploy import train_and_deploy
 from polarmask_pipelines.watch import watched
+from polarmask_serving.errors import ServingError
 
 LOG = "run.log"
 STEPS = (
@@ -82,7 +83,10 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         served = deployed_in(person.results)
         if succeeded and served is None and summary.sample:
             image = Path(summary.sample).read_bytes()
-            served = ask_champion(target, name=parameters["deploy_model_name"], image=image)
+            try:
+                served = ask_champion(target, name=parameters["deploy_model_name"], image=image)
+            except ServingError as error:
+                succeeded, person.error = False, f"the champion does not answer: {error}"
         if served:
             summary.champion, summary.server_answer = served.version, served.answer
         summary.write(out)

@@ -5,7 +5,12 @@ import sys
 import pytest
 
 from polarmask_components import code_version as code
-from polarmask_components.data_version import fetch, hash_of_folder, resolve
+from polarmask_components.data_version import (
+    fetch,
+    has_uncommitted_pointer,
+    hash_of_folder,
+    resolve,
+)
 from polarmask_components.errors import (
     MissingObjectsError,
     NoDataError,
@@ -63,6 +68,15 @@ def test_fetch_brings_each_version_its_own_files(data_repository, tmp_path):
 
 def test_our_hash_of_a_folder_is_the_one_of_dvc(data_repository):
     assert hash_of_folder(data_repository / "data") == resolve(str(data_repository), "v2").hash
+
+
+def test_pointer_that_was_changed_and_not_committed_is_noticed(copy):
+    assert not has_uncommitted_pointer(str(copy))
+    assert not has_uncommitted_pointer(copy.as_uri())
+    (copy / "README.md").write_text("not data")
+    assert not has_uncommitted_pointer(str(copy))
+    (copy / "data.dvc").write_text((copy / "data.dvc").read_text() + "desc: new\n")
+    assert has_uncommitted_pointer(str(copy / "data"))
 
 
 @pytest.mark.parametrize("place", ["no/such/folder", "file:///no/such/repository"])

@@ -20,7 +20,7 @@ PAGES = sorted(
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def tested_commands():
+def commands_marked_as_tested():
     readme = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```bash tested\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
@@ -30,7 +30,7 @@ def test_the_readme_s_commands_run_one_after_the_other(tmp_path):
     assert (ROOT / "data" / "images").is_dir(), "run `make data` first"
     (tmp_path / "data").symlink_to(ROOT / "data")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands = tested_commands()
+    commands = commands_marked_as_tested()
     assert len(commands) >= 4
     for command in commands:
         done = subprocess.run(

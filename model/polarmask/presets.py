@@ -43,7 +43,7 @@ def tiny() -> RunConfig:
             schedule="one_cycle",
             warmup_steps=20,
             batch_size=4,
-            epochs=6,
+            epochs=8,
             ema_decay=0.9,
         ),
         postprocess=PostprocessConfig(max_instances=500),

@@ -125,14 +125,19 @@ def test_the_command_serves_until_interrupted(random_model, png, tmp_path):
     command = [sys.executable, "-m", "polarmask_serving", "serve", "--model", str(random_model)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Shells let background jobs ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         ready, line = process.stdout.readline(), process.stdout.readline()
         assert ready.startswith("ready")
         url = re.search(r"curl .* (http://\S+)", line).group(1)
         assert requests.post(url, data=png, timeout=60).json()["instances"]
         process.send_signal(signal.SIGINT)
-        assert process.stdout.read() == "stopped\n"
-        assert process.wait(30) == 0
+        assert process.communicate(timeout=60) == ("stopped\n", None)
+        assert process.returncode == 0
     assert not processes_of(str(tmp_path))
     assert not list(tmp_path.glob("polarmask-*"))

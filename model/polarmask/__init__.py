@@ -1,1 +1,1 @@
-"""polarmask."""
+"""PolarMask: instance segmentation by a centre and rays, from COCO data to masks."""

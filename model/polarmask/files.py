@@ -16,17 +16,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)  # a container that was killed comes back with the same process id
     try:
         yield temporary
         _sync(temporary)
-        if temporary.is_dir() and path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _replace(path, temporary)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Put `new` in the place of `path`; an older folder is whole until the new one stands."""
+    if new.is_dir() and path.exists():
+        old = new.with_suffix(".old")
+        _remove(old)
+        path.replace(old)
+        try:
+            new.replace(path)
+        except OSError:
+            old.replace(path)
+            raise
+        _remove(old)
+    else:
+        new.replace(path)
+    _sync_one(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,8 +63,16 @@ def sha256_of_file(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or all files of a folder, to disk."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+    """Flush a file, or a folder and all it holds, to disk."""
+    for inner in path.rglob("*") if path.is_dir() else ():
+        _sync_one(inner)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    """Flush a file, or a folder's list of names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

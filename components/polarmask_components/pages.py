@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.coco import CocoData, read_image
+from polarmask.coco import CocoData
 from polarmask.evaluate import Evaluation
 from polarmask.files import atomic_path, write_text
+from polarmask.image_file import read_image
 from polarmask.inference import Instances
 from polarmask.label_store import LabelSummary
 from polarmask.visualize import contact_sheet, draw_shapes, shapes_of_instances

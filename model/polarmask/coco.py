@@ -16,19 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from polarmask.errors import DataError
+from polarmask.image_file import read_image, read_size
 from polarmask.masks import Polygon, Segmentation
 from polarmask.outlines import OutlineError, read_outline
 
 _READ_THREADS = 8
-
-# Pillow's decoders raise more than OSError on damaged files.
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -258,12 +253,8 @@ def _check_file(path: Path, record: ImageRecord, check_pixels: bool) -> Problem 
     if not path.is_file():
         return Problem("missing_image", where, "no such file under images/")
     try:
-        if check_pixels:
-            height, width = read_image(path).shape[:2]
-        else:
-            with Image.open(path) as image:
-                width, height = image.size
-    except (DataError, *_DECODE_ERRORS) as error:
+        height, width = read_image(path).shape[:2] if check_pixels else read_size(path)
+    except DataError as error:
         return Problem("undecodable_image", where, str(error))
     if (width, height) == (record.width, record.height):
         return None
@@ -271,25 +262,6 @@ def _check_file(path: Path, record: ImageRecord, check_pixels: bool) -> Problem 
     if (height, width) == (record.width, record.height):
         detail += "; annotate without the file's EXIF orientation, as COCO does"
     return Problem("image_size_mismatch", where, detail)
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image to (H, W, 3) uint8 RGB, 0 to 255.
-
-    The file's EXIF orientation is ignored, as COCO's annotations do. Grey becomes RGB, alpha is
-    dropped, 16 bits become the upper 8.
-
-    Raises:
-        DataError: The file is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.array(image.convert("RGB"))
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{path} is no readable image ({error}); replace or remove it") from error
 
 
 def _read_annotation(

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
-from polarmask.coco import CocoData, read_image
+from polarmask.coco import CocoData
 from polarmask.config import RunConfig
 from polarmask.detector import Targets
+from polarmask.image_file import read_image
 from polarmask.label_store import ImageLabels, LabelStore
 from polarmask.preprocess import canvas_hw, resize, resized_hw, to_canvas
 

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask.coco import Category, CocoData, ImageRecord, load_coco, read_image
+from polarmask.coco import Category, CocoData, ImageRecord, load_coco
 from polarmask.coco_ap import CocoScores, score_predictions
 from polarmask.errors import DataError
+from polarmask.image_file import read_image
 from polarmask.inference import Instances, Predictor
 
 HISTOGRAM_BINS = 20

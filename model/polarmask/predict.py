@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from polarmask.errors import DataError
 from polarmask.files import atomic_path, write_text
+from polarmask.image_file import read_image
 from polarmask.inference import Instances, Predictor
 from polarmask.visualize import contact_sheet, draw_shapes, encode_jpeg, shapes_of_instances
 
@@ -50,7 +50,7 @@ def predict_images(
     entries: list[dict[str, Any]] = []
     pictures: list[NDArray[np.uint8]] = []
     for number, path in enumerate(tqdm(paths, desc="predict", unit="image", delay=2, disable=None)):
-        image = read_upright(path)
+        image = read_image(path, upright=True)
         found = predictor.predict([image])[0]
         picture = draw_shapes(image, shapes_of_instances(found, min_score=min_score))
         # The number keeps apart files of equal name from different folders.
@@ -65,19 +65,6 @@ def predict_images(
         names = [path.name[:40] for path in paths[:_SHEET_PICTURES]]
         temporary.write_bytes(encode_jpeg(contact_sheet(pictures, captions=names)))
     return {entry["image"]: len(entry["instances"]) for entry in entries}
-
-
-def read_upright(path: Path) -> NDArray[np.uint8]:
-    """Read an image as a person sees it: (H, W, 3) uint8 RGB, turned by its EXIF orientation."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                grey = (np.asarray(upright) >> 8).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.array(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no readable image ({error}); leave it out") from error
 
 
 def _image_files(images: Iterable[Path]) -> list[Path]:

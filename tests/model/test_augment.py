@@ -8,8 +8,9 @@ import torch
 
 from factories import make_tiny_coco
 from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
-from polarmask.coco import load_coco, read_image
+from polarmask.coco import load_coco
 from polarmask.config import InputConfig, LabelConfig, ModelConfig, RunConfig
+from polarmask.image_file import read_image
 from polarmask.precompute import label_image
 from polarmask.preprocess import to_canvas
 from polarmask.rays import decode_rays

@@ -1,13 +1,13 @@
 import json
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 
 from factories import TINY_CATEGORIES, crescent, make_tiny_coco
-from polarmask.coco import CocoData, Problem, describe_problems, load_coco, read_image
+from polarmask.coco import CocoData, Problem, describe_problems, load_coco
 from polarmask.errors import DataError
+from polarmask.image_file import read_image
 from polarmask.masks import (
     bitmap_from_rle,
     rle_area,
@@ -304,14 +304,6 @@ def test_a_truncated_image_is_found_when_pixels_are_checked(tiny):
         read_image(path)
 
 
-def test_a_truncated_jpeg_is_no_grey_half_image(tmp_path):
-    path = tmp_path / "photo.jpg"
-    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
-    path.write_bytes(path.read_bytes()[:-900])
-    with pytest.raises(DataError, match="truncated"):
-        read_image(path)
-
-
 @pytest.mark.parametrize("check_pixels", [False, True])
 def test_a_file_that_is_no_image_is_reported(tiny, check_pixels):
     (tiny / "images" / "train_000.png").write_text("<html>404</html>")
@@ -388,31 +380,6 @@ def test_images_may_lie_in_subfolders(tiny):
     (tiny / "images" / "train_000.png").rename(tiny / "images" / "deep" / "a.png")
     edit(tiny, rename_first("deep/a.png"))
     assert load_coco(tiny, "train").problems == ()
-
-
-def test_reading_ignores_orientation_and_turns_every_mode_into_rgb(tmp_path):
-    from PIL import Image
-
-    colour = np.zeros((4, 6, 3), dtype=np.uint8)
-    colour[:, :3] = (200, 100, 50)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(colour).save(tmp_path / "turned.png", exif=exif)
-    Image.fromarray(colour).quantize(4).save(tmp_path / "palette.png")
-    Image.fromarray(np.dstack([colour, colour[:, :, 0]])).save(tmp_path / "alpha.png")
-    Image.fromarray(colour[:, :, 0]).save(tmp_path / "grey.png")
-    cv2.imwrite(str(tmp_path / "deep.png"), colour[:, :, 0].astype(np.uint16) * 256 + 7)
-    grey = np.repeat(colour[:, :, :1], 3, axis=2)
-    for name, expected in (
-        ("turned", colour),
-        ("palette", colour),
-        ("alpha", colour),
-        ("grey", grey),
-        ("deep", grey),
-    ):
-        pixels = read_image(tmp_path / f"{name}.png")
-        assert pixels.dtype == np.uint8
-        assert (pixels == expected).all(), name
 
 
 def test_problems_are_counted_by_kind_with_the_first_places():

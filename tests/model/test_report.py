@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from factories import ellipse, make_instances, make_tiny_coco, perfect_predictions
-from polarmask.coco import Problem, load_coco, read_image
+from polarmask.coco import Problem, load_coco
 from polarmask.evaluate import evaluate_predictions
+from polarmask.image_file import read_image
 from polarmask.precompute import precompute
 from polarmask.presets import tiny
 from polarmask.report import data_page, evaluation_page, labels_page

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from factories import ellipse, make_instances, make_tiny_coco, star
-from polarmask.coco import load_coco, read_image
+from polarmask.coco import load_coco
+from polarmask.image_file import read_image
 from polarmask.visualize import (
     ORANGE,
     PALETTE,

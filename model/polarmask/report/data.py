@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from polarmask.coco import CocoData, Problem, read_image
+from polarmask.coco import CocoData, Problem
+from polarmask.image_file import read_image
 from polarmask.report.charts import bar_chart
 from polarmask.report.page import Picture, Tile, make_pictures, render, spread
 from polarmask.visualize import draw_shapes, shapes_of_annotations

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from polarmask.coco import CocoData, ImageRecord, read_image
+from polarmask.coco import CocoData, ImageRecord
 from polarmask.coco_ap import score_predictions
 from polarmask.evaluate import Evaluation, ImageResult
+from polarmask.image_file import read_image
 from polarmask.inference import Instances
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
 from polarmask.report.page import Picture, Tile, make_pictures, render

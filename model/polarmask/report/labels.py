@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polarmask.coco import Annotation, CocoData, ImageRecord, read_image
+from polarmask.coco import Annotation, CocoData, ImageRecord
 from polarmask.config import RunConfig
+from polarmask.image_file import read_image
 from polarmask.label_store import ImageLabels, LabelStore, LabelSummary
 from polarmask.preprocess import resized_hw
 from polarmask.rays import decode_rays

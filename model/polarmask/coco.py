@@ -34,6 +34,15 @@ class Category:
     name: str
 
 
+def category_labels(categories: Sequence[Category]) -> list[str]:
+    """Return a text per category that no other has: its name, and its id where names are shared."""
+    count_of = Counter(category.name for category in categories)
+    return [
+        category.name if count_of[category.name] == 1 else f"{category.name} ({category.id})"
+        for category in categories
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """One object or crowd region of an image."""
@@ -92,6 +101,11 @@ class CocoData:
         return self.root / "images" / record.file_name
 
 
+def annotation_file(data: Path, split: str) -> Path:
+    """Return where the annotations of a split lie."""
+    return data / "annotations" / f"instances_{split}.json"
+
+
 def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData:
     """Read and check one split.
 
@@ -104,7 +118,7 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
         DataError: Folder, file or keys are missing, the JSON is unreadable, or no usable image or
             object is left.
     """
-    path = data / "annotations" / f"instances_{split}.json"
+    path = annotation_file(data, split)
     document = _read_document(data, path)
     problems: list[Problem] = []
     categories = _read_categories(document["categories"], problems)

@@ -143,7 +143,7 @@ class LabelSummary:
     ignored: int
     """Crowd regions and objects too small for the input size."""
     per_category_iou: dict[str, float]
-    """Mean mask IoU that perfectly predicted rays reach."""
+    """Mean mask IoU that perfectly predicted rays reach, by `coco.category_labels`."""
     per_category_instances: dict[str, int]
     worst: tuple[tuple[str, int, float], ...]
     """File name, annotation id and IoU of the worst-fitting objects."""
@@ -188,7 +188,7 @@ class LabelStore:
         path = folder / "index.json"
         if not path.is_file():
             raise LabelStoreError(
-                f"{folder} holds no finished label store; run `polarmask precompute --out {folder}`"
+                f"{folder} holds no finished label store; run `polarmask precompute`"
             )
         index = json.loads(path.read_text(encoding="utf-8"))
         if index.get("format_version") != FORMAT_VERSION:

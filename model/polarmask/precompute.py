@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from polarmask import masks
-from polarmask.coco import Annotation, CocoData, ImageRecord, describe_problems, load_coco
+from polarmask.coco import (
+    Annotation,
+    CocoData,
+    ImageRecord,
+    annotation_file,
+    category_labels,
+    describe_problems,
+    load_coco,
+)
 from polarmask.config import RunConfig
 from polarmask.files import sha256_of_file
 from polarmask.label_store import (
@@ -44,7 +52,12 @@ _NUM_WORST = 24
 
 def data_hash(data: Path, split: str) -> str:
     """Return the sha256 of a split's annotation file."""
-    return sha256_of_file(data / "annotations" / f"instances_{split}.json")
+    return sha256_of_file(annotation_file(data, split))
+
+
+def find_splits(data: Path) -> tuple[str, ...]:
+    """Return "train", which has to be there, and "val" where there is one."""
+    return ("train", "val") if annotation_file(data, "val").exists() else ("train",)
 
 
 def precompute(
@@ -227,7 +240,7 @@ def _summarise(coco: CocoData, store: LabelStore) -> LabelSummary:
             ious.setdefault(category, []).append(float(iou))
             ranked.append((float(iou), record.file_name, annotation))
     instances = len(ranked)
-    names = [category.name for category in coco.categories]
+    names = category_labels(coco.categories)
     return LabelSummary(
         images=len(coco.images),
         instances=instances,

@@ -46,6 +46,22 @@ def test_the_summary_counts_what_is_there(drawn_data, drawn_labels):
     assert [iou for _, _, iou in summary.worst] == sorted(iou for _, _, iou in summary.worst)
 
 
+def test_categories_of_one_name_are_summed_apart(small_config, tmp_path):
+    """Crescents fit worse than ellipses, also when both are called cell."""
+    data = make_tiny_coco(tmp_path / "data")
+    path = data / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    for category in document["categories"]:
+        category["name"] = "star" if category["id"] == 5 else "cell"
+    path.write_text(json.dumps(document))
+    summary = precompute(data, tmp_path / "out", small_config, splits=("train",)).summary("train")
+    iou = summary.per_category_iou
+    assert set(iou) == {"cell (2)", "star", "cell (9)"}
+    assert iou["cell (9)"] < 0.95 < iou["cell (2)"]
+    assert sum(summary.per_category_instances.values()) == summary.instances
+    assert min(iou.values()) < summary.mean_iou < max(iou.values())
+
+
 def test_a_second_run_remakes_nothing(drawn_data, small_config, tmp_path):
     precompute(drawn_data, tmp_path, small_config)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}

@@ -11,7 +11,7 @@ from polarmask.config import RunConfig, from_dict, to_dict
 from polarmask.errors import CheckpointError
 from polarmask.files import atomic_path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class TrainingState:
     """All that an exact resume needs; batches and augmentation follow from step and seed."""
 
     config: RunConfig
+    data_hash: str
+    """sha256 of the training annotations: weights of other data must not be continued on these."""
     step: int
     """Optimiser steps done."""
     detector: dict[str, Any]

@@ -53,17 +53,18 @@ class Batch:
     targets: Targets
     image_ids: tuple[int, ...]
 
+    def pin_memory(self) -> "Batch":
+        """Return a copy that a GPU can fetch by itself; the loader calls this."""
+        targets = {name: value.pin_memory() for name, value in vars(self.targets).items()}
+        return Batch(self.image_BHW3.pin_memory(), Targets(**targets), self.image_ids)
+
 
 class TrainingImages(Dataset[Sample]):
-    """Images with at least one object."""
+    """All usable images; one without objects teaches what background looks like."""
 
     def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
         labelled = set(store.image_ids(coco.split))
-        self.records = [
-            record
-            for record in coco.images
-            if record.id in labelled and any(a.parts for a in record.annotations)
-        ]
+        self.records = [record for record in coco.images if record.id in labelled]
         self._coco = coco
         self._store = store
         self._config = config

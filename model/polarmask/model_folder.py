@@ -52,6 +52,11 @@ def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
         (temporary / CARD_FILE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Tell whether a model lies there whole."""
+    return (folder / WEIGHTS_FILE).is_file() and (folder / CARD_FILE).is_file()
+
+
 def read_card(folder: Path) -> ModelCard:
     """Read what a model is, without its weights.
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,8 @@ class Meter:
     """A bar on a terminal, a log line now and then elsewhere, every step in a file."""
 
     def __init__(self, path: Path, step: int, total_steps: int, batch_size: int) -> None:
-        self.last_loss = math.nan
+        self.last_loss: float | None = None
+        """Of the step before; from the file when a run goes on."""
         self._path = path
         self._step = step
         self._total_steps = total_steps
@@ -44,7 +44,9 @@ class Meter:
         entries = [json.loads(line) for line in lines if line.endswith("}")]
         kept = [entry for entry in entries if entry["step"] <= self._step]
         write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self._before = kept[-1]["seconds"] if kept else 0.0
+        if kept:
+            self._before = kept[-1]["seconds"]
+            self.last_loss = kept[-1]["loss"]
 
     def seconds(self) -> float:
         """Return the time in the loop, earlier sessions of the run included."""
@@ -71,7 +73,7 @@ class Meter:
         entry = {"step": self._step, "seconds": round(self.seconds(), 3), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self._bar.set_postfix(loss=f"{self.last_loss:.3f}", refresh=False)
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         now = time.monotonic()
         done = self._step == self._total_steps
         if self._bar.disable and (done or now - self._logged >= _SECONDS_PER_LOG_LINE):

@@ -21,10 +21,10 @@ from polarmask.config import RunConfig, to_dict
 from polarmask.dataset import Batch, Sample, StepSampler, TrainingImages, collate
 from polarmask.detector import PolarMask, loss_sums
 from polarmask.distributed import all_sum, barrier, is_first, rank, world_size
-from polarmask.errors import CheckpointError, ConfigError, TrainingError
+from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
 from polarmask.files import write_text
 from polarmask.label_store import LabelStore
-from polarmask.model_folder import ModelCard, save_model
+from polarmask.model_folder import ModelCard, is_model_folder, save_model
 from polarmask.optim import learning_rate, make_average, make_optimizer
 from polarmask.precompute import data_hash, precompute
 from polarmask.preprocess import normalise
@@ -57,7 +57,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
 
     Raises:
         DataError, LabelStoreError: Data or labels can't be used.
-        CheckpointError: The run folder belongs to a run with another config.
+        CheckpointError: The run folder belongs to a run with another config or other data.
         TrainingError: The loss stopped being a number.
     """
     if config.optim.batch_size % world_size():
@@ -65,10 +65,12 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
             f"batch_size {config.optim.batch_size} does not divide among {world_size()} "
             "processes; change optim.batch_size or the number of processes"
         )
-    coco, store, config = _open_data(config, options)
+    annotations = data_hash(options.data, "train")
+    coco, store, config = _open_data(config, options, annotations)
     images = TrainingImages(coco, store, config)
     total_steps = max(1, math.ceil(config.optim.epochs * len(images) / config.optim.batch_size))
-    run = _Run.start(config, options, total_steps)
+    run = _Run.start(config, options, annotations, total_steps)
+    first_step = run.step
     if is_first():
         write_text(options.out / "config.json", json.dumps(to_dict(config), indent=1))
     last_step = min(total_steps, options.stop_after or total_steps)
@@ -80,22 +82,26 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         if run.step % save_every == 0 or run.step == last_step:
             run.save(options.out / "checkpoint.pt")
     folder = options.out / "model"
-    if run.step == total_steps and is_first():
+    is_due = run.step > first_step or not is_model_folder(folder)
+    if run.step == total_steps and is_due and is_first():
         training = {
             "steps": run.step,
             "epochs": run.step * config.optim.batch_size / len(images),
             "images": len(images),
             "processes": world_size(),
             "seconds": meter.seconds(),
-            "loss": meter.last_loss,
         }
+        if meter.last_loss is not None:
+            training["loss"] = meter.last_loss
         card = ModelCard(config, coco.categories, options.provenance or {}, training)
         save_model(folder, run.final_detector(), card)
     barrier()
     return folder
 
 
-def _open_data(config: RunConfig, options: TrainOptions) -> tuple[CocoData, LabelStore, RunConfig]:
+def _open_data(
+    config: RunConfig, options: TrainOptions, annotations: str
+) -> tuple[CocoData, LabelStore, RunConfig]:
     """Load annotations and labels; the number of classes follows from the data."""
     coco = load_coco(options.data, "train")
     if options.labels is None:
@@ -105,8 +111,14 @@ def _open_data(config: RunConfig, options: TrainOptions) -> tuple[CocoData, Labe
         barrier()
     else:
         folder = options.labels
-    store = LabelStore.open(folder)
-    store.require(config, {"train": data_hash(options.data, "train")})
+    try:
+        store = LabelStore.open(folder)
+        store.require(config, {"train": annotations})
+    except LabelStoreError as error:
+        raise LabelStoreError(
+            f"{error} (`polarmask precompute --preset {config.name} --data {options.data} "
+            f"--out {folder}`, with every --set of this run)"
+        ) from error
     model = replace(config.model, num_classes=len(coco.categories))
     return coco, store, replace(config, model=model)
 
@@ -135,9 +147,12 @@ def _loader(
 class _Run:
     """Detector, optimiser and step: what a checkpoint holds."""
 
-    def __init__(self, config: RunConfig, options: TrainOptions, total_steps: int) -> None:
+    def __init__(
+        self, config: RunConfig, options: TrainOptions, annotations: str, total_steps: int
+    ) -> None:
         self.step = 0
         self._config = config
+        self._annotations = annotations
         self._device = options.device
         self._total_steps = total_steps
         torch.manual_seed(config.seed)
@@ -157,9 +172,11 @@ class _Run:
         self._network: nn.Module = self._detector
 
     @classmethod
-    def start(cls, config: RunConfig, options: TrainOptions, total_steps: int) -> "_Run":
+    def start(
+        cls, config: RunConfig, options: TrainOptions, annotations: str, total_steps: int
+    ) -> "_Run":
         """Build a run and resume it if its folder holds a checkpoint."""
-        run = cls(config, options, total_steps)
+        run = cls(config, options, annotations, total_steps)
         path = options.out / "checkpoint.pt"
         if path.is_file():
             run._resume(path)
@@ -177,6 +194,12 @@ class _Run:
             raise CheckpointError(
                 f"{path} belongs to a run with another config ({difference}); "
                 "choose another --out, or delete the folder to start afresh"
+            )
+        if state.data_hash != self._annotations:
+            raise CheckpointError(
+                f"{path} belongs to a run on other training annotations (sha256 "
+                f"{state.data_hash[:12]}, here {self._annotations[:12]}); choose another --out, or "
+                "delete the folder to start afresh"
             )
         self.step = state.step
         self._detector.load_state_dict(state.detector)
@@ -227,6 +250,7 @@ class _Run:
         average = None if self._average is None else self._average.state_dict()
         state = TrainingState(
             config=self._config,
+            data_hash=self._annotations,
             step=self.step,
             detector=self._detector.state_dict(),
             average=average,

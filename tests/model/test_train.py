@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from factories import TINY_CATEGORIES
+from factories import TINY_CATEGORIES, make_tiny_coco
 from polarmask.checkpoint import load_checkpoint
 from polarmask.config import to_dict
 from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
@@ -106,6 +107,58 @@ def test_another_config_does_not_resume_and_says_what_differs(small_config, opti
     other = replace(small_config, optim=replace(small_config.optim, lr=0.5))
     with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.002, is 0\.5"):
         train(other, options)
+
+
+def test_other_data_does_not_resume(small_config, options, tmp_path):
+    """Its labels would fit, and weights of the old data would pass for weights of the new."""
+    train(small_config, replace(options, labels=None, stop_after=1))
+    other = make_tiny_coco(tmp_path / "other", images=8, seed=1)
+    with pytest.raises(CheckpointError, match="run on other training annotations"):
+        train(small_config, replace(options, labels=None, data=other))
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_finished_run_is_left_as_it_is(straight_run, small_config, drawn_data, drawn_labels):
+    before = files_of(straight_run / "model")
+    written = (straight_run / "model" / "model.json").stat().st_mtime_ns
+    train(small_config, TrainOptions(data=drawn_data, out=straight_run, labels=drawn_labels))
+    assert files_of(straight_run / "model") == before
+    assert (straight_run / "model" / "model.json").stat().st_mtime_ns == written
+
+
+def test_a_lost_model_is_made_again_from_the_checkpoint(straight_run, small_config, options):
+    shutil.copytree(straight_run, options.out)
+    shutil.rmtree(options.out / "model")
+    train(small_config, options)
+    again, before = read_card(options.out / "model"), read_card(straight_run / "model")
+    assert again.training["loss"] == before.training["loss"] == losses_of(straight_run)[-1]
+    assert again.training["steps"] == 6
+    name = "model.safetensors"
+    assert files_of(options.out / "model")[name] == files_of(straight_run / "model")[name]
+
+
+def test_images_without_objects_are_trained_on(small_config, options, tmp_path):
+    """A whole batch of them too: three images with objects, five without, batches of four."""
+    data = make_tiny_coco(tmp_path / "data", images=8)
+    path = data / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    kept = {image["id"] for image in document["images"][:3]}
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
+    path.write_text(json.dumps(document))
+    train(small_config, replace(options, data=data, labels=None))
+    assert read_card(options.out / "model").training["images"] == 8
+
+
+def test_missing_labels_are_answered_with_the_command_that_makes_them(
+    small_config, options, drawn_data
+):
+    with pytest.raises(LabelStoreError) as caught:
+        train(small_config, replace(options, labels=options.out))
+    command = f"`polarmask precompute --preset tiny --data {drawn_data} --out {options.out}`"
+    assert command in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_named(small_config, options):

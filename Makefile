@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check fix compile lock clean
+.PHONY: help setup demo test test-slow test-gpu check fix compile lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -34,6 +34,9 @@ test: .venv/.ready data ## run all tests: real TorchServe, real S3, no network
 
 test-slow: .venv/.ready data ## run the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+test-gpu: .venv/.ready ## run the tests that need CUDA
+	$(RUN) -m pytest -m gpu
 
 check: .venv/.ready ## format, lint, types, import rules
 	$(RUN) -m ruff format --check .

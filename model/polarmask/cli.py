@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options.run(options)
-    except PolarMaskError as error:
+    except (PolarMaskError, OSError) as error:
         print(f"polarmask {options.command}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -74,6 +74,28 @@ def _add_data_flag(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_device_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    command.add_argument(
+        "--threads", type=_at_least(1), help="CPU threads per process (default: torch's choice)"
+    )
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers for argparse, which shows its error and the flag."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {lowest}")
+        return number
+
+    return read
+
+
 def _config(options: argparse.Namespace) -> RunConfig:
     return override(preset(options.preset), options.set)
 
@@ -88,15 +110,22 @@ def _add_precompute(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_data_flag(command)
     command.add_argument("--out", type=Path, required=True, help="label store folder")
     _add_config_flags(command)
-    command.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
+    command.add_argument(
+        "--workers", type=_at_least(0), default=0, help="processes (default: this one)"
+    )
     command.set_defaults(run=_precompute)
 
 
 def _precompute(options: argparse.Namespace) -> None:
-    from polarmask.precompute import precompute
+    from polarmask.precompute import find_splits, precompute
 
-    store = precompute(options.data, options.out, _config(options), workers=options.workers)
-    for split in ("train", "val"):
+    splits = find_splits(options.data)
+    store = precompute(
+        options.data, options.out, _config(options), splits=splits, workers=options.workers
+    )
+    if "val" not in splits:
+        print(f"val: {options.data} has no instances_val.json, labels are for training only")
+    for split in splits:
         summary = store.summary(split)
         print(
             f"{split}: {summary.images} images, {summary.instances} instances, "
@@ -118,10 +147,12 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--labels", type=Path, help="label store (default: made in the run folder)"
     )
     _add_config_flags(command)
-    command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    command.add_argument("--threads", type=int, help="CPU threads per process (default: torch's)")
+    _add_device_flags(command)
     command.add_argument(
-        "--loader-workers", type=int, default=0, help="loader processes per process (default: 0)"
+        "--loader-workers",
+        type=_at_least(0),
+        default=0,
+        help="loader processes per process (default: 0)",
     )
     command.add_argument(
         "--backbone-weights",
@@ -176,8 +207,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("--model", type=Path, required=True, help="model folder")
     _add_data_flag(command)
     command.add_argument("--split", default="val", help="which annotations (default: val)")
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    _add_device_flags(command)
     command.add_argument("--out", type=Path, help="folder for evaluation.json and report.html")
     command.set_defaults(run=_evaluate)
 
@@ -191,8 +221,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     command.add_argument("--model", type=Path, required=True, help="model folder")
     command.add_argument("--out", type=Path, required=True, help="folder for the results")
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    _add_device_flags(command)
     command.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
     command.set_defaults(run=_predict)

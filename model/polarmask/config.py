@@ -116,6 +116,11 @@ class LabelConfig:
             all(low < high for low, high in self.level_ranges),
             f"level_ranges {self.level_ranges}: each needs low < high",
         )
+        _require(
+            len(self.level_ranges) >= 1 and self.level_ranges[-1][1] == float("inf"),
+            f'level_ranges {self.level_ranges}: the last must end with "inf", or the largest '
+            "objects belong to no level",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
+from polarmask.device import find_device
+
 
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[torch.device]:
@@ -17,10 +19,11 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
 
     Yields:
         The device of this process.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is no GPU for this process.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    own = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    own = find_device(device, index=int(os.environ.get("LOCAL_RANK", "0")))
     if own.type == "cuda":
         torch.cuda.set_device(own)
     if "WORLD_SIZE" not in os.environ:

@@ -139,7 +139,12 @@ def _with_nan(
 
 
 def evaluate(
-    model: Path, data: Path, split: str = "val", *, device: str = "cpu", threads: int | None = None
+    model: Path,
+    data: Path,
+    split: str = "val",
+    *,
+    device: str | None = "cpu",
+    threads: int | None = None,
 ) -> Evaluation:
     """Judge a model folder on a split of a COCO folder.
 

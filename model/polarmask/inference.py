@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from polarmask.device import find_device
 from polarmask.masks import Rle, rles_from_polygons
 from polarmask.model_folder import ModelCard, load_model
 from polarmask.postprocess import RawInstances, postprocess
@@ -59,21 +60,25 @@ class Predictor:
         self._device = device
 
     @classmethod
-    def load(cls, model: Path, *, device: str = "cpu", threads: int | None = None) -> "Predictor":
+    def load(
+        cls, model: Path, *, device: str | None = "cpu", threads: int | None = None
+    ) -> "Predictor":
         """Load a model folder.
 
         Args:
             model: Folder written by `polarmask train`.
-            device: "cpu" or "cuda".
+            device: "cpu" or "cuda"; None takes CUDA where there is one.
             threads: CPU threads of the whole process; None leaves torch's choice.
 
         Raises:
             ModelFormatError: The folder can't be used.
+            ConfigError: CUDA is asked for and not there.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        detector, card = load_model(model, device=device)
-        return cls(detector, card, torch.device(device))
+        own = find_device(device)
+        detector, card = load_model(model, device=own)
+        return cls(detector, card, own)
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
         """Find instances in a batch.

@@ -25,7 +25,7 @@ def predict_images(
     out: Path,
     *,
     min_score: float = 0.3,
-    device: str = "cpu",
+    device: str | None = "cpu",
     threads: int | None = None,
 ) -> dict[str, int]:
     """Find instances and write `predictions.json`, one overlay per image and a contact sheet.
@@ -35,7 +35,7 @@ def predict_images(
         images: Image files, or folders that are searched for them.
         out: Folder for the results.
         min_score: Leave out lower scores, in JSON and overlays alike.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; None takes CUDA where there is one.
         threads: CPU threads; None leaves torch's choice.
 
     Returns:

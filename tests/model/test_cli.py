@@ -3,6 +3,7 @@ import json
 import pytest
 from PIL import Image
 
+from factories import make_tiny_coco
 from polarmask.cli import main
 from polarmask.presets import PRESETS
 
@@ -60,6 +61,53 @@ def test_precompute_reports_what_labels_reach(drawn_data, tmp_path, capsys):
     flags = ["--preset", "tiny", "--data", str(drawn_data), "--out", str(tmp_path)]
     assert main(["precompute", *flags]) == 0
     assert "train: 8 images" in capsys.readouterr().out
+
+
+def test_precompute_does_without_validation_data_and_says_so(tmp_path, capsys):
+    data = make_tiny_coco(tmp_path / "data", images=2)
+    (data / "annotations" / "instances_val.json").unlink()
+    flags = ["--preset", "tiny", "--data", str(data), "--out", str(tmp_path / "labels")]
+    assert main(["precompute", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "has no instances_val.json" in printed
+    assert "train: 2 images" in printed
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run_folder, drawn_data, tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    flags = ["--model", str(run_folder / "model"), "--out", str(tmp_path / "taken")]
+    assert main(["predict", *flags, str(drawn_data / "images")]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path / "taken") in line
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_cuda_that_is_not_there_is_named(
+    command, run_folder, drawn_data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    own = {
+        "train": ["--data", str(drawn_data), "--out", str(tmp_path)],
+        "evaluate": ["--data", str(drawn_data), "--model", str(run_folder / "model")],
+        "predict": [
+            *("--model", str(run_folder / "model"), "--out", str(tmp_path)),
+            str(drawn_data / "images"),
+        ],
+    }
+    assert main([command, "--device", "cuda", *own[command]]) == 2
+    assert "device cuda:0 is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--loader-workers", "-1"], ["--threads", "0"], ["--threads", "two"]],
+    ids=["workers", "threads", "word"],
+)
+def test_a_number_that_cannot_work_is_refused_by_its_flag(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data", "d", "--out", "o", *flags])
+    assert stop.value.code == 2
+    assert f"argument {flags[0]}: {flags[1]!r} is no whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def test_an_override_reaches_any_field_and_keeps_its_type():
         ("model.num_rays=3", r"a polygon needs at least 4 rays"),
         ("model.strides=[8,32,64]", r"must double"),
         ("model.strides=[4,8]", r"3 level_ranges for 2 strides"),
+        ("labels.level_ranges=[[0,24],[24,48],[48,96]]", r'last must end with "inf"'),
         ("model.channels=50", r"multiple of 32"),
         ("model.num_rays=18", r"dihedral.*multiple of 4"),
         ("augment=spin", r"augment"),

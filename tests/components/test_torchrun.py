@@ -55,7 +55,13 @@ except KeyboardInterrupt:
     ("number", "words"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")]
 )
 def test_signal_to_the_launcher_ends_the_training(number, words):
-    launcher = subprocess.Popen(python(_LAUNCHER), stdout=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        python(_LAUNCHER),
+        stdout=subprocess.PIPE,
+        text=True,
+        # Shells let background jobs ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert launcher.stdout.readline() == "up\n"
     children = psutil.Process(launcher.pid).children(recursive=True)
     assert children

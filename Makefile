@@ -55,5 +55,6 @@ lock: .venv/.ready ## resolve pyproject.toml anew into requirements.lock
 	$(RUN) -m uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
 
-clean: ## remove the environment, caches and runs
+clean: ## stop the runs' server; remove the environment, caches and runs
+	@[ ! -d runs/shared/server ] || [ ! -x $(RUN) ] || $(RUN) -m polarmask_pipelines stop runs/shared/server
 	rm -rf .venv runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,12 +5,13 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("polarmask", "polarmask_components", "polarmask_pipelines", "polarmask_serving")
+PACKAGES = ("polarmask", "polarmask_components")
+"""What results depend on: pipelines only feed steps, and servers come after them."""
 _DIGITS = 16
 
 
 def code_version() -> str:
-    """Return a hash over the files of our installed packages.
+    """Return a hash over the files of our packages that compute.
 
     Part of every cached step's inputs: an edit, committed or not, makes the step run again.
     """

@@ -8,7 +8,7 @@ from polarmask_components.images import TRAINER_IMAGE
 @dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
 def deploy_torchserve(
     model: dsl.Input[dsl.Model],
-    dataset: dsl.Input[dsl.Dataset],
+    sample: dsl.Input[dsl.Artifact],
     metrics: dsl.Input[dsl.Metrics],
     registry: str,
     target: str,
@@ -22,13 +22,13 @@ def deploy_torchserve(
 
     Args:
         model: Model folder.
-        dataset: COCO folder; the first val image is sent to the server.
+        sample: PNG that is sent to the server.
         metrics: Of the model on this data; kept in the registry.
         registry: Folder or s3://bucket/prefix of the champion registry.
         target: Folder of the TorchServe of this machine; started if none runs there.
         model_name: In URLs.
         champion_version: Champion that the candidate was compared with; empty for none.
-        answer: What the new version said to the image, as JSON; metadata: version and image.
+        answer: What the new version said to the image, as JSON; metadata: version.
 
     Returns:
         Where the model answers.
@@ -36,13 +36,10 @@ def deploy_torchserve(
     import json
     from pathlib import Path
 
-    from polarmask.coco import load_coco
     from polarmask.files import write_text
     from polarmask_components.deployment import deploy, facts_of
     from polarmask_components.registry import open_registry
 
-    data = load_coco(Path(dataset.path), "val")
-    image = data.image_path(data.images[0])
     deployed = deploy(
         Path(model.path),
         facts=facts_of(Path(model.path), metrics.metadata),
@@ -50,8 +47,8 @@ def deploy_torchserve(
         target=Path(target),
         registry=open_registry(registry),
         expected=champion_version or None,
-        image=image.read_bytes(),
+        image=Path(sample.path).read_bytes(),
     )
     write_text(Path(answer.path), json.dumps(deployed.answer, indent=1) + "\n")
-    answer.metadata.update({"version": deployed.version, "image": str(image)})
+    answer.metadata["version"] = deployed.version
     return deployed.url

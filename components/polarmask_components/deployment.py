@@ -3,24 +3,29 @@
     register beside the old version -> ask it with a real image -> promote in the registry
     -> make it the default
 
-Until the registry agreed, all requests are answered by the old version.
+Until the registry agreed, all requests are answered by the old version. A run that ends between
+the last two leaves a server behind its registry; whoever comes next brings it to the registry's
+champion.
 """
 
-import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from polarmask.config import to_dict
+from polarmask.errors import PolarMaskError
 from polarmask.model_folder import read_card
+from polarmask_components.errors import UnknownVersionError, UnusableModelError
 from polarmask_components.local_server import Deployment
 from polarmask_components.registry import Facts, Registry
-from polarmask_serving.archive import Archive, build_archive
-from polarmask_serving.errors import ServingError
-from polarmask_serving.record import locked
-from polarmask_serving.roll_out import check_answer
+from polarmask_serving.archive import build_archive
+from polarmask_serving.errors import RegistrationError, ServerError, ServingError
+from polarmask_serving.record import ServerRecord
+from polarmask_serving.roll_out import roll_out
 from polarmask_serving.server import LocalServer
+
+_log = logging.getLogger(__name__)
 
 
 def facts_of(model: Path, metrics: Mapping[str, float]) -> Facts:
@@ -66,27 +71,87 @@ def deploy(
     Whatever is raised, the version that was served before still is.
     """
     version = registry.add(model, facts).version
-    server = LocalServer.attach_or_start(target, name=name)
-    with TemporaryDirectory() as folder, locked(server.folder):
-        archive = build_archive(model, Path(folder) / "model.mar", name=name, version=version)
-        try:
-            answer = _try_out(server, archive, image)
-            registry.promote(version, expected=expected)
-            server.set_default(version)
-        except BaseException:
-            with contextlib.suppress(ServingError):
-                server.keep_only_champion()
-                if server.champion is None:
-                    server.stop()
-            raise
+    server = _attach(target, name, registry)
+    try:
+        with TemporaryDirectory() as folder:
+            archive = build_archive(model, Path(folder) / "model.mar", name=name, version=version)
+            outcome = roll_out(
+                server,
+                archive,
+                image=image,
+                confirm=lambda: registry.promote(version, expected=expected),
+            )
+    finally:
+        server.stop_if_idle()
+    if not outcome.promoted and registry.champion_version() == version:
+        raise ServerError(
+            f"{version} is the champion of {registry.where}, but the server did not take it: "
+            f"{outcome.reason}; run again, which brings the server to the champion"
+        )
+    if not outcome.promoted:
+        raise ServerError(outcome.reason)
+    return Deployment(version, server.predict_url, outcome.answer)
+
+
+def ask_champion(target: Path, *, name: str, registry: Registry, image: bytes) -> Deployment | None:
+    """Return what this machine's champion says to an image; its server is started if need be.
+
+    Args:
+        target: Folder of the server.
+        name: Of the model, in URLs.
+        registry: Says who is the champion.
+        image: JPEG or PNG.
+
+    Returns:
+        None if nothing was deployed yet.
+
+    Raises:
+        ServingError: The server does not start or does not answer.
+        RegistryError: The registry can't be used.
+    """
+    record = ServerRecord.read(target)
+    if (record is None or record.champion is None) and registry.champion_version() is None:
+        return None
+    server = _attach(target, name, registry)
+    champion = server.champion
+    if champion is None:
+        server.stop_if_idle()
+        raise ServerError(
+            f"champion {registry.champion_version()} of {registry.where} can't be served; "
+            "the log says why"
+        )
+    return Deployment(champion, server.predict_url, server.predict(image))
+
+
+def _attach(target: Path, name: str, registry: Registry) -> LocalServer:
+    """Return the server of a folder, which serves the registry's champion if that can be served."""
+    try:
+        server = LocalServer.attach_or_start(target, name=name)
+    except RegistrationError as error:
+        _log.warning("what was served last does not come up any more: %s", error)
+        LocalServer(target).forget_champion()
+        server = LocalServer.attach_or_start(target, name=name)
+    try:
+        _follow(server, registry)
+    except (UnusableModelError, UnknownVersionError, PolarMaskError, ServingError) as error:
+        # It must not stand in the way of a better one; what answers goes on answering.
+        _log.warning("the registry's champion can't be served: %s", error)
+    except BaseException:
+        server.stop_if_idle()
+        raise
+    return server
+
+
+def _follow(server: LocalServer, registry: Registry) -> None:
+    with server.alone(), TemporaryDirectory() as folder:
+        champion = registry.champion_version()
+        if champion is None or champion == server.champion:
+            return
+        model = registry.fetch(champion, Path(folder) / "model")
+        archive = build_archive(
+            model, Path(folder) / "model.mar", name=server.client.name, version=champion
+        )
         server.keep_only_champion()
-    return Deployment(version, server.predict_url, answer)
-
-
-def _try_out(server: LocalServer, archive: Archive, image: bytes) -> dict[str, Any]:
-    server.keep_only_champion()  # frees what a run that was cut off left
-    if not server.serves(archive):
         server.register(archive)
-    answer = server.predict(image, version=archive.version)
-    check_answer(answer, archive)
-    return answer
+        server.set_default(champion)
+        server.keep_only_champion()

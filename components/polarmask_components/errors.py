@@ -9,7 +9,8 @@ ComponentError
     RegistryError              the champion registry can't be used
         ConflictError              another run promoted meanwhile; the champion stays
         UnknownVersionError        no model of this version
-        DamagedModelError          a stored file is not what was stored
+        UnusableModelError         a stored file is damaged or of another release's format
+        OtherCategoriesError       the champion finds other things: use another registry
     LaunchError                the training process ended with an error
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
@@ -52,8 +53,12 @@ class UnknownVersionError(RegistryError):
     """The registry holds no model of this version."""
 
 
-class DamagedModelError(RegistryError):
-    """A file of the registry is not what was stored."""
+class UnusableModelError(RegistryError):
+    """A file of the registry is not what was stored, or of a format of another release."""
+
+
+class OtherCategoriesError(RegistryError):
+    """The champion was made for other categories than the candidate."""
 
 
 class LaunchError(ComponentError):

@@ -13,6 +13,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
     overlay: dsl.Output[dsl.Artifact],
+    sample: dsl.Output[dsl.Artifact],
 ) -> float:
     """Measure COCO mask AP on the val split.
 
@@ -23,6 +24,7 @@ def evaluate(
         metrics: Mask AP and its kin, in [0, 1].
         page: Curves, tables, best and worst images.
         overlay: PNG of what was found on a few images.
+        sample: PNG of a val image, to ask servers with.
 
     Returns:
         Mask AP in [0, 1].
@@ -34,9 +36,15 @@ def evaluate(
     from polarmask.files import write_text
     from polarmask.inference import Predictor
     from polarmask.report import evaluation_page
-    from polarmask_components.pages import evaluation_metrics, log_metrics, overlay_sheet, write_png
+    from polarmask_components.pages import (
+        evaluation_metrics,
+        log_metrics,
+        overlay_sheet,
+        sample_image,
+        write_png,
+    )
 
-    data = load_coco(Path(dataset.path), "val")
+    data = load_coco(Path(dataset.path), "val", check_pixels=True)
     predictor = Predictor.load(Path(model.path))
     predictions = predict_split(predictor, data)
     result = evaluate_predictions(data, predictions)
@@ -45,5 +53,6 @@ def evaluate(
     write_text(Path(page.path), html)
     sheet = overlay_sheet(data, predictions, min_score=result.operating_score)
     write_png(Path(overlay.path), sheet)
+    write_png(Path(sample.path), sample_image(data))
     log_metrics(metrics, evaluation_metrics(result))
     return result.mask_ap

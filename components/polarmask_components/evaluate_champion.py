@@ -13,7 +13,7 @@ def evaluate_champion(
     registry: str,
     code_version: str,
     note: dsl.Output[dsl.Markdown],
-) -> NamedTuple("Champion", mask_ap=float, version=str):  # type: ignore[valid-type]  # the form KFP asks for
+) -> NamedTuple("Champion", mask_ap=float, version=str, reason=str):  # type: ignore[valid-type]  # the form KFP asks for
     """Look up the champion's mask AP; measure it again if it was measured on other data or code.
 
     Args:
@@ -23,8 +23,10 @@ def evaluate_champion(
         note: Who is the champion and where its number comes from.
 
     Returns:
-        mask_ap: In [0, 1] on the val split of this data; -1.0 if there is no champion.
+        mask_ap: In [0, 1] on the val split of this data; -1.0 if there is no champion, or none
+            that can be measured.
         version: Of the champion; empty if there is none.
+        reason: Where the number comes from, for people.
     """
     from collections import namedtuple
     from pathlib import Path
@@ -40,5 +42,6 @@ def evaluate_champion(
         code_version=code_version,
     )
     write_text(Path(note.path), found.reason + "\n")
-    Champion = namedtuple("Champion", ("mask_ap", "version"))
-    return Champion(-1.0 if found.mask_ap is None else found.mask_ap, found.version)
+    Champion = namedtuple("Champion", ("mask_ap", "version", "reason"))
+    mask_ap = -1.0 if found.mask_ap is None else found.mask_ap
+    return Champion(mask_ap, found.version, found.reason)

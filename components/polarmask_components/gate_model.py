@@ -11,6 +11,7 @@ def gate_model(
     floor_ap: float,
     verdict: dsl.Output[dsl.Markdown],
     champion_ap: float = -1.0,
+    champion_reason: str = "",
 ) -> bool:
     """Pass or stop a candidate by its COCO mask AP; a tie with the champion passes.
 
@@ -19,6 +20,7 @@ def gate_model(
         floor_ap: Lowest mask AP that may be served, in [0, 1].
         verdict: The reason.
         champion_ap: Of the champion on the same data, in [0, 1]; -1.0 if there is none.
+        champion_reason: Where that number comes from.
 
     Returns:
         Whether it passes.
@@ -31,5 +33,5 @@ def gate_model(
     outcome = judge(
         mask_ap, floor_ap=floor_ap, champion_ap=None if champion_ap < 0 else champion_ap
     )
-    write_text(Path(verdict.path), outcome.reason + "\n")
+    write_text(Path(verdict.path), f"{outcome.reason}\n\n{champion_reason}\n")
     return outcome.passed

@@ -1,4 +1,4 @@
-"""The TorchServe of this machine, as those see it who only ask or stop it."""
+"""The TorchServe of this machine, as those see it who only look whether it runs or stop it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,34 +29,14 @@ def is_serving(target: Path) -> bool:
     return launch.is_running(record.pid, Path(record.scratch))
 
 
-def ask_champion(target: Path, *, name: str, image: bytes) -> Deployment | None:
-    """Return what this machine's champion says to an image; its server is started if need be.
-
-    Args:
-        target: Folder of the server.
-        name: Of the model, in URLs.
-        image: JPEG or PNG.
-
-    Returns:
-        None if nothing was deployed there yet.
-
-    Raises:
-        ServingError: The server does not start or does not answer.
-    """
-    record = ServerRecord.read(target)
-    if record is None or record.champion is None:
-        return None
-    from polarmask_serving.server import LocalServer
-
-    server = LocalServer.attach_or_start(target, name=name)
-    return Deployment(record.champion, server.predict_url, server.predict(image))
-
-
 def stop_server(target: Path) -> None:
-    """End the server of a folder, if there is one; a later start loads its champion again."""
+    """End the server of a folder, if there is one; a later start loads its champion again.
+
+    Waits for who is putting a version into service there.
+    """
     record = ServerRecord.read(target)
     if record is None or record.pid is None:
         return
     from polarmask_serving.server import LocalServer
 
-    LocalServer(target.resolve(), record).stop()
+    LocalServer(target).stop()

@@ -19,6 +19,8 @@ from polarmask.label_store import LabelSummary
 from polarmask.visualize import contact_sheet, draw_shapes, shapes_of_instances
 
 _OVERLAYS = 6
+_SAMPLE_SIDE = 2000
+"""Pixels; as raw bytes a square of it is within the 20 MB that a request may have."""
 
 
 class MetricsArtifact(Protocol):
@@ -93,6 +95,21 @@ def overlay_sheet(
         f"{int((predictions[record.id].scores >= min_score).sum())} found" for record in records
     ]
     return contact_sheet(pictures, captions=captions)
+
+
+def sample_image(data: CocoData) -> NDArray[np.uint8]:
+    """Return the first image, made smaller if a server would refuse it; (H, W, 3) uint8 RGB.
+
+    Args:
+        data: A split whose pixels were checked.
+    """
+    image = read_image(data.image_path(data.images[0]))
+    height, width = image.shape[:2]
+    scale = _SAMPLE_SIDE / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:

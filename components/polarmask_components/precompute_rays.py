@@ -9,7 +9,6 @@ from polarmask_components.images import TRAINER_IMAGE
 def precompute_rays(
     dataset: dsl.Input[dsl.Dataset],
     label_settings: str,
-    workers: int,
     code_version: str,
     labels: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -20,7 +19,6 @@ def precompute_rays(
     Args:
         dataset: COCO folder.
         label_settings: JSON of `preflight`: input size, strides, ray count, label rules.
-        workers: Processes; 0 works in the step's own.
         code_version: Of the code that makes the labels.
         labels: Label store.
         metrics: Per split: images, instances, positives, and the mean mask IoU in [0, 1] that
@@ -34,11 +32,11 @@ def precompute_rays(
     from polarmask.precompute import precompute
     from polarmask.report import labels_page
     from polarmask_components.pages import label_metrics, log_metrics
-    from polarmask_components.run_settings import config_for_labels
+    from polarmask_components.run_settings import choose_workers, config_for_labels
 
     data = Path(dataset.path)
     config = config_for_labels(label_settings)
-    store = precompute(data, Path(labels.path), config, workers=workers)
+    store = precompute(data, Path(labels.path), config, workers=choose_workers(data))
     splits = {split: load_coco(data, split) for split in ("train", "val")}
     provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
     write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))

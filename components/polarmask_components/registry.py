@@ -14,21 +14,23 @@ Two runs that promote at once can't both win, and a run that is killed leaves th
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from polarmask.files import atomic_path, sha256_of_file
 from polarmask_components.errors import (
     ConflictError,
-    DamagedModelError,
     RegistryError,
     UnknownVersionError,
+    UnusableModelError,
 )
 
 FORMAT_VERSION = 1
 _CHAMPION = "champion.json"
+_PROBE = "probe"
 _VERSION_DIGITS = 12
 """Hex digits; enough for 10 million models and short enough for a URL."""
 
@@ -123,8 +125,18 @@ class Registry:
 
     def champion(self) -> ModelRecord | None:
         """Return the model that was promoted last, or None before the first promotion."""
+        version = self.champion_version()
+        return None if version is None else self.record(version)
+
+    def champion_version(self) -> str | None:
+        """Return the version that was promoted last, or None, without reading its record."""
         promotions, _ = self._promotions()
-        return self.record(promotions[-1].version) if promotions else None
+        return promotions[-1].version if promotions else None
+
+    def check_writable(self) -> None:
+        """Raise RegistryError unless objects can be written here, as `promote` writes them."""
+        found = self._objects.read(_PROBE)
+        self._objects.write(_PROBE, _now().encode(), expected_tag=found[1] if found else None)
 
     def history(self) -> tuple[Promotion, ...]:
         """Return all promotions, oldest first."""
@@ -135,12 +147,22 @@ class Registry:
 
         Raises:
             UnknownVersionError: No such model.
+            UnusableModelError: Its record is damaged or of an unknown format version.
         """
-        found = self._objects.read(f"models/{version}/record.json")
+        name = f"models/{version}/record.json"
+        found = self._objects.read(name)
         if found is None:
             raise UnknownVersionError(f"{self.where} holds no model {version}")
-        content = self._parse(found[0], f"models/{version}/record.json")
-        return ModelRecord(**{**content, "facts": Facts(**content["facts"])})
+        content = self._parse(found[0], name)
+        try:
+            record = ModelRecord(**{**content, "facts": Facts(**content["facts"])})
+            if _version_of(record.files) != version or any(map(_leaves_folder, record.files)):
+                raise ValueError("it names other files than were stored")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UnusableModelError(
+                f"{self.where}: {name} is damaged ({error}); promote another version"
+            ) from error
+        return record
 
     def add(self, model: Path, facts: Facts) -> ModelRecord:
         """Store a model folder; an equal one that is there already keeps its first record.
@@ -155,9 +177,8 @@ class Registry:
         }
         if not files:
             raise RegistryError(f"{model} holds no files; give a model folder, as RUN/model")
-        content = "".join(f"{name}\0{digest}\n" for name, digest in files.items())
         record = ModelRecord(
-            version=hashlib.sha256(content.encode()).hexdigest()[:_VERSION_DIGITS],
+            version=_version_of(files),
             created=_now(),
             files=files,
             facts=facts,
@@ -170,20 +191,27 @@ class Registry:
             self._objects.write(f"{folder}/record.json", plain, expected_tag=None)
         return self.record(record.version)
 
-    def fetch(self, version: str, to: Path) -> Path:
+    def fetch(self, version: str, to: Path, *, only: Collection[str] = ()) -> Path:
         """Copy a model folder to `to`, which appears whole and verified or not at all.
+
+        Args:
+            version: A registered model.
+            to: Folder to make.
+            only: Names of the files to copy; empty for all.
 
         Raises:
             UnknownVersionError: No such model.
-            DamagedModelError: A file is not what was stored.
+            UnusableModelError: A file is not what was stored.
         """
         record = self.record(version)
         with atomic_path(to) as temporary:
             for name, digest in record.files.items():
+                if only and name not in only:
+                    continue
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 self._objects.download(f"models/{version}/model/{name}", temporary / name)
                 if sha256_of_file(temporary / name) != digest:
-                    raise DamagedModelError(
+                    raise UnusableModelError(
                         f"{self.where}: {name} of model {version} was changed after it was "
                         "stored; promote another version and remove this one"
                     )
@@ -228,20 +256,34 @@ class Registry:
         if found is None:
             return (), None
         content = self._parse(found[0], _CHAMPION)
-        return tuple(Promotion(**each) for each in content["promotions"]), found[1]
+        try:
+            return tuple(Promotion(**each) for each in content["promotions"]), found[1]
+        except (KeyError, TypeError) as error:
+            raise UnusableModelError(f"{self.where}: {_CHAMPION} is damaged ({error})") from error
 
     def _parse(self, data: bytes, name: str) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads(data)
             version = content.pop("format_version")
         except (ValueError, AttributeError, KeyError) as error:
-            raise DamagedModelError(f"{self.where}: {name} can't be read ({error})") from error
+            raise UnusableModelError(f"{self.where}: {name} can't be read ({error})") from error
         if version != FORMAT_VERSION:
-            raise RegistryError(
+            raise UnusableModelError(
                 f"{self.where}: {name} has format version {version}, this code reads "
                 f"{FORMAT_VERSION}; use the release that wrote it"
             )
         return content
+
+
+def _version_of(files: Mapping[str, str]) -> str:
+    """Return the version that follows from the hashes of a model's files."""
+    content = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(content.encode()).hexdigest()[:_VERSION_DIGITS]
+
+
+def _leaves_folder(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name
 
 
 def _now() -> str:

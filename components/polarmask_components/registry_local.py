@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from polarmask.files import atomic_path
-from polarmask_components.errors import RegistryError
+from polarmask_components.errors import RegistryError, UnusableModelError
 
 
 class LocalObjects:
@@ -20,15 +20,16 @@ class LocalObjects:
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return content and its hash, or None."""
-        try:
-            data = (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        with self._explained():
+            try:
+                data = (self._folder / name).read_bytes()
+            except FileNotFoundError:
+                return None
         return data, hashlib.sha256(data).hexdigest()
 
     def write(self, name: str, data: bytes, *, expected_tag: str | None) -> bool:
         """Write if the object still has this tag; tell whether it did."""
-        with self._locked():
+        with self._explained(), self._locked():
             found = self.read(name)
             if (found[1] if found else None) != expected_tag:
                 return False
@@ -38,15 +39,23 @@ class LocalObjects:
 
     def upload(self, name: str, file: Path) -> None:
         """Copy a file into the folder, as a whole or not at all."""
-        with atomic_path(self._folder / name) as temporary:
+        with self._explained(), atomic_path(self._folder / name) as temporary:
             shutil.copyfile(file, temporary)
 
     def download(self, name: str, to: Path) -> None:
         """Copy an object to a file."""
+        source = self._folder / name
+        if not source.is_file():
+            raise UnusableModelError(f"{self.where} holds no {name}; promote another version")
+        with self._explained():
+            shutil.copyfile(source, to)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            shutil.copyfile(self._folder / name, to)
-        except FileNotFoundError as error:
-            raise RegistryError(f"{self.where} holds no {name}") from error
+            yield
+        except OSError as error:
+            raise RegistryError(f"{self.where}: {error}; give a folder one may write to") from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from polarmask_components.errors import RegistryError
+from polarmask_components.errors import RegistryError, UnusableModelError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -87,7 +87,14 @@ class S3Objects:
     def download(self, name: str, to: Path) -> None:
         """Fetch an object to a file."""
         with self._explained():
-            self._client.download_file(self._bucket, self._prefix + name, str(to))
+            try:
+                self._client.download_file(self._bucket, self._prefix + name, str(to))
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+                raise UnusableModelError(
+                    f"{self.where} holds no {name}; promote another version"
+                ) from error
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -1,12 +1,16 @@
 """From a pipeline's parameters to the settings of a run, and back for what labels depend on."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from polarmask.config import RunConfig, override
 from polarmask.errors import ConfigError
 from polarmask.label_store import label_settings
 from polarmask.presets import preset
+
+_IMAGES_PER_WORKER = 1000
 
 
 def read_settings(preset_name: str, overrides: str) -> RunConfig:
@@ -26,7 +30,8 @@ def check_settings(
     *,
     preset_name: str,
     overrides: str,
-    processes: int,
+    nodes: int,
+    processes_per_node: int,
     floor_ap: float,
 ) -> RunConfig:
     """Find in seconds what would otherwise stop a run after an hour.
@@ -34,21 +39,48 @@ def check_settings(
     Args:
         preset_name: See `polarmask.presets`.
         overrides: As for `read_settings`.
-        processes: That train, all nodes together; 0 if the launcher is to choose.
+        nodes: Machines to train on.
+        processes_per_node: Training processes on each; 0 if the launcher is to choose.
         floor_ap: Mask AP in [0, 1].
 
     Raises:
         ConfigError: Says which parameter of the pipeline can't work.
     """
     config = read_settings(preset_name, overrides)
-    if processes < 0 or (processes and config.optim.batch_size % processes):
+    if nodes < 1:
+        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
+    if processes_per_node < 0:
+        raise ConfigError(
+            f"train_processes_per_node is {processes_per_node}: give 1 or more, or 0 to "
+            "fit them to the machine"
+        )
+    if nodes > 1 and not processes_per_node:
+        raise ConfigError(
+            f"train_processes_per_node is 0 and train_nodes {nodes}: with several machines say how "
+            "many processes each runs"
+        )
+    processes = nodes * processes_per_node
+    if processes and config.optim.batch_size % processes:
         raise ConfigError(
             f"optim.batch_size {config.optim.batch_size} does not divide among {processes} "
-            "training processes; change it with train_set, or the number of processes"
+            "training processes; change it with train_set, or train_nodes, or "
+            "train_processes_per_node"
         )
     if not 0 <= floor_ap <= 1:
         raise ConfigError(f"eval_floor_ap is {floor_ap}: mask AP lies in [0, 1]")
     return config
+
+
+def choose_workers(data: Path) -> int:
+    """Return how many processes make the ray labels of a COCO folder fastest here.
+
+    No parameter: the labels are the same, so their cached result must not depend on it. A process
+    takes seconds to start, in which it could have made the labels of a thousand small images.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    images = sum(1 for _ in (data / "images").rglob("*"))
+    workers = min(cores or 1, images // _IMAGES_PER_WORKER)
+    return workers if workers > 1 else 0
 
 
 def label_settings_text(config: RunConfig) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 
 from polarmask_components.errors import LaunchError
+from polarmask_components.lifeline import die_with_parent, end_with_the_run
+from polarmask_components.signals import when_asked_to_end
 
 _TAIL_LINES = 30
 _TORCHRUN_REPORTS = "torch/distributed/elastic/multiprocessing/api.py"
@@ -54,32 +56,39 @@ def training_command(
 
 
 def run_to_end(command: Sequence[str]) -> None:
-    """Run a command, print what it prints, and pass SIGTERM on to it.
+    """Run a command, print what it prints, and pass SIGTERM and SIGHUP on to it.
+
+    It ends with this process and with the run, even if those are killed.
 
     Raises:
         LaunchError: It ended with an error or was stopped; carries the last lines it printed.
     """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=die_with_parent,
     ) as child:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             child.terminate()
 
-        before = signal.signal(signal.SIGTERM, pass_on)
-        try:
-            is_trainings = True
-            for line in child.stdout or ():
-                sys.stdout.write(line)
-                sys.stdout.flush()
-                is_trainings = is_trainings and _TORCHRUN_REPORTS not in line
-                if is_trainings:
-                    tail.append(line)
-            child.wait()
-        finally:
-            _end(child)
-            signal.signal(signal.SIGTERM, before)
+        with when_asked_to_end(pass_on):
+            end_with_the_run(child)
+            try:
+                is_trainings = True
+                for line in child.stdout or ():
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+                    is_trainings = is_trainings and _TORCHRUN_REPORTS not in line
+                    if is_trainings:
+                        tail.append(line)
+                child.wait()
+            finally:
+                _end(child)
     if child.returncode:
         reason = f"ended with exit code {child.returncode}"
         if child.returncode < 0:

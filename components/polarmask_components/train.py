@@ -17,7 +17,7 @@ def train(
     nodes: int = 1,
     processes_per_node: int = 0,
 ) -> None:
-    """Start torchrun, pass its words on, and keep the model; goes on if it is tried again.
+    """Start torchrun, pass its words on, and keep the model.
 
     Args:
         dataset: COCO folder.

@@ -30,7 +30,7 @@ def judge(candidate_ap: float, *, floor_ap: float, champion_ap: float | None) ->
         return Verdict(
             True,
             f"mask AP {_ap(candidate_ap)} reaches the floor {_ap(floor_ap)}; "
-            "there is no champion yet",
+            "there is no champion to compare with",
         )
     if candidate_ap < champion_ap:
         return Verdict(

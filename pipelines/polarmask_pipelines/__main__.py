@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polarmask.errors import PolarMaskError
+from polarmask_components.errors import ComponentError
+from polarmask_serving.errors import ServingError
+
 if TYPE_CHECKING:
     from polarmask_pipelines.local_run import Outcome
 
@@ -26,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
+    except (PolarMaskError, ComponentError, ServingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; all processes of the run ended", file=sys.stderr)
         return 130
@@ -127,8 +134,9 @@ def _demo(_: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     from polarmask_components.local_server import is_serving, stop_server
 
-    print("stopped" if is_serving(options.server) else f"no server runs in {options.server}")
+    was_serving = is_serving(options.server)
     stop_server(options.server)
+    print("stopped" if was_serving else f"no server runs in {options.server}")
     return 0
 
 
@@ -142,6 +150,8 @@ def _run_and_tell(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     if has_uncommitted_pointer(parameters["data_repository"]):
         print("note: data.dvc has uncommitted changes; runs take what is committed\n")
     outcome = run(out, parameters)
+    if not outcome.succeeded and not keep:
+        stop_server(outcome.server)
     if not outcome.succeeded:
         print(f"\nfailed: {outcome.error}\nall it said: {_near(out / LOG)}", file=sys.stderr)
         return 1

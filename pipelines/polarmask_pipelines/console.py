@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +22,16 @@ _NOISE = re.compile(r'\[KFP Executor|\s*[][{}"]')
 _PROGRESS = re.compile(r"step=(\d+)/(\d+) ?(.*)")
 _SHOWN = ("loss=", "img_s=", "eta=")
 _BAR_CELLS = 20
+_SECONDS_PER_LINE = 20
+"""Between lines of progress where they can't replace each other."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Console:
-    """Prints a line when a step ends; on a terminal the running step's last words stand below.
+    """Prints a line when a step ends.
+
+    On a terminal the running step's last words stand below; elsewhere progress gets a line now and
+    then.
 
     Attributes:
         results: Of the steps that ended, in order.
@@ -39,6 +45,7 @@ class Console:
         self._screen = screen
         self._is_terminal = screen.isatty()
         self._running = ""
+        self._said = 0.0
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def say(self, text: str = "") -> None:
@@ -50,6 +57,7 @@ class Console:
     def task_begins(self, name: str) -> None:
         """Start the step's live line."""
         self._running = name
+        self._said = time.monotonic()
         self._tail.clear()
         self._show("")
 
@@ -74,12 +82,20 @@ class Console:
                 self._show(words)
 
     def _show(self, words: str) -> None:
-        if not (self._is_terminal and self._running):
+        if not self._running:
             return
         progress = _PROGRESS.search(words)
+        rest = ""
+        if progress:
+            rest = " ".join(word for word in progress[3].split() if word.startswith(_SHOWN))
+        if not self._is_terminal:
+            now = time.monotonic()
+            if progress and now - self._said >= _SECONDS_PER_LINE:
+                self._said = now
+                self.say(f"{self._running:<18} step {progress[1]}/{progress[2]} {rest}".rstrip())
+            return
         if progress:
             done, total = int(progress[1]), int(progress[2])
-            rest = " ".join(word for word in progress[3].split() if word.startswith(_SHOWN))
             filled = _BAR_CELLS * done // max(1, total)
             bar = "#" * filled + "." * (_BAR_CELLS - filled)
             words = f"[{bar}] {done}/{total} {rest}"

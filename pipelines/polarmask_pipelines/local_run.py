@@ -13,7 +13,11 @@ from typing import Any
 import psutil
 from kfp import local
 
-from polarmask_components.local_server import Deployment, ask_champion, is_serving, stop_server
+from polarmask_components.errors import ComponentError
+from polarmask_components.lifeline import lifeline
+from polarmask_components.local_server import Deployment, is_serving, stop_server
+from polarmask_components.registry import open_registry
+from polarmask_components.signals import when_asked_to_end
 from polarmask_pipelines.console import Console, console
 from polarmask_pipelines.results import Summary, deployed_in, summarize
 from polarmask_pipelines.train_and_deploy import train_and_deploy
@@ -21,11 +25,13 @@ from polarmask_pipelines.watch import watched
 from polarmask_serving.errors import ServingError
 
 LOG = "run.log"
+LOCK = ".lock"
 STEPS = (
     "preflight",
     "resolve-data",
     "ingest-coco",
     "precompute-rays",
+    "check-champion",
     "train",
     "evaluate",
     "evaluate-champion",
@@ -64,7 +70,8 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         parameters: Of the pipeline. Registry and server lie in `shared_folder(out)` unless named.
 
     Raises:
-        KeyboardInterrupt: On SIGINT and SIGTERM, after all processes of the run ended.
+        LaunchError: Another run is going on in the folder.
+        KeyboardInterrupt: On SIGINT, SIGTERM and SIGHUP, after all processes of the run ended.
     """
     out = out.resolve()
     shared = shared_folder(out)
@@ -75,22 +82,33 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         **parameters,
     }
     target = Path(parameters["deploy_target"])
-    with console(out / LOG) as person, _no_process_stays(target):
+    with lifeline(out / LOCK), console(out / LOG) as person, _no_process_stays(target):
         began = time.monotonic()
         succeeded = _run_pipeline(out, shared / "cache", parameters, person)
         seconds = time.monotonic() - began
         summary = summarize(person.results, STEPS, seconds=seconds, out=out)
         served = deployed_in(person.results)
         if succeeded and served is None and summary.sample:
-            image = Path(summary.sample).read_bytes()
             try:
-                served = ask_champion(target, name=parameters["deploy_model_name"], image=image)
-            except ServingError as error:
+                served = _ask(parameters, Path(summary.sample))
+            except (ServingError, ComponentError, OSError) as error:
                 succeeded, person.error = False, f"the champion does not answer: {error}"
         if served:
             summary.champion, summary.server_answer = served.version, served.answer
         summary.write(out)
     return Outcome(succeeded, summary, person.error, target, served)
+
+
+def _ask(parameters: Mapping[str, Any], sample: Path) -> Deployment | None:
+    # Brings torch with it, which no other part of this process needs.
+    from polarmask_components.deployment import ask_champion
+
+    return ask_champion(
+        Path(parameters["deploy_target"]),
+        name=parameters["deploy_model_name"],
+        registry=open_registry(parameters["deploy_registry"]),
+        image=sample.read_bytes(),
+    )
 
 
 def _run_pipeline(out: Path, cache: Path, parameters: Mapping[str, Any], person: Console) -> bool:
@@ -129,18 +147,16 @@ def _steps_find_python() -> Iterator[None]:
 
 @contextmanager
 def _no_process_stays(target: Path) -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt; if the block is left early, end what it started."""
+    """Turn signals that ask to end into KeyboardInterrupt; end what a cut-off block started."""
     served_before = is_serving(target)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except BaseException:
-        _end(psutil.Process().children(recursive=True))
-        if not served_before:
-            stop_server(target)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with when_asked_to_end(signal.default_int_handler):
+        try:
+            yield
+        except BaseException:
+            _end(psutil.Process().children(recursive=True))
+            if not served_before:
+                stop_server(target)
+            raise
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -35,13 +35,15 @@ def describe(result: TaskResult) -> str:
                 f"{facts['train_instances']:g} train instances, "
                 f"reachable mask IoU {facts['train_upper_bound_iou']:.3f}"
             )
+        case "check-champion":
+            return str(outputs["Output"])
         case "evaluate":
             facts = outputs["metrics"].metadata
             return f"mask AP {facts['mask_ap']:.3f}, AP50 {facts['mask_ap50']:.3f}"
         case "evaluate-champion":
             return Path(outputs["note"].path).read_text(encoding="utf-8").strip()
         case "gate-model":
-            reason = Path(outputs["verdict"].path).read_text(encoding="utf-8").strip()
+            reason = Path(outputs["verdict"].path).read_text(encoding="utf-8").splitlines()[0]
             return f"{'passed' if outputs['Output'] else 'stopped'}: {reason}"
         case "deploy-torchserve":
             return f"version {outputs['answer'].metadata['version']} answers at {outputs['Output']}"
@@ -70,7 +72,7 @@ class Summary:
     server_answer: dict[str, Any] | None = None
     """What the server says to `sample`."""
     sample: str | None = None
-    """A val image."""
+    """A val image as PNG."""
 
     def write(self, out: Path) -> None:
         """Write summary.json into the run folder, as a whole."""
@@ -105,12 +107,6 @@ def summarize(
     for step, page in _PAGES.items():
         if step in outputs:
             _keep(outputs[step]["page"].path, out / "reports" / f"{page}.html")
-    if "deploy-torchserve" in outputs:
-        asked = Path(outputs["deploy-torchserve"]["answer"].metadata["image"])
-        summary.sample = str(_keep(asked, out / f"sample{asked.suffix.lower()}"))
-    elif "ingest-coco" in outputs:
-        first = _first_image(Path(outputs["ingest-coco"]["dataset"].path))
-        summary.sample = str(_keep(first, out / f"sample{first.suffix.lower()}"))
     if "train" in outputs:
         summary.model = str(_keep(outputs["train"]["model"].path, out / "model"))
     if "evaluate" in outputs:
@@ -120,6 +116,7 @@ def summarize(
         summary.mask_ap75 = facts["mask_ap75"]
         summary.report = str(out / "reports" / "evaluation.html")
         summary.overlay = str(_keep(outputs["evaluate"]["overlay"].path, out / "overlay.png"))
+        summary.sample = str(_keep(outputs["evaluate"]["sample"].path, out / "sample.png"))
     summary.nothing_changed = _nothing_changed(by_name)
     return summary
 
@@ -144,11 +141,6 @@ def _keep(source: str | Path, to: Path) -> Path:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, to)
     return to
-
-
-def _first_image(dataset: Path) -> Path:
-    document = (dataset / "annotations" / "instances_val.json").read_text(encoding="utf-8")
-    return dataset / "images" / str(json.loads(document)["images"][0]["file_name"])
 
 
 def deployed_in(results: Sequence[TaskResult]) -> Deployment | None:

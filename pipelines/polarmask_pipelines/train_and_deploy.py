@@ -3,6 +3,7 @@
 from kfp import dsl
 from kfp.dsl.pipeline_task import PipelineTask
 
+from polarmask_components.check_champion import check_champion
 from polarmask_components.deploy_torchserve import deploy_torchserve
 from polarmask_components.evaluate import evaluate
 from polarmask_components.evaluate_champion import evaluate_champion
@@ -35,7 +36,6 @@ def train_and_deploy(
     deploy_target: str = "runs/shared/server",
     eval_floor_ap: float = 0.25,
     notify_webhook: str = "",
-    train_label_workers: int = 0,
     train_nodes: int = 1,
     train_preset: str = "coco-r50-1x",
     train_processes_per_node: int = 0,
@@ -53,7 +53,6 @@ def train_and_deploy(
         deploy_target: Folder of the TorchServe of this machine.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
         notify_webhook: http(s) address that is told how the run ended; empty for none.
-        train_label_workers: Processes that make ray labels; 0 works in the step's own.
         train_nodes: Machines to train on.
         train_preset: Name of a known run.
         train_processes_per_node: Training processes on each machine; 0 fits them to it.
@@ -69,6 +68,7 @@ def train_and_deploy(
             processes_per_node=train_processes_per_node,
             floor_ap=eval_floor_ap,
             registry=deploy_registry,
+            model_name=deploy_model_name,
             webhook=notify_webhook,
         )
         _present(checked, "Preflight", cached=False)
@@ -90,10 +90,12 @@ def train_and_deploy(
         labelled = precompute_rays(
             dataset=dataset,
             label_settings=checked.output,
-            workers=train_label_workers,
             code_version=code_version,
         )
         _present(labelled, "Precompute ray labels")
+
+        comparable = check_champion(dataset=dataset, registry=deploy_registry)
+        _present(comparable, "Check champion", cached=False)
 
         trained = train(
             dataset=dataset,
@@ -103,7 +105,7 @@ def train_and_deploy(
             code_version=code_version,
             nodes=train_nodes,
             processes_per_node=train_processes_per_node,
-        )
+        ).after(comparable)
         _present(trained, "Train")
         model = trained.outputs["model"]
 
@@ -119,13 +121,14 @@ def train_and_deploy(
             mask_ap=evaluated.outputs["Output"],
             floor_ap=eval_floor_ap,
             champion_ap=champion.outputs["mask_ap"],
+            champion_reason=champion.outputs["reason"],
         )
         _present(passed, "Gate", cached=False)
 
         with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 KFP builds a condition of it
             deployed = deploy_torchserve(
                 model=model,
-                dataset=dataset,
+                sample=evaluated.outputs["sample"],
                 metrics=evaluated.outputs["metrics"],
                 registry=deploy_registry,
                 target=deploy_target,

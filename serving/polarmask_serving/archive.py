@@ -12,7 +12,6 @@ folder of a package and writes the time into the file; from equal inputs ours is
 
 import importlib.util
 import json
-import re
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from polarmask.files import atomic_path, sha256_of_file
 from polarmask.model_folder import read_card
 from polarmask_serving.errors import ArchiveError
+from polarmask_serving.names import check_url_name
 
 HANDLER = "polarmask_handler.py"
 MODEL_CONFIG = "model-config.yaml"
@@ -28,7 +28,6 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 PACKAGES = ("polarmask", "polarmask_serving")
 MODEL_FILES = ("model.json", "model.safetensors")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,8 @@ def build_archive(model: Path, out: Path, *, name: str, version: str) -> Archive
         ArchiveError: A name that fits no URL, or a file of the model is missing.
         ModelFormatError: The folder is no model, or one of an unknown format version.
     """
-    for what, value in (("name", name), ("version", version)):
-        if not _NAME.fullmatch(value):
-            raise ArchiveError(f"{what} {value!r} fits no URL: use letters, digits, '.', '_', '-'")
+    check_url_name("name", name)
+    check_url_name("version", version)
     read_card(model)
     absent = [file for file in MODEL_FILES if not (model / file).is_file()]
     if absent:

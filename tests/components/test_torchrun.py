@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from polarmask_components.errors import LaunchError
+from polarmask_components.lifeline import lifeline
 from polarmask_components.torchrun import choose_processes, keep_model, run_to_end, training_command
 
 
@@ -40,6 +41,7 @@ def test_only_the_last_words_travel_with_the_failure():
 _LAUNCHER = """
 import sys
 from polarmask_components.errors import LaunchError
+from polarmask_components.lifeline import lifeline
 from polarmask_components.torchrun import run_to_end
 child = "import signal, time; print('up', flush=True); signal.pause()"
 try:
@@ -52,7 +54,12 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")]
+    ("number", "words"),
+    [
+        (signal.SIGTERM, "ended by SIGTERM"),
+        (signal.SIGHUP, "ended by SIGTERM"),
+        (signal.SIGINT, "interrupted"),
+    ],
 )
 def test_signal_to_the_launcher_ends_the_training(number, words):
     launcher = subprocess.Popen(
@@ -69,6 +76,55 @@ def test_signal_to_the_launcher_ends_the_training(number, words):
     out, _ = launcher.communicate(timeout=30)
     assert words in out
     assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children on Linux only")
+def test_training_does_not_outlive_a_launcher_that_was_killed():
+    launcher = subprocess.Popen(python(_LAUNCHER), stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == "up\n"
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.kill()
+    launcher.communicate(timeout=30)
+    assert children
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+_RUN = """
+import subprocess, sys
+from pathlib import Path
+from polarmask_components.lifeline import lifeline
+with lifeline(Path(sys.argv[1])):
+    subprocess.run([sys.executable, "-c", sys.argv[2]])
+"""
+
+
+def test_training_does_not_outlive_a_run_that_was_killed(tmp_path):
+    run = subprocess.Popen(
+        [*python(_RUN), str(tmp_path / ".lock"), _LAUNCHER], stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout.readline() == "up\n"
+    children = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    assert len(children) == 2  # launcher and training
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert "ended by SIGTERM" in run.communicate(timeout=10)[0]
+
+
+def test_one_folder_holds_one_run_at_a_time(tmp_path):
+    file = tmp_path / ".lock"
+    with lifeline(file), pytest.raises(LaunchError, match="another run"), lifeline(file):
+        pass
+    with lifeline(file):
+        pass
+
+
+def test_ignored_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_to_end(python("import os, signal; os.kill(os.getppid(), signal.SIGHUP)"))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_command_carries_settings_and_provenance_each_as_a_flag():

@@ -24,6 +24,35 @@ def test_stopping_where_no_server_runs_says_so(tmp_path, capsys):
     assert "no server runs" in capsys.readouterr().out
 
 
+def test_damaged_server_record_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "server.json").write_text("{")
+    assert main(["stop", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "server.json" in told
+    assert told.count("\n") == 1
+
+
+def test_run_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["run", "--out", str(tmp_path / "file" / "run")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "Traceback" not in told
+
+
+def test_stopping_is_told_after_it_happened(tmp_path, capsys, monkeypatch):
+    told_before = []
+    monkeypatch.setattr("polarmask_components.local_server.is_serving", lambda _: True)
+    monkeypatch.setattr(
+        "polarmask_components.local_server.stop_server",
+        lambda _: told_before.append(capsys.readouterr().out),
+    )
+    assert main(["stop", str(tmp_path)]) == 0
+    assert told_before == [""]
+    assert capsys.readouterr().out == "stopped\n"
+
+
 def test_long_lists_of_an_answer_are_cut():
     answer = {"instances": [{"bbox": [1, 2, 3, 4], "polygon": [[0, 1]] * 36}] * 40}
     assert shorten(answer) == {

@@ -45,6 +45,22 @@ def test_elsewhere_a_step_is_one_line():
     assert screen.getvalue() == "train                12.3 s\n"
 
 
+def test_elsewhere_training_tells_its_progress_now_and_then(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("polarmask_pipelines.console.time.monotonic", lambda: now)
+    screen = io.StringIO()
+    person = Console(io.StringIO(), screen)
+    person.task_begins("train")
+    for step in range(1, 51):
+        now += 1
+        person.hear(f"    step={step}/50 loss=1.83 class=0.4 img_s=9.1 eta=30s")
+        person.hear("    other words")
+    assert screen.getvalue().splitlines() == [
+        "train              step 20/50 loss=1.83 img_s=9.1 eta=30s",
+        "train              step 40/50 loss=1.83 img_s=9.1 eta=30s",
+    ]
+
+
 def test_log_keeps_every_word():
     log = watch_training(io.StringIO())
     assert log.count("\n") == 4

@@ -5,7 +5,9 @@ A skipped deployment is a success for Kubeflow, so server and registry are asked
 
 import json
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +20,8 @@ import psutil
 import pytest
 
 from data_repository import make_data_repository
-from polarmask_components.deployment import deploy
-from polarmask_components.local_server import ask_champion, is_serving, stop_server
+from polarmask_components.deployment import ask_champion, deploy
+from polarmask_components.local_server import is_serving, stop_server
 from polarmask_components.registry import open_registry
 
 SETTINGS = "optim.epochs=3 optim.batch_size=4 optim.warmup_steps=1"
@@ -79,7 +81,7 @@ def champion(place, first):
     image = Path(first.summary["sample"]).read_bytes()
     yield version
     assert place.registry.champion().version == version
-    answer = ask_champion(place.server, name="polarmask", image=image)
+    answer = ask_champion(place.server, name="polarmask", registry=place.registry, image=image)
     assert answer.answer["model"]["version"] == version
 
 
@@ -88,7 +90,17 @@ def test_first_run_ends_with_a_model_that_answers(place, first, champion):
     assert first.summary["champion"] == champion
     assert first.summary["server_answer"]["model"]["version"] == champion
     assert is_serving(place.server)
-    assert "$ curl -X POST -T '" in first.out
+
+
+def test_printed_curl_line_gives_the_printed_answer(first, champion):
+    command = re.search(r"^\$ (curl .*)$", first.out, re.MULTILINE)[1]
+    said = subprocess.run(
+        [*shlex.split(command), "--silent", "--fail", "--noproxy", "*"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert json.loads(said) == first.summary["server_answer"]
 
 
 def test_each_step_is_one_line(first):
@@ -177,14 +189,15 @@ def test_failing_step_is_named_with_its_error_and_leaves_the_champion(place, cha
     assert {"name": "train", "seconds": 0.0, "status": "skipped"} in summary["steps"]
 
 
-def test_sigterm_ends_the_run_and_all_its_processes(place, champion):
+def start_training(place, name):
+    """Start a run that would train for long; return it and its processes once it trains."""
     running = subprocess.Popen(
-        command_for(place, "stopped", "optim.epochs=1000 optim.batch_size=4"),
+        command_for(place, name, "optim.epochs=1000 optim.batch_size=4"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    log = place.runs / "stopped" / "run.log"
+    log = place.runs / name / "run.log"
     deadline = time.monotonic() + 120
     while not (log.exists() and "step=" in log.read_text()):
         assert running.poll() is None
@@ -192,7 +205,13 @@ def test_sigterm_ends_the_run_and_all_its_processes(place, champion):
         time.sleep(0.1)
     processes = psutil.Process(running.pid).children(recursive=True)
     assert len(processes) >= 3  # step, torchrun, trainer
-    running.terminate()
+    return running, processes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_end_the_run_ends_all_its_processes(place, champion, number):
+    running, processes = start_training(place, number.name)
+    running.send_signal(number)
     steps, words = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "interrupted" in words
@@ -200,3 +219,11 @@ def test_sigterm_ends_the_run_and_all_its_processes(place, champion):
     assert is_serving(place.server)  # it ran before
     # What changed is of no matter for labels.
     assert re.search(r"^precompute-rays .* reused", steps, re.MULTILINE)
+
+
+def test_killed_run_leaves_no_training_behind(place, champion):
+    running, processes = start_training(place, "killed")
+    running.kill()
+    running.communicate(timeout=60)
+    assert not psutil.wait_procs(processes, timeout=30)[1]
+    assert is_serving(place.server)

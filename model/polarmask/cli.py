@@ -1,4 +1,4 @@
-"""Command line: polarmask precompute | train | evaluate | predict."""
+"""Command line: polarmask inspect | precompute | train | evaluate | predict."""
 
 import argparse
 import logging
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="polarmask", description="train, judge and try PolarMask on COCO-format data"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_precompute, _add_train, _add_evaluate, _add_predict):
+    for add in (_add_inspect, _add_precompute, _add_train, _add_evaluate, _add_predict):
         add(commands)
     return parser
 
@@ -98,6 +98,46 @@ def _at_least(lowest: int) -> Callable[[str], int]:
 
 def _config(options: argparse.Namespace) -> RunConfig:
     return override(preset(options.preset), options.set)
+
+
+def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "inspect",
+        "look at data before training: sizes, levels, upper bounds, what to set",
+        "polarmask inspect data --preset tiny --out runs/inspection",
+    )
+    command.add_argument(
+        "data", type=Path, help="folder with images/ and annotations/instances_{train,val}.json"
+    )
+    command.add_argument("--split", default="train", help="which annotations (default: train)")
+    _add_config_flags(command)
+    command.add_argument(
+        "--max-images", type=_at_least(1), default=2000, help="look at so many (default: 2000)"
+    )
+    command.add_argument("--out", type=Path, help="folder for inspection.html and worst.jpg")
+    command.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from polarmask.coco import describe_problems, load_coco
+    from polarmask.inspect_data import describe, inspect_data
+
+    config = _config(options)
+    data = load_coco(options.data, options.split)
+    inspection = inspect_data(data, config, max_images=options.max_images)
+    print(describe(inspection))
+    print(f"problems: {describe_problems(data.problems)}")
+    if options.out:
+        from polarmask.files import atomic_path, write_text
+        from polarmask.report.inspection import inspection_page, worst_pictures, worst_sheet
+        from polarmask.visualize import encode_jpeg
+
+        page = inspection_page(inspection, data, config=config)
+        write_text(options.out / "inspection.html", page)
+        with atomic_path(options.out / "worst.jpg") as temporary:
+            temporary.write_bytes(encode_jpeg(worst_sheet(worst_pictures(inspection, data))))
+        print(f"page: {options.out / 'inspection.html'}")
 
 
 def _add_precompute(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

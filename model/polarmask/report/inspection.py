@@ -1,0 +1,119 @@
+"""Page about data before a training: sizes, levels, upper bounds, what to set, what fits worst."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polarmask.coco import CocoData
+from polarmask.config import RunConfig
+from polarmask.image_file import read_image
+from polarmask.inspect_data import SIDE_EDGES, Inspection, Levels
+from polarmask.report.charts import bar_chart
+from polarmask.report.page import Tile, make_pictures, render
+from polarmask.visualize import (
+    SKY,
+    YELLOW,
+    Shape,
+    contact_sheet,
+    draw_shapes,
+)
+
+_SHEET_PICTURES = 12
+_PICTURE_SIDE = 720
+
+
+def inspection_page(
+    inspection: Inspection, data: CocoData, *, config: RunConfig, title: str = "Before training"
+) -> str:
+    """Return a self-contained HTML page below 2 MB."""
+    low, middle, high = inspection.side_quantiles
+    part = inspection.images < inspection.images_in_all
+    tiles = [
+        Tile(
+            "images",
+            f"{inspection.images:,}",
+            f"of {inspection.images_in_all:,}, evenly spread" if part else "all of the split",
+        ),
+        Tile("objects", f"{inspection.instances:,}", f"{inspection.crowds:,} crowd regions"),
+        Tile(
+            "in several parts", f"{inspection.in_parts:,}", "objects; the largest part is learned"
+        ),
+        Tile("size", f"{middle:.0f} px", f"median; 80 % are from {low:.0f} to {high:.0f}"),
+        Tile(
+            "upper-bound AP",
+            f"{inspection.evaluation.mask_ap:.3f}",
+            f"with {config.model.num_rays} exact rays",
+        ),
+    ]
+    labels = [
+        f"{first:g}+" if second == float("inf") else f"{first:g}-{second:g}"
+        for first, second in pairwise(SIDE_EDGES)
+    ]
+    counts = [float(count) for count in inspection.size_counts]
+    pictures = worst_pictures(inspection, data)
+    return render(
+        "inspection.html",
+        title=title,
+        provenance={"data": str(data.root), "split": inspection.split, "preset": config.name},
+        tiles=tiles,
+        sizes=bar_chart(
+            labels,
+            {"objects": counts},
+            x_label="square root of area, pixels of the network's input",
+            y_label="objects",
+        ),
+        levels=_level_chart(inspection.levels),
+        recommended_levels=_level_chart(inspection.recommended_levels),
+        without=(
+            inspection.levels.without_positive,
+            inspection.recommended_levels.without_positive,
+        ),
+        bounds=inspection.bounds,
+        recommendation=inspection.recommendation,
+        overrides=" ".join(
+            f"--set '{setting}'" for setting in inspection.recommendation.overrides()
+        ),
+        worst=make_pictures(pictures, expected=_SHEET_PICTURES),
+    )
+
+
+def _level_chart(levels: Levels) -> str:
+    return bar_chart(
+        [f"stride {stride}" for stride in levels.strides],
+        {"objects": [float(count) for count in levels.instances]},
+        x_label="level",
+        y_label="objects",
+    )
+
+
+def worst_pictures(
+    inspection: Inspection, data: CocoData
+) -> list[tuple[NDArray[np.uint8], str, str]]:
+    """Draw the images with the worst-fitting objects: picture, file name, what fits how well."""
+    worst_of: dict[int, tuple[int, float]] = {}
+    for image_id, row, iou in inspection.worst:
+        worst_of.setdefault(image_id, (row, iou))
+    record_of = {record.id: record for record in data.images}
+    pictures = []
+    for image_id, (row, iou) in list(worst_of.items())[:_SHEET_PICTURES]:
+        record = record_of[image_id]
+        annotation = [a for a in record.annotations if a.parts][row]
+        found = inspection.predictions[image_id]
+        shapes = [
+            Shape(annotation.parts, YELLOW, opacity=0.2),
+            Shape((found.polygons[row],), SKY, opacity=0.25, center=found.centers[row]),
+        ]
+        picture = draw_shapes(read_image(data.image_path(record)), shapes, side=_PICTURE_SIDE)
+        name = data.categories[annotation.category].name
+        pictures.append((picture, record.file_name, f"{name} {annotation.id}, IoU {iou:.2f}"))
+    return pictures
+
+
+def worst_sheet(pictures: Sequence[tuple[NDArray[np.uint8], str, str]]) -> NDArray[np.uint8]:
+    """Put the pictures side by side; (H, W, 3) uint8 RGB."""
+    return contact_sheet(
+        [picture for picture, _, _ in pictures],
+        captions=[f"{note}  {name}"[:60] for _, name, note in pictures],
+    )

@@ -1,0 +1,111 @@
+"""What `polarmask inspect` says of data, against data whose answer is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from factories import make_tiny_coco
+from polarmask.cli import main
+from polarmask.coco import load_coco
+from polarmask.config import override
+from polarmask.inspect_data import RAY_COUNTS, UpperBound, describe, inspect_data, recommend
+from polarmask.presets import tiny
+from polarmask.report.inspection import inspection_page, worst_pictures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_tiny_coco(tmp_path_factory.mktemp("inspect"), images=6, val_images=2)
+    return load_coco(folder, "train")
+
+
+@pytest.fixture(scope="module")
+def inspection(data):
+    return inspect_data(data, tiny())
+
+
+def bounds(*values):
+    return [UpperBound(n, iou, 0, 0, 0) for n, iou in zip(RAY_COUNTS, values, strict=True)]
+
+
+def test_every_object_is_counted_once(data, inspection):
+    objects = [a for image in data.images for a in image.annotations if not a.crowd]
+    assert inspection.instances == len(objects)
+    assert sum(inspection.size_counts) == len(objects)
+    assert inspection.images == inspection.images_in_all == len(data.images)
+
+
+def test_more_rays_never_fit_worse(inspection):
+    ious = [bound.mean_iou for bound in inspection.bounds]
+    assert ious == sorted(ious)
+    ap_of = {result.name: result.ap for result in inspection.evaluation.per_category}
+    assert ap_of["ellipse"] > 0.95 > ap_of["crescent"]  # a crescent's centre lies outside it
+    assert inspection.evaluation.mask_ap == pytest.approx(inspection.bounds[1].mask_ap)
+
+
+def test_the_worst_come_first_and_are_drawn(data, inspection):
+    ious = [iou for _, _, iou in inspection.worst]
+    assert ious == sorted(ious)
+    assert len(ious) == inspection.instances
+    first = worst_pictures(inspection, data)[0]
+    assert f"IoU {ious[0]:.2f}" in first[2]
+
+
+def test_a_part_of_large_data_is_spread_over_it(data):
+    part = inspect_data(data, tiny(), max_images=2)
+    assert (part.images, part.images_in_all) == (2, 6)
+    assert set(part.predictions) <= {data.images[0].id, data.images[3].id}
+
+
+def test_recommended_settings_can_be_given_to_set(inspection):
+    chosen = inspection.recommendation
+    assert override(tiny(), chosen.overrides()) == chosen.apply(tiny())
+
+
+@pytest.mark.parametrize(
+    ("side", "reach", "strides"),
+    [
+        (10, 12, (4, 8, 16)),
+        (24, 60, (8, 16, 32)),
+        (24, 500, (8, 16, 32, 64)),
+        (60, 5000, (16, 32, 64, 128, 256)),
+    ],
+)
+def test_strides_follow_the_sizes(side, reach, strides):
+    found = recommend(np.full(20, side), np.full(20, reach), bounds(0.8, 0.9, 0.92))
+    assert found.strides == strides
+    assert found.level_ranges[0] == (0, 8 * strides[0])
+    assert found.level_ranges[-1] == (8 * strides[-2], float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("ious", "rays"), [((0.95, 0.96, 0.97), 18), ((0.8, 0.9, 0.92), 36), ((0.7, 0.8, 0.92), 72)]
+)
+def test_ray_count_is_the_smallest_that_is_good_enough(ious, rays):
+    assert recommend(np.full(9, 20.0), np.full(9, 20.0), bounds(*ious)).num_rays == rays
+
+
+def test_sizes_are_those_of_the_network_s_input(data):
+    small = inspect_data(data, tiny())
+    twice = replace(tiny().input, short_side=2 * data.images[0].height)
+    large = inspect_data(data, replace(tiny(), input=twice))
+    assert large.side_quantiles[1] == pytest.approx(2 * small.side_quantiles[1], rel=0.02)
+
+
+def test_page_and_text_hold_the_answer(data, inspection):
+    page = inspection_page(inspection, data, config=tiny())
+    assert len(page) < 2_000_000
+    for text in (page, describe(inspection)):
+        assert f"{inspection.bounds[1].mask_ap:.3f}" in text
+        assert "model.strides=" in text
+
+
+def test_command_prints_and_draws(data, tmp_path, capsys):
+    assert main(["inspect", str(data.root), "--preset", "tiny", "--out", str(tmp_path / "o")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(data.images)} of {len(data.images)} images" in printed
+    assert (tmp_path / "o" / "inspection.html").is_file()
+    with Image.open(tmp_path / "o" / "worst.jpg") as sheet:
+        assert min(sheet.size) > 400

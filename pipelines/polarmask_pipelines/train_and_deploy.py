@@ -87,15 +87,15 @@ def train_and_deploy(
         _present(ingested, "Ingest COCO data")
         dataset = ingested.outputs["dataset"]
 
+        comparable = check_champion(dataset=dataset, registry=deploy_registry)
+        _present(comparable, "Check champion", cached=False)
+
         labelled = precompute_rays(
             dataset=dataset,
             label_settings=checked.output,
             code_version=code_version,
-        )
+        ).after(comparable)
         _present(labelled, "Precompute ray labels")
-
-        comparable = check_champion(dataset=dataset, registry=deploy_registry)
-        _present(comparable, "Check champion", cached=False)
 
         trained = train(
             dataset=dataset,
@@ -105,7 +105,7 @@ def train_and_deploy(
             code_version=code_version,
             nodes=train_nodes,
             processes_per_node=train_processes_per_node,
-        ).after(comparable)
+        )
         _present(trained, "Train")
         model = trained.outputs["model"]
 

@@ -1,7 +1,8 @@
 import pytest
 
 from polarmask_pipelines.__main__ import main
-from polarmask_pipelines.results import shorten
+from polarmask_pipelines.local_run import Outcome
+from polarmask_pipelines.results import Summary, shorten
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,19 @@ def test_stopping_is_told_after_it_happened(tmp_path, capsys, monkeypatch):
     assert main(["stop", str(tmp_path)]) == 0
     assert told_before == [""]
     assert capsys.readouterr().out == "stopped\n"
+
+
+def test_demo_that_fails_leaves_no_server(tmp_path, monkeypatch):
+    failed = Outcome(False, Summary(), "why", tmp_path / "server", None)
+    stopped = []
+    monkeypatch.setattr("polarmask_pipelines.local_run.run", lambda *_: failed)
+    monkeypatch.setattr("polarmask_components.local_server.stop_server", stopped.append)
+    monkeypatch.setenv("KEEP", "1")
+    assert main(["demo"]) == 1
+    assert stopped == []
+    monkeypatch.delenv("KEEP")
+    assert main(["demo"]) == 1
+    assert stopped == [failed.server]
 
 
 def test_long_lists_of_an_answer_are_cut():

@@ -145,6 +145,17 @@ def test_candidate_below_the_floor_replaces_nobody(place, champion):
     assert stopped.summary["champion"] == champion
 
 
+def test_champion_that_does_not_answer_fails_the_run_with_its_summary(place, champion):
+    command = command_for(place, "strange", deploy_model_name="other", eval_floor_ap="0.99")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+    assert "serves polarmask, not other" in done.stderr
+    summary = json.loads((place.runs / "strange" / "summary.json").read_text())
+    assert summary["server_answer"] is None
+    assert summary["mask_ap"] is not None
+
+
 @pytest.fixture
 def better(place, first, tmp_path):
     """Put a better champion into service: the first model's twin with a higher number."""

@@ -1,0 +1,96 @@
+"""Each area's extra brings what the area imports, and nothing that nobody imports."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(ROOT.glob("*/polarmask*/**/*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {
+    name: {re.match(r"[\w-]+", line)[0].lower() for line in lines}
+    for name, lines in PROJECT["optional-dependencies"].items()
+}
+# Whoever serves or computes has the model area, too.
+EXTRAS_OF = {
+    "polarmask": ("model", "report"),
+    "polarmask_serving": ("serving", "model"),
+    "polarmask_components": ("components", "model"),
+    "polarmask_pipelines": ("pipelines",),
+}
+BROUGHT_FOR_OTHERS = {"serving": {"pyyaml"}}  # imported by TorchServe
+DISTRIBUTIONS = packages_distributions()
+
+
+def modules_in(tree):
+    """Return what a syntax tree imports, except for type checking; each as a dotted name."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+        yield from modules_in(node)
+
+
+def distributions_of(modules):
+    """Return the distributions, in lower case, that bring these modules and are not ours."""
+    tops = {module.split(".")[0] for module in modules}
+    strangers = {
+        top for top in tops - set(sys.stdlib_module_names) if not top.startswith("polarmask")
+    }
+    return {DISTRIBUTIONS[top][0].lower() for top in strangers}
+
+
+def imports_of(package):
+    paths = [path for path in MODULES if package in path.relative_to(ROOT).parts]
+    trees = [ast.parse(path.read_text()) for path in paths]
+    return distributions_of({module for tree in trees for module in modules_in(tree)})
+
+
+@pytest.mark.parametrize("package", EXTRAS_OF)
+def test_an_area_imports_what_its_extra_brings(package):
+    brought = set().union(*(EXTRAS[extra] for extra in EXTRAS_OF[package]))
+    assert imports_of(package) <= brought
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_brings_what_its_area_imports(extra):
+    areas = [package for package, extras in EXTRAS_OF.items() if extra in extras]
+    imported = set().union(*map(imports_of, areas)) | BROUGHT_FOR_OTHERS.get(extra, set())
+    assert EXTRAS[extra] <= imported
+
+
+def reached_from(module, seen):
+    """Return all modules that importing one of ours imports, and those in turn."""
+    if module in seen:
+        return
+    seen.add(module)
+    path = next((path for path in MODULES if dotted(path) == module), None)
+    if path is not None:
+        top = ast.parse(path.read_text())
+        top.body = [node for node in top.body if not isinstance(node, ast.FunctionDef)]
+        for each in modules_in(top):
+            reached_from(each, seen)
+
+
+def dotted(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
+
+
+OPS_STEPS = [path for path in MODULES if "(base_image=OPS_IMAGE" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", OPS_STEPS, ids=lambda path: path.stem)
+def test_a_step_that_decides_or_tells_runs_with_its_own_extra_alone(path):
+    """The image of such steps has no torch and nothing else of the model area."""
+    reached = set()
+    for module in modules_in(ast.parse(path.read_text())):
+        reached_from(module, reached)
+    assert distributions_of(reached) <= EXTRAS["components"]

@@ -45,7 +45,9 @@ def distributions_of(modules):
     strangers = {
         top for top in tops - set(sys.stdlib_module_names) if not top.startswith("polarmask")
     }
-    return {DISTRIBUTIONS[top][0].lower() for top in strangers}
+    # Several distributions may put files into one package: the one of its name is meant.
+    candidates = {top: [name.lower() for name in DISTRIBUTIONS[top]] for top in strangers}
+    return {top if top in names else names[0] for top, names in candidates.items()}
 
 
 def imports_of(package):

@@ -74,11 +74,19 @@ class InputConfig:
     short_side: int | None = 768
     """Shorter image side after resizing, in pixels; None keeps the size."""
     max_side: int = 1280
-    """Longer side is never above this, in pixels; the aspect ratio is always kept."""
+    """Longer side is never above this, in pixels."""
+    keep_ratio: bool = True
+    """Without it every image becomes `max_side` wide and `short_side` high, as in the original."""
+    train_short_sides: tuple[int, int] | None = None
+    """In training the short side is drawn from this range, ends included; None trains at one."""
+    multiple: int = 32
+    """Padded sides are multiples of this and of the coarsest stride, in pixels."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """What the network sees; `bgr` for backbones that come from Caffe."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """RGB, on a scale of 0 to 255."""
+    """RGB whatever the channel order, on a scale of 0 to 255."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """RGB, on a scale of 0 to 255."""
+    """RGB whatever the channel order, on a scale of 0 to 255."""
 
     def __post_init__(self) -> None:
         """Reject sizes that leave no image."""
@@ -88,6 +96,20 @@ class InputConfig:
         )
         _require(self.max_side >= 32, f"max_side is {self.max_side}: at least 32 pixels are needed")
         _require(min(self.std) > 0, f"std {self.std} must be above 0")
+        _require(
+            self.multiple >= 32 and self.multiple % 32 == 0,
+            f"multiple is {self.multiple}: the pyramid needs a multiple of 32",
+        )
+        _require(
+            self.short_side is not None or (self.keep_ratio and self.train_short_sides is None),
+            "without short_side an image keeps its size; give input.short_side, or keep_ratio "
+            "true and train_short_sides none",
+        )
+        low, high = self.train_short_sides or (32, 32)
+        _require(
+            32 <= low <= high,
+            f"train_short_sides {self.train_short_sides}: needs 32 <= lowest <= highest",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +118,10 @@ class LabelConfig:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
+    mode: Literal["exact", "original"] = "exact"
+    """`original` repeats the rules of the paper's code, faults included (ADR 0009)."""
+    parts: Literal["largest", "all"] = "largest"
+    """`all`: each part of an object is learned, and found again as one instance (ADR 0010)."""
     level_ranges: tuple[tuple[float, float], ...] = (
         (0, 64),
         (64, 128),
@@ -107,7 +133,8 @@ class LabelConfig:
     center_radius: float = 1.5
     """Locations within this many strides of the mass centre are candidates."""
     min_area: float = 4.0
-    """Smaller objects (pixels of the resized image) are ignored, neither object nor background."""
+    """Smaller objects (pixels of the resized image) are ignored, neither object nor background.
+    Not used by `original`, which takes what it drops for background."""
 
     def __post_init__(self) -> None:
         """Reject ranges that no object fits."""
@@ -121,6 +148,10 @@ class LabelConfig:
             f'level_ranges {self.level_ranges}: the last must end with "inf", or the largest '
             "objects belong to no level",
         )
+        _require(
+            self.mode == "exact" or self.parts == "largest",
+            "labels.mode original knows the largest part only; use labels.parts=largest",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +164,9 @@ class LossConfig:
     focal_gamma: float = 2.0
     centerness: Literal["polar", "soft", "polar_iou"] = "soft"
     """Quality target: sqrt(min/max ray), its quadrant form (PolarMask++), or the IoU reached."""
+    normalizer: Literal["global", "original"] = "global"
+    """Sums over all processes divide the losses; `original` uses those of each process, counts
+    images among the positives of the class loss, and boxes have the original's extra pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +209,13 @@ class PostprocessConfig:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
+    score: Literal["product", "original"] = "product"
+    """Class probability times quality, or the whole decoding of the original: probability times
+    (quality + 0.5), suppression in pixels of the given image, vertices cut to whole pixels."""
     score_threshold: float = 0.05
     """Class scores at or below this are dropped."""
     pre_nms_top_k: int = 1000
-    """Candidates kept per level."""
+    """Candidates kept per level; `original` counts locations."""
     nms_iou: float = 0.5
     """Boxes of one category that overlap more than this are the same object."""
     max_instances: int = 100
@@ -222,12 +259,31 @@ class RunConfig:
             "backbone_norm frozen_batch keeps the statistics of pretrained weights and there are "
             "none; give --backbone-weights, or --set model.backbone_norm=group to start afresh",
         )
+        _require(
+            self.labels.mode == "exact"
+            or (self.model.num_rays % 4 == 0 and 360 % self.model.num_rays == 0),
+            f"labels.mode original measures whole degrees: num_rays {self.model.num_rays} must "
+            "divide 360 and be a multiple of 4",
+        )
+        _require(
+            self.labels.parts == "largest" or self.model.box_branch,
+            "labels.parts all finds the parts of an object by their common box; "
+            "set model.box_branch=true",
+        )
         multiple = {"none": 1, "flip": 2, "dihedral": 4}[self.augment]
         _require(
             self.model.num_rays % multiple == 0,
             f"augment {self.augment} needs num_rays to be a multiple of {multiple}, "
             f"not {self.model.num_rays}: rays must map onto rays",
         )
+
+    @property
+    def fresh_labels(self) -> bool:
+        """Whether labels differ from epoch to epoch by more than a mirror, so none are stored.
+
+        The assignment depends on scale, and the original's whole-pixel arithmetic on mirroring.
+        """
+        return self.input.train_short_sides is not None or self.labels.mode == "original"
 
 
 _ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)

@@ -81,7 +81,8 @@ _STORED_TYPE = {
 
 
 def encode_lengths(length: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Turn pixels into 16-bit logarithms."""
+    """Turn pixels into 16-bit logarithms; what is shorter becomes the shortest."""
+    length = np.maximum(length, np.float32(2.0**_LOWEST_OCTAVE))
     code = np.round((np.log2(length) - _LOWEST_OCTAVE) * _STEPS_PER_OCTAVE)
     return np.clip(code, 0, _HIGHEST_CODE).astype(np.uint16)
 
@@ -95,7 +96,9 @@ def label_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that labels depend on: a store serves every run that agrees on them."""
     plain = to_dict(config)
     return {
-        "input": {key: plain["input"][key] for key in ("short_side", "max_side")},
+        "input": {
+            key: plain["input"][key] for key in ("short_side", "max_side", "keep_ratio", "multiple")
+        },
         "labels": plain["labels"],
         "num_rays": config.model.num_rays,
         "strides": list(config.model.strides),

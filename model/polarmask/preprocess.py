@@ -1,7 +1,9 @@
-"""Image to network input: resize with the aspect ratio kept, pad to whole locations.
+"""Image to network input: resize, pad to whole locations, normalise.
 
 Training, evaluation and serving all go through here, so they can't disagree.
 """
+
+import math
 
 import cv2
 import numpy as np
@@ -11,30 +13,35 @@ from torch import Tensor
 
 from polarmask.config import InputConfig
 
-MIN_MULTIPLE = 32
-"""Canvas sides are multiples of this or of the coarsest stride: the pyramid halves evenly."""
-
 
 def resized_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int]:
     """Return rows and columns after resizing: short side as configured, long side bounded."""
+    if not config.keep_ratio and config.short_side is not None:
+        return config.short_side, config.max_side
     short, long = min(image_hw), max(image_hw)
     scale = 1.0 if config.short_side is None else config.short_side / short
     scale = min(scale, config.max_side / long)
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
 
-def canvas_hw(content_hw: tuple[int, int], strides: tuple[int, ...]) -> tuple[int, int]:
-    """Round rows and columns up to what the pyramid needs."""
-    multiple = max(MIN_MULTIPLE, strides[-1])
+def canvas_hw(
+    content_hw: tuple[int, int], strides: tuple[int, ...], multiple: int = 32
+) -> tuple[int, int]:
+    """Round rows and columns up to whole locations of every level and to `multiple`."""
+    multiple = math.lcm(multiple, strides[-1])
     return -(-content_hw[0] // multiple) * multiple, -(-content_hw[1] // multiple) * multiple
 
 
 def resize(image: NDArray[np.uint8], config: InputConfig) -> NDArray[np.uint8]:
-    """Resize an (H, W, 3) image; shrinking averages so that fine texture does not alias."""
+    """Resize an (H, W, 3) image; shrinking averages so that fine texture does not alias.
+
+    Where the ratio is not kept one side may shrink and the other grow: that is interpolated, as
+    in the original.
+    """
     rows, columns = resized_hw(image.shape[:2], config)
     if (rows, columns) == image.shape[:2]:
         return image
-    shrinks = rows < image.shape[0]
+    shrinks = config.keep_ratio and rows < image.shape[0]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=method), dtype=np.uint8)
 
@@ -52,7 +59,13 @@ def to_canvas(
 
 
 def normalise(image_BHW3: Tensor, config: InputConfig) -> Tensor:
-    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float, in channels-last memory; no copy but one."""
+    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float, in channels-last memory; no copy but one.
+
+    The three channels come out in the order that the network was trained with.
+    """
     mean_3 = torch.tensor(config.mean, device=image_BHW3.device)
     std_3 = torch.tensor(config.std, device=image_BHW3.device)
-    return ((image_BHW3 - mean_3) / std_3).permute(0, 3, 1, 2)
+    normal_BHW3 = (image_BHW3 - mean_3) / std_3
+    if config.channel_order == "bgr":
+        normal_BHW3 = normal_BHW3.flip(-1)
+    return normal_BHW3.permute(0, 3, 1, 2)

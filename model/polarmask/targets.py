@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polarmask.config import LabelConfig, ModelConfig
+from polarmask.original_rays import binned_rays
 from polarmask.rays import Polygons, cast_rays
 
 
@@ -85,9 +86,47 @@ def assign(
     point_K2 = level_points(location_K3, model.strides)
     ray_KR, inside_K = cast_rays(point_K2, object_K, polygons, model.num_rays)
     location_K3, object_K, ray_KR = location_K3[inside_K], object_K[inside_K], ray_KR[inside_K]
-    won_K = _smallest_box_wins(location_K3, object_K, box_G4)
+    area_G = (box_G4[:, 2] - box_G4[:, 0]) * (box_G4[:, 3] - box_G4[:, 1])
+    won_K = _smallest_wins(location_K3, object_K, area_G)
     chosen = Assignment(location_K3[won_K], object_K[won_K], ray_KR[won_K])
     return _rescue(chosen, polygons, center_G2, box_G4, canvas_hw, model, labels)
+
+
+def assign_original(
+    contours: list[Tensor],
+    center_G2: Tensor,
+    box_G4: Tensor,
+    canvas_hw: tuple[int, int],
+    *,
+    model: ModelConfig,
+    labels: LabelConfig,
+) -> Assignment:
+    """Choose positives as the original does: inside or outside the object, and maybe none.
+
+    Args:
+        contours: One (V, 2) tensor of contour pixels per object.
+        center_G2: Mass centres in whole pixels, float.
+        box_G4: Boxes that end on their last pixel: one less wide and high than ours.
+        canvas_hw: Rows and columns of the padded input, multiples of the coarsest stride.
+        model: Strides and ray count.
+        labels: Radius and level ranges.
+
+    Returns:
+        The assignment, ordered by object. It is empty if the first object's mass centre has x 0:
+        the original takes that for an image without objects.
+    """
+    if not contours or center_G2[0, 0] == 0:
+        return assign([], canvas_hw, model=model, labels=labels)
+    location_K3, object_K = _near_centers(center_G2, canvas_hw, model.strides, labels.center_radius)
+    in_range_K = _in_level_range(location_K3, box_G4[object_K], model.strides, labels.level_ranges)
+    location_K3, object_K = location_K3[in_range_K], object_K[in_range_K]
+    area_G = (box_G4[:, 2] - box_G4[:, 0] + 1) * (box_G4[:, 3] - box_G4[:, 1] + 1)
+    won_P = _smallest_wins(location_K3, object_K, area_G)
+    location_P3, object_P = location_K3[won_P], object_K[won_P]
+    point_P2 = level_points(location_P3, model.strides)
+    return Assignment(
+        location_P3, object_P, binned_rays(point_P2, object_P, contours, model.num_rays)
+    )
 
 
 def _near_centers(
@@ -131,9 +170,8 @@ def _in_level_range(
     )
 
 
-def _smallest_box_wins(location_K3: Tensor, object_K: Tensor, box_G4: Tensor) -> Tensor:
+def _smallest_wins(location_K3: Tensor, object_K: Tensor, area_G: Tensor) -> Tensor:
     """Return the pair indices that win their location, ordered by object."""
-    area_G = (box_G4[:, 2] - box_G4[:, 0]) * (box_G4[:, 3] - box_G4[:, 1])
     _, place_K = location_K3.unique(dim=0, return_inverse=True)
     order_K = area_G[object_K].argsort(stable=True)
     order_K = order_K[place_K[order_K].argsort(stable=True)]

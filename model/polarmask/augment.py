@@ -6,12 +6,14 @@ serve them all (ADR 0008).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polarmask.label_store import ImageLabels
+
+Cell = TypeVar("Cell", np.int64, np.float64)
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,30 @@ def apply_to_labels(
     )
 
 
+def apply_to_pixels(
+    pixel_K2: NDArray[Cell], hw: tuple[int, int] | NDArray[np.int64], symmetry: Symmetry
+) -> NDArray[Cell]:
+    """Transform (x, y) of pixels, or of cells, counted from 0 at the top left.
+
+    Args:
+        pixel_K2: Before.
+        hw: Rows and columns of the grid afterwards; (K, 2) where each has its own.
+        symmetry: What is done to the grid.
+    """
+    last_yx = np.asarray(hw) - 1
+    x_K, y_K = pixel_K2.T
+    if symmetry.transpose:
+        x_K, y_K = y_K, x_K
+    if symmetry.flip_x:
+        x_K = last_yx[..., 1] - x_K
+    if symmetry.flip_y:
+        y_K = last_yx[..., 0] - y_K
+    return np.stack([x_K, y_K], axis=1)
+
+
 def _move(
     location_K3: NDArray[np.int64], symmetry: Symmetry, level_hw: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    level_K, row_K, column_K = location_K3.T
-    if symmetry.transpose:
-        row_K, column_K = column_K, row_K
-    if symmetry.flip_x:
-        column_K = level_hw[level_K, 1] - 1 - column_K
-    if symmetry.flip_y:
-        row_K = level_hw[level_K, 0] - 1 - row_K
-    return np.stack([level_K, row_K, column_K], axis=1)
+    level_K = location_K3[:, 0]
+    cell_K2 = apply_to_pixels(location_K3[:, [2, 1]], level_hw[level_K], symmetry)
+    return np.concatenate([level_K[:, None], cell_K2[:, ::-1]], axis=1)

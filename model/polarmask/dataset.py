@@ -5,7 +5,7 @@ resumed run, more loader workers or another number of processes see the very sam
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
-from polarmask.coco import CocoData
+from polarmask.coco import CocoData, ImageRecord
 from polarmask.config import RunConfig
 from polarmask.detector import Targets
 from polarmask.image_file import read_image
+from polarmask.image_labels import label_view
 from polarmask.label_store import ImageLabels, LabelStore
 from polarmask.preprocess import canvas_hw, resize, resized_hw, to_canvas
 
@@ -72,28 +73,39 @@ class TrainingImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def symmetry(self, place: Place) -> Symmetry:
-        """Return how the image is mirrored and turned in that epoch."""
-        rng = np.random.default_rng((self._config.seed, *place))
-        return draw_symmetry(self._config.augment, rng)
+    def view(self, place: Place) -> tuple[RunConfig, Symmetry]:
+        """Return the run at that epoch's input size, and how the image is mirrored and turned."""
+        config = self._config
+        rng = np.random.default_rng((config.seed, *place))
+        symmetry = draw_symmetry(config.augment, rng)
+        if config.input.train_short_sides is None:
+            return config, symmetry
+        low, high = config.input.train_short_sides
+        short_side = int(rng.integers(low, high, endpoint=True))
+        return replace(config, input=replace(config.input, short_side=short_side)), symmetry
 
     def canvas_hw(self, place: Place) -> tuple[int, int]:
         """Return the rows and columns that the image needs in that epoch."""
-        record, config = self.records[place.image], self._config
+        config, symmetry = self.view(place)
+        rows, columns = self._canvas_hw(self.records[place.image], config)
+        return (columns, rows) if symmetry.transpose else (rows, columns)
+
+    def _canvas_hw(self, record: ImageRecord, config: RunConfig) -> tuple[int, int]:
         content_hw = resized_hw((record.height, record.width), config.input)
-        rows, columns = canvas_hw(content_hw, config.model.strides)
-        return (columns, rows) if self.symmetry(place).transpose else (rows, columns)
+        return canvas_hw(content_hw, config.model.strides, config.input.multiple)
 
     def __getitem__(self, request: Request) -> Sample:
-        record, config = self.records[request.place.image], self._config
-        labels = self._store.read(self._coco.split, record.id)
+        record = self.records[request.place.image]
+        config, symmetry = self.view(request.place)
+        if config.fresh_labels:
+            labels = label_view(record, config, symmetry)
+        else:
+            stored = self._store.read(self._coco.split, record.id)
+            labels = apply_to_labels(stored, symmetry, config.model.strides)
         image = resize(read_image(self._coco.image_path(record)), config.input)
-        image = to_canvas(image, labels.canvas_hw, config.input)
-        symmetry = self.symmetry(request.place)
-        return Sample(
-            to_canvas(apply_to_image(image, symmetry), request.canvas_hw, config.input),
-            apply_to_labels(labels, symmetry, config.model.strides),
-        )
+        image = to_canvas(image, self._canvas_hw(record, config), config.input)
+        image = to_canvas(apply_to_image(image, symmetry), request.canvas_hw, config.input)
+        return Sample(image, labels)
 
 
 class StepSampler(Sampler[list[Request]]):

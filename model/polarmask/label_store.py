@@ -121,6 +121,8 @@ def write_shard(path: Path, images: list[ImageLabels], key: str) -> None:
     ):
         counts = [len(getattr(labels, name)) for labels in images]
         arrays[f"{group}_offset"] = np.cumsum([0, *counts], dtype=np.int64)
+    # safetensors writes memory as it lies, whatever the strides say.
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(arrays, metadata={"key": key}))
 

@@ -9,7 +9,7 @@ Dimension key
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import cv2
 import numpy as np
@@ -50,11 +50,57 @@ def rles_from_polygons(
     return [_with_text_counts(rle) for rle in coco_mask.frPyObjects(flat, *image_hw)]
 
 
+def rles_from_whole_pixels(
+    polygons: Iterable[NDArray[np.floating[Any]]], image_hw: tuple[int, int]
+) -> list[Rle]:
+    """Rasterise each polygon as the original does: vertices cut to whole pixels, border included.
+
+    Each polygon is drawn on a bitmap of its own box, not of the image.
+    """
+    rles = []
+    for polygon in polygons:
+        # What is cut off is out of sight, and a vertex far away would cost a huge bitmap.
+        pixel_V2 = np.trunc(polygon).clip(-1, np.array(image_hw[::-1])).astype(np.int32)
+        low_2 = pixel_V2.min(axis=0).clip(0)
+        high_2 = np.minimum(pixel_V2.max(axis=0) + 1, image_hw[::-1]).clip(low_2)
+        crop = np.zeros(tuple((high_2 - low_2)[::-1]), dtype=np.uint8)
+        if crop.size:
+            cv2.drawContours(crop, [pixel_V2 - low_2], -1, 1, cv2.FILLED)
+        rles.append(_rle_of_crop(crop, low_2, image_hw))
+    return rles
+
+
+def _rle_of_crop(crop: NDArray[np.uint8], low_2: NDArray[np.int32], hw: tuple[int, int]) -> Rle:
+    """Encode a bitmap that lies in a larger, empty one at `low_2`, (x, y)."""
+    height, width = hw
+    column_N, row_N = crop.T.nonzero()
+    start_N = (column_N + low_2[0]) * height + row_N + low_2[1]
+    if not len(start_N):
+        runs = [height * width]
+    else:
+        first_N = np.flatnonzero(np.diff(start_N, prepend=-2) != 1)
+        begin_N, last_N = start_N[first_N], start_N[np.append(first_N[1:], len(start_N)) - 1]
+        border = np.stack([begin_N, last_N + 1], axis=1).reshape(-1)
+        runs = np.diff(border, prepend=0, append=height * width).tolist()
+    return parse_rle({"size": [height, width], "counts": runs}, hw)
+
+
+Raster = Literal["exact", "whole_pixels"]
+
+RASTERS = {"exact": rles_from_polygons, "whole_pixels": rles_from_whole_pixels}
+"""How polygons become pixels, by name."""
+
+
+def united(rles: Sequence[Rle]) -> Rle:
+    """Return the union of masks of one size."""
+    return _with_text_counts(coco_mask.merge(list(rles)))
+
+
 def rle_from_segmentation(segmentation: Segmentation, image_hw: tuple[int, int]) -> Rle:
     """Return one RLE for an object; polygons are united, an RLE is returned as it is."""
     if isinstance(segmentation, dict):
         return segmentation
-    return _with_text_counts(coco_mask.merge(rles_from_polygons(segmentation, image_hw)))
+    return united(rles_from_polygons(segmentation, image_hw))
 
 
 def rle_from_bitmap(bitmap_HW: NDArray[Any]) -> Rle:

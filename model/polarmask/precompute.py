@@ -15,12 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask import masks
 from polarmask.coco import (
-    Annotation,
     CocoData,
     ImageRecord,
     annotation_file,
@@ -30,10 +27,10 @@ from polarmask.coco import (
 )
 from polarmask.config import RunConfig
 from polarmask.files import sha256_of_file
+from polarmask.image_labels import label_image
 from polarmask.label_store import (
     FORMAT_VERSION,
     SHARD_IMAGES,
-    ImageLabels,
     LabelStore,
     LabelSummary,
     label_settings,
@@ -41,9 +38,6 @@ from polarmask.label_store import (
     summary_to_dict,
     write_shard,
 )
-from polarmask.preprocess import canvas_hw, resized_hw
-from polarmask.rays import decode_rays
-from polarmask.targets import Assignment, all_locations, assign, level_points
 
 logger = logging.getLogger(__name__)
 
@@ -136,93 +130,6 @@ def _precompute_split(
 def _write_job(job: tuple[Path, tuple[ImageRecord, ...], RunConfig, str]) -> None:
     path, records, config, key = job
     write_shard(path, [label_image(record, config) for record in records], key)
-
-
-def label_image(record: ImageRecord, config: RunConfig) -> ImageLabels:
-    """Return what one image teaches at the run's input size."""
-    content_hw = resized_hw((record.height, record.width), config.input)
-    canvas = canvas_hw(content_hw, config.model.strides)
-    scale_2 = np.array([content_hw[1] / record.width, content_hw[0] / record.height])
-    objects = [a for a in record.annotations if _is_learned(a, scale_2, config)]
-    vertices = [torch.from_numpy(a.parts[0] * scale_2).float() for a in objects]
-    found = assign(vertices, canvas, model=config.model, labels=config.labels)
-    ignored = [a for a in record.annotations if not _is_learned(a, scale_2, config)]
-    return ImageLabels(
-        image_id=record.id,
-        canvas_hw=canvas,
-        location_P3=found.location_P3.numpy(),
-        object_P=found.object_P.numpy(),
-        ray_PR=found.ray_PR.numpy(),
-        category_G=np.array([a.category for a in objects], dtype=np.int64),
-        box_G4=_boxes(vertices),
-        annotation_G=np.array([a.id for a in objects], dtype=np.int64),
-        iou_G=_reached_iou(found, objects, record, scale_2, config),
-        ignored_I3=_ignored_locations(ignored, found, record, canvas, scale_2, config),
-    )
-
-
-def _is_learned(annotation: Annotation, scale_2: NDArray[np.float64], config: RunConfig) -> bool:
-    area = annotation.area * float(scale_2.prod())
-    return not annotation.crowd and area >= config.labels.min_area
-
-
-def _boxes(vertices: list[torch.Tensor]) -> NDArray[np.float32]:
-    if not vertices:
-        return np.zeros((0, 4), dtype=np.float32)
-    return torch.stack([torch.cat([v.amin(dim=0), v.amax(dim=0)]) for v in vertices]).numpy()
-
-
-def _reached_iou(
-    found: Assignment,
-    objects: list[Annotation],
-    record: ImageRecord,
-    scale_2: NDArray[np.float64],
-    config: RunConfig,
-) -> NDArray[np.float32]:
-    """Decode each object from its positive with the longest shortest ray and compare masks."""
-    iou_G = np.zeros(len(objects), dtype=np.float32)
-    center_P2 = level_points(found.location_P3, config.model.strides)
-    polygon_PR2 = decode_rays(center_P2, found.ray_PR).numpy() / scale_2
-    shortest_P = found.ray_PR.amin(dim=1).numpy() if len(found.ray_PR) else np.zeros(0)
-    best: dict[int, int] = {}
-    for positive, owner in enumerate(found.object_P.tolist()):
-        if owner not in best or shortest_P[positive] > shortest_P[best[owner]]:
-            best[owner] = positive
-    image_hw = (record.height, record.width)
-    decoded = masks.rles_from_polygons(
-        [polygon_PR2[positive] for positive in best.values()], image_hw
-    )
-    for owner, rle in zip(best, decoded, strict=True):
-        truth = masks.rle_from_segmentation(objects[owner].segmentation, image_hw)
-        iou_G[owner] = masks.rle_iou([rle], [truth])[0, 0]
-    return iou_G
-
-
-def _ignored_locations(
-    ignored: list[Annotation],
-    found: Assignment,
-    record: ImageRecord,
-    canvas: tuple[int, int],
-    scale_2: NDArray[np.float64],
-    config: RunConfig,
-) -> NDArray[np.int64]:
-    """Return locations inside crowd regions and specks that no object claims."""
-    if not ignored:
-        return np.zeros((0, 3), dtype=np.int64)
-    location_L3 = all_locations(canvas, config.model.strides)
-    point_L2 = level_points(location_L3, config.model.strides).numpy() / scale_2
-    pixel_L2 = point_L2.astype(np.int64)
-    on_image_L = (pixel_L2 < (record.width, record.height)).all(axis=1)
-    covered_L = np.zeros(len(pixel_L2), dtype=bool)
-    for annotation in ignored:
-        rle = masks.rle_from_segmentation(annotation.segmentation, (record.height, record.width))
-        bitmap = masks.bitmap_from_rle(rle)
-        covered_L[on_image_L] |= bitmap[pixel_L2[on_image_L, 1], pixel_L2[on_image_L, 0]]
-    claimed = {tuple(location) for location in found.location_P3.tolist()}
-    return np.array(
-        [p for p in location_L3.numpy()[covered_L].tolist() if tuple(p) not in claimed],
-        dtype=np.int64,
-    ).reshape(-1, 3)
 
 
 def _summarise(coco: CocoData, store: LabelStore) -> LabelSummary:

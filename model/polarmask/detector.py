@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polarmask import losses
 from polarmask.backbone import Pyramid
 from polarmask.config import LossConfig, ModelConfig
+from polarmask.distributed import all_sum, world_size
 from polarmask.head import PolarHead, Predictions
 
 
@@ -73,10 +74,9 @@ def positive_quality(predictions: Predictions, targets: Targets, config: LossCon
 def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
     """Return unnormalised losses and the sums that normalise them.
 
-    Keys: `class`, `ray`, `quality`, `box` (with a box branch), `positives`, `weight`. Divide
-    class and quality by positives, ray and box by weight, each summed over all processes, so that
-    any split of the batch over processes gives the same loss. Without positives all but `class`
-    are zero and keep the graph.
+    Keys: `class`, `ray`, `quality`, `box` (with a box branch), `positives`, `weight`, `images`;
+    `normalise_losses` divides the former by the latter. Without positives all but `class` are zero
+    and keep the graph.
     """
     at = (targets.image_P, targets.location_P)
     wanted_BLC = torch.zeros_like(predictions.class_BLC)
@@ -96,8 +96,35 @@ def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) ->
         "quality": losses.quality_loss(predictions.quality_BL[at].float(), quality_P).sum(),
     }
     if predictions.box_BL4 is not None:
-        box_P = losses.box_iou_loss(predictions.box_BL4[at], targets.box_P4)
+        # The original counts both end pixels of a box: half a pixel more on each side.
+        more = 0.5 if config.normalizer == "original" else 0.0
+        box_P = losses.box_iou_loss(predictions.box_BL4[at] + more, targets.box_P4 + more)
         sums["box"] = (quality_P * box_P).sum()
     sums["positives"] = torch.tensor(float(len(quality_P)), device=quality_P.device)
     sums["weight"] = quality_P.detach().sum()
+    sums["images"] = sums["positives"].new_tensor(float(len(predictions.class_BLC)))
     return sums
+
+
+def normalise_losses(sums: dict[str, Tensor], config: LossConfig) -> dict[str, Tensor]:
+    """Return this process's shares of the losses; their sums over processes are the losses.
+
+    Normally sums over all processes divide, so that any split of the batch gives the same loss. The
+    original divides by what each process has and averages over processes; as there, weights that
+    are all 0 make the loss NaN.
+
+    Args:
+        sums: Of `loss_sums`.
+        config: How to normalise.
+    """
+    if config.normalizer == "original":
+        positives = sums["positives"].clamp(min=1)
+        weight = torch.where(sums["positives"] > 0, sums["weight"], 1.0)
+        divisor = {"class": sums["positives"] + sums["images"], "quality": positives}
+        divisor |= {"ray": weight, "box": weight}
+        divisor = {name: value * world_size() for name, value in divisor.items()}
+    else:
+        positives = all_sum(sums["positives"]).clamp(min=1)
+        weight = all_sum(sums["weight"]).clamp(min=1e-6)
+        divisor = {"class": positives, "quality": positives, "ray": weight, "box": weight}
+    return {name: sums[name] / value for name, value in divisor.items() if name in sums}

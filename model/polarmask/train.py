@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -19,7 +19,7 @@ from polarmask.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from polarmask.coco import CocoData, load_coco
 from polarmask.config import RunConfig, to_dict
 from polarmask.dataset import Batch, Sample, StepSampler, TrainingImages, collate
-from polarmask.detector import PolarMask, loss_sums
+from polarmask.detector import PolarMask, loss_sums, normalise_losses
 from polarmask.distributed import all_sum, barrier, is_first, rank, world_size
 from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
 from polarmask.files import write_text
@@ -221,7 +221,7 @@ class _Run:
         with self._autocast():
             predictions = self._network(image)
         sums = loss_sums(predictions, targets, self._config.loss)
-        parts = normalise_losses(sums)
+        parts = normalise_losses(sums, self._config.loss)
         # DDP averages gradients over processes; the parts are shares of one global sum.
         loss = losses.total(parts) * world_size()
         reduced = all_sum(torch.stack([*parts.values()]))
@@ -266,14 +266,6 @@ class _Run:
         averaged = self._average.module
         assert isinstance(averaged, PolarMask)  # noqa: S101  # AveragedModel copies what it is given
         return averaged
-
-
-def normalise_losses(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Divide loss sums by their normalisers over all processes; see `loss_sums`."""
-    positives = all_sum(sums["positives"]).clamp(min=1)
-    weight = all_sum(sums["weight"]).clamp(min=1e-6)
-    divisor = {"class": positives, "quality": positives, "ray": weight, "box": weight}
-    return {name: sums[name] / divisor[name] for name in divisor if name in sums}
 
 
 def _first_difference(old: RunConfig, new: RunConfig) -> str:

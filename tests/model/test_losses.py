@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from polarmask.config import LossConfig
+from polarmask.detector import Targets, loss_sums, normalise_losses
+from polarmask.head import Predictions
 from polarmask.losses import (
-    box_iou_loss,
-    focal_loss,
     polar_centerness,
     polar_iou_loss,
-    quality_loss,
     soft_polar_centerness,
 )
 
@@ -37,27 +37,65 @@ def test_centerness_target_equals_the_original(golden):
     torch.testing.assert_close(polar_centerness(golden["ray_target"]), golden["centerness_target"])
 
 
-def test_centerness_loss_equals_the_original(golden):
-    loss = quality_loss(golden["centerness_logit"], golden["centerness_target"]).mean()
-    assert loss.item() == pytest.approx(golden["loss_centerness"].item(), **CLOSE)
+def batch(*, logits, rays, ray_targets, sides, side_targets, quality, positive, category, images):
+    """Lay locations out over images of one level."""
+    locations = len(logits) // images
+    predictions = Predictions(
+        class_BLC=logits.reshape(images, locations, -1),
+        quality_BL=quality.reshape(images, locations),
+        ray_BLR=rays.reshape(images, locations, -1),
+        box_BL4=sides.reshape(images, locations, 4),
+        level_hws=((1, locations),),
+    )
+    where = positive.nonzero().flatten()
+    targets = Targets(
+        image_P=where // locations,
+        location_P=where % locations,
+        category_P=category[where],
+        ray_PR=ray_targets,
+        box_P4=side_targets,
+        ignored_I2=torch.zeros(0, 2, dtype=torch.long),
+    )
+    return predictions, targets
 
 
-def test_box_loss_equals_the_original_when_boxes_end_on_pixel_borders(golden):
-    """The original counts both end pixels of a box; half a pixel more on each side is the same."""
-    loss_P = box_iou_loss(golden["ltrb_pred"] + 0.5, golden["ltrb_target"] + 0.5)
-    weight = golden["centerness_target"]
-    loss = (loss_P * weight).sum() / weight.sum()
-    assert loss.item() == pytest.approx(golden["loss_bbox"].item(), **CLOSE)
+def test_a_step_in_original_mode_has_the_original_s_losses(golden):
+    config = LossConfig(centerness="polar", normalizer="original")
+    predictions, targets = batch(
+        logits=torch.zeros(24, 80),
+        rays=golden["ray_pred"].detach(),
+        ray_targets=golden["ray_target"],
+        sides=golden["ltrb_pred"],
+        side_targets=golden["ltrb_target"],
+        quality=golden["centerness_logit"],
+        positive=torch.ones(24, dtype=torch.bool),
+        category=torch.zeros(24, dtype=torch.long),
+        images=1,
+    )
+    parts = normalise_losses(loss_sums(predictions, targets, config), config)
+    assert parts["ray"].item() == pytest.approx(golden["loss_mask"].item(), **CLOSE)
+    assert parts["box"].item() == pytest.approx(golden["loss_bbox"].item(), **CLOSE)
+    assert parts["quality"].item() == pytest.approx(golden["loss_centerness"].item(), **CLOSE)
 
 
-def test_class_loss_equals_the_original(golden):
+def test_the_class_loss_in_original_mode_is_divided_by_positives_and_images(golden):
     labels = golden["labels_1based"]
-    target = torch.zeros_like(golden["cls_logits"])
     positive = labels > 0
-    target[positive, labels[positive] - 1] = 1
-    loss = focal_loss(golden["cls_logits"], target, alpha=0.25, gamma=2.0).sum()
-    normaliser = positive.sum() + golden["num_imgs"]
-    assert (loss / normaliser).item() == pytest.approx(golden["loss_cls"].item(), **CLOSE)
+    some = torch.ones(int(positive.sum()), 36)
+    config = LossConfig(centerness="polar", normalizer="original")
+    predictions, targets = batch(
+        logits=golden["cls_logits"],
+        rays=torch.ones(200, 36),
+        ray_targets=some,
+        sides=torch.ones(200, 4),
+        side_targets=some[:, :4],
+        quality=torch.zeros(200),
+        positive=positive,
+        category=labels.clamp(min=1) - 1,
+        images=int(golden["num_imgs"]),
+    )
+    parts = normalise_losses(loss_sums(predictions, targets, config), config)
+    assert parts["class"].item() == pytest.approx(golden["loss_cls"].item(), **CLOSE)
 
 
 def test_soft_centerness_of_four_rays_is_that_of_fcos():

@@ -57,7 +57,7 @@ def _label_exactly(record: ImageRecord, config: RunConfig) -> tuple[ImageLabels,
     scale_2 = _scale(record, config)
     objects = [a for a in record.annotations if _is_learned(a, scale_2, config)]
     shapes = [_shapes(annotation, scale_2, config) for annotation in objects]
-    owner_S = np.repeat(np.arange(len(objects)), [len(parts) for parts in shapes])
+    owner_S = np.array([row for row, parts in enumerate(shapes) for _ in parts], dtype=np.int64)
     vertices = [torch.from_numpy(part).float() for parts in shapes for part in parts]
     found = assign(vertices, canvas, model=config.model, labels=config.labels)
     ignored = [a for a in record.annotations if not _is_learned(a, scale_2, config)]

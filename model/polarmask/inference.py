@@ -1,11 +1,12 @@
 """Predictor: a model folder made ready to answer. All that evaluation and serving need.
 
 Dimension key
-    N: instances    R: rays    2: (x, y) in pixels of the given image
+    N: instances    K: further parts of an instance    S: shapes: instances and further parts
+    R: rays    2: (x, y) in pixels of the given image
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from polarmask.device import find_device
-from polarmask.masks import Rle, rles_from_polygons
+from polarmask.masks import RASTERS, Raster, Rle, united
 from polarmask.model_folder import ModelCard, load_model
 from polarmask.postprocess import RawInstances, postprocess
 from polarmask.preprocess import canvas_hw, normalise, resize, to_canvas
@@ -25,13 +26,16 @@ class Instances:
 
     Attributes:
         image_hw: Rows and columns of the image.
-        polygons: (N, R, 2) float32, vertices in ray order (clockwise from +x), clipped.
+        polygons: (N, R, 2) float32, vertices in ray order (clockwise from +x), clipped; of an
+            instance in several parts the best one.
         boxes_xywh: (N, 4) float32, left, top, width, height.
         scores: (N,) float32 in [0, 1].
         category_ids: (N,) int64, ids of the data's categories.
         category_names: One name per instance.
         centers: (N, 2) float32, where the rays start.
         ray_lengths: (N, R) float32, in pixels of the network's input.
+        further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
+        raster: How polygons become masks.
     """
 
     image_hw: tuple[int, int]
@@ -42,13 +46,23 @@ class Instances:
     category_names: tuple[str, ...]
     centers: NDArray[np.float32]
     ray_lengths: NDArray[np.float32]
+    further_parts: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    raster: Raster = "exact"
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    def parts(self, row: int) -> list[NDArray[np.float32]]:
+        """Return all polygons (R, 2) of one instance, the best first."""
+        return [self.polygons[row], *self.further_parts.get(row, ())]
+
     def rle(self) -> list[Rle]:
-        """Return each instance's mask as compressed COCO RLE, made from its polygon."""
-        return rles_from_polygons(self.polygons, self.image_hw)
+        """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
+        rasterise = RASTERS[self.raster]
+        masks = rasterise(self.polygons, self.image_hw)
+        for row, parts in self.further_parts.items():
+            masks[row] = united([masks[row], *rasterise(parts, self.image_hw)])
+        return masks
 
 
 class Predictor:
@@ -96,7 +110,10 @@ class Predictor:
             return []
         config = self.card.config
         resized = [resize(image, config.input) for image in images]
-        sizes = [canvas_hw(image.shape[:2], config.model.strides) for image in resized]
+        sizes = [
+            canvas_hw(image.shape[:2], config.model.strides, config.input.multiple)
+            for image in resized
+        ]
         hw = (max(size[0] for size in sizes), max(size[1] for size in sizes))
         canvas = np.stack([to_canvas(image, hw, config.input) for image in resized])
         with torch.inference_mode():
@@ -106,6 +123,8 @@ class Predictor:
                 [(image.shape[0], image.shape[1]) for image in resized],
                 strides=config.model.strides,
                 config=config.postprocess,
+                parts=config.labels.parts,
+                given_hws=[(image.shape[0], image.shape[1]) for image in images],
             )
         return [
             self._in_image(raw, image.shape[:2], small.shape[:2])
@@ -116,18 +135,31 @@ class Predictor:
         self, raw: RawInstances, image_hw: tuple[int, int], resized_hw: tuple[int, int]
     ) -> Instances:
         scale_2 = np.array(
-            [image_hw[1] / resized_hw[1], image_hw[0] / resized_hw[0]], dtype=np.float32
+            [resized_hw[1] / image_hw[1], resized_hw[0] / image_hw[0]], dtype=np.float32
         )
-        box_N4 = raw.box_N4.cpu().numpy()
-        corner_N2, far_N2 = box_N4[:, :2] * scale_2, box_N4[:, 2:] * scale_2
-        categories = [self.card.categories[index] for index in raw.category_N.tolist()]
+        shapes = {name: value.cpu().numpy() for name, value in vars(raw).items()}
+        polygon_SR2 = shapes["polygon_NR2"] / scale_2
+        # Of the shapes of an instance the first is the best; the others are its further parts.
+        first_N = np.flatnonzero(np.diff(shapes["instance_N"], prepend=-1))
+        after_N = np.append(first_N[1:], len(polygon_SR2))
+        box_N4 = shapes["box_N4"][first_N]
+        corner_N2, far_N2 = box_N4[:, :2] / scale_2, box_N4[:, 2:] / scale_2
+        as_original = self.card.config.postprocess.score == "original"
+        size_N2 = far_N2 - corner_N2 + (1 if as_original else 0)  # its boxes hold their last pixel
+        categories = [self.card.categories[index] for index in shapes["category_N"][first_N]]
         return Instances(
             image_hw=(image_hw[0], image_hw[1]),
-            polygons=raw.polygon_NR2.cpu().numpy() * scale_2,
-            boxes_xywh=np.concatenate([corner_N2, far_N2 - corner_N2], axis=1),
-            scores=raw.score_N.cpu().numpy(),
+            polygons=polygon_SR2[first_N],
+            boxes_xywh=np.concatenate([corner_N2, size_N2], axis=1),
+            scores=shapes["score_N"][first_N],
             category_ids=np.array([category.id for category in categories], dtype=np.int64),
             category_names=tuple(category.name for category in categories),
-            centers=raw.center_N2.cpu().numpy() * scale_2,
-            ray_lengths=raw.ray_NR.cpu().numpy(),
+            centers=shapes["center_N2"][first_N] / scale_2,
+            ray_lengths=shapes["ray_NR"][first_N],
+            further_parts={
+                row: polygon_SR2[first + 1 : after]
+                for row, (first, after) in enumerate(zip(first_N, after_N, strict=True))
+                if after > first + 1
+            },
+            raster="whole_pixels" if as_original else "exact",
         )

@@ -10,6 +10,8 @@ Dimension key
     A: whole degrees    2: (x, y) in pixels, whole numbers at pixel centres
 """
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -81,5 +83,20 @@ def binned_rays(
     for step in _SEARCH:
         length_PR = torch.where(length_PR < 0, farthest_PA[:, degree_R + step], length_PR)
     length_PR = torch.where(length_PR < 0, MISSING, length_PR)
-    # Its first ray points down and the next one turns to the right.
-    return length_PR[:, (num_rays // 4 - torch.arange(num_rays)) % num_rays]
+    return length_PR[:, _our_order(num_rays)]
+
+
+def _our_order(num_rays: int) -> Tensor:
+    """Return for each of our rays the original's; its first points down, the next turns right."""
+    return (num_rays // 4 - torch.arange(num_rays)) % num_rays
+
+
+def original_directions(num_rays: int, *, like: Tensor) -> Tensor:
+    """Return unit vectors (R, 2) of our rays with the original's rounding.
+
+    Its angles are float32, so its ray to the right points up by 4e-8: enough to cut a vertex on a
+    whole pixel to the one above.
+    """
+    angle_R = torch.arange(num_rays) * (_DEGREES / num_rays) / 180 * math.pi
+    direction_R2 = torch.stack([angle_R.sin(), angle_R.cos()], dim=-1)
+    return direction_R2[_our_order(num_rays)].to(like)

@@ -93,8 +93,14 @@ def _to_json(path: Path, overlay: Path, found: Instances, min_score: float) -> d
                 "category": found.category_names[n],
                 "score": round(float(found.scores[n]), 4),
                 "bbox": [round(float(v), 2) for v in found.boxes_xywh[n]],
-                "polygon": np.round(found.polygons[n].astype(float), 2).tolist(),
+                **_outlines_to_json(found, n),
             }
-            for n in np.flatnonzero(found.scores >= min_score)
+            for n in np.flatnonzero(found.scores >= min_score).tolist()
         ],
     }
+
+
+def _outlines_to_json(found: Instances, row: int) -> dict[str, Any]:
+    """Return `polygon`, and for an instance in several parts all of them as `polygons`."""
+    outlines = [np.round(part.astype(float), 2).tolist() for part in found.parts(row)]
+    return {"polygon": outlines[0]} | ({"polygons": outlines} if len(outlines) > 1 else {})

@@ -152,16 +152,18 @@ def _cast_chunk(
     return length_PR, crossings_P % 2 == 1
 
 
-def decode_rays(center_P2: Tensor, length_PR: Tensor) -> Tensor:
+def decode_rays(center_P2: Tensor, length_PR: Tensor, direction_R2: Tensor | None = None) -> Tensor:
     """Turn ray lengths into polygon vertices.
 
     Args:
         center_P2: Ray origins (x, y) in pixels.
         length_PR: Distance from origin to contour along each ray, in pixels, >= 0.
+        direction_R2: Unit vectors of the rays; None takes `ray_directions`.
 
     Returns:
         Vertices (x, y) in pixels, shape (P, R, 2), in ray order. They may lie outside the image;
         the caller clips.
     """
-    direction_R2 = ray_directions(length_PR.shape[1], like=length_PR)
+    if direction_R2 is None:
+        direction_R2 = ray_directions(length_PR.shape[1], like=length_PR)
     return center_P2[:, None, :] + length_PR[..., None] * direction_R2

@@ -44,7 +44,7 @@ class Shape:
     opacity: float = 0.35
     """Of the filling, 0 to 1."""
     center: NDArray[np.floating] | None = None
-    """(x, y); rays are drawn from here to every vertex."""
+    """(x, y); rays are drawn from here to every vertex of the first polygon."""
 
 
 def shapes_of_instances(
@@ -64,7 +64,7 @@ def shapes_of_instances(
         names = [""] * len(names)
     return [
         Shape(
-            polygons=(instances.polygons[row],),
+            polygons=tuple(instances.parts(row)),
             colour=colour,
             label=f"{names[row]}{instances.scores[row]:.2f}",
             center=instances.centers[row] if rays else None,
@@ -166,7 +166,7 @@ class _Placed:
         colour = self.shape.colour
         if self.center is not None:
             center = _fixed(self.center[None])[0]
-            spokes = [np.stack([center, vertex]) for contour in contours for vertex in contour]
+            spokes = [np.stack([center, vertex]) for vertex in contours[0]]
             cv2.polylines(picture, spokes, False, colour, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
             cv2.circle(
                 picture,

@@ -254,8 +254,13 @@ def instances_part(
             "bbox": [round(value, 2) for value in instances.boxes_xywh[index].tolist()],
         }
         if options.mask == "polygon":
-            vertices = instances.polygons[index].tolist()
-            entry["polygon"] = [[round(x, 2), round(y, 2)] for x, y in vertices]
+            outlines = [
+                [[round(x, 2), round(y, 2)] for x, y in part.tolist()]
+                for part in instances.parts(index)
+            ]
+            entry["polygon"] = outlines[0]
+            if len(outlines) > 1:
+                entry["polygons"] = outlines
         elif options.mask == "rle":
             entry["rle"] = masks[index]
         entries.append(entry)

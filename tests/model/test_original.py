@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.config import LabelConfig, ModelConfig
-from polarmask.masks import bitmap_from_rle
+from polarmask.config import LabelConfig, ModelConfig, PostprocessConfig
+from polarmask.head import Predictions
+from polarmask.masks import bitmap_from_rle, rles_from_whole_pixels
 from polarmask.original_rays import binned_rays, largest_contour, mass_center
+from polarmask.postprocess import postprocess
 from polarmask.targets import Assignment, all_locations, assign_original, level_points
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -103,3 +105,73 @@ def test_rays_and_boxes_of_positives_equal_the_original(case, assignment):
     box_P4 = case["boxes"][assignment.object_P.numpy()]
     side_P4 = np.concatenate([point_P2 - box_P4[:, :2], box_P4[:, 2:] - point_P2], axis=1)
     np.testing.assert_array_equal(side_P4[order_P], case["pos_bbox_targets"])
+
+
+@pytest.fixture(scope="module")
+def decoded():
+    """The golden detections and ours, by class and falling score.
+
+    The golden file keeps of the network's output what can matter: every location's largest class
+    logit, all logits above the threshold, and rays and boxes where there is one.
+    """
+    values = golden("decode")
+    predictions = stored_predictions(values)
+    config = PostprocessConfig(score="original")
+    strides = ModelConfig().strides
+    input_hw, given_hw = (tuple(values[key].tolist()) for key in ("input_hw", "ori_hw"))
+    [found] = postprocess(
+        predictions, [input_hw], strides=strides, config=config, given_hws=[given_hw]
+    )
+    order_N = np.lexsort([-found.score_N, found.category_N])
+    scale_2 = np.array([input_hw[1] / given_hw[1], input_hw[0] / given_hw[0]], dtype=np.float32)
+    order_G = np.lexsort([-values["det_bboxes"][:, 4], values["det_labels"]])
+    for key in ("det_labels", "det_bboxes", "det_polygons", "rle_by_class", "rle_class"):
+        values[key] = values[key][order_G]
+    return values, {key: value.numpy()[order_N] for key, value in vars(found).items()}, scale_2
+
+
+def stored_predictions(values):
+    classes, rays, boxes, hws = [], [], [], []
+    for level in range(5):
+        stored = {k.removesuffix(f"_l{level}"): v for k, v in values.items() if k[-1] == str(level)}
+        hws.append(tuple(stored["hw"].tolist()))
+        count = hws[-1][0] * hws[-1][1]
+        logit_LC = torch.full((count, 80), -20.0)
+        pairs = stored["class_location"].astype(int), stored["class_category"].astype(int)
+        logit_LC[pairs] = torch.from_numpy(stored["class_logit"]).float()
+        classes.append(logit_LC)
+        for name, size, into in (("ray", 36, rays), ("box", 4, boxes)):
+            value = torch.ones(count, size)
+            value[stored["location"].astype(int)] = torch.from_numpy(stored[name]).float()
+            into.append(value)
+    quality = np.concatenate([values[f"quality_logit_l{level}"] for level in range(5)])
+    ray_LR = torch.cat(rays)
+    ours_LR = torch.empty_like(ray_LR)
+    ours_LR[:, ORIGINAL_ORDER] = ray_LR
+    return Predictions(
+        class_BLC=torch.cat(classes)[None],
+        quality_BL=torch.from_numpy(quality).float()[None],
+        ray_BLR=ours_LR[None],
+        box_BL4=torch.cat(boxes)[None],
+        level_hws=tuple(hws),
+    )
+
+
+def test_detections_equal_the_original(decoded):
+    values, found, scale_2 = decoded
+    np.testing.assert_array_equal(found["category_N"], values["det_labels"])
+    np.testing.assert_allclose(found["score_N"] * 1.5, values["det_bboxes"][:, 4], rtol=1e-5)
+    box_N4 = found["box_N4"] / np.tile(scale_2, 2)
+    # 1e-3 px: float32 has about 7 digits and coordinates reach 640.
+    np.testing.assert_allclose(box_N4, values["det_bboxes"][:, :4], atol=1e-3)
+    polygon_NR2 = (found["polygon_NR2"] / scale_2)[:, ORIGINAL_ORDER]
+    np.testing.assert_allclose(polygon_NR2, values["det_polygons"].transpose(0, 2, 1), atol=1e-3)
+
+
+def test_masks_equal_the_original_to_the_last_pixel(decoded):
+    values, found, scale_2 = decoded
+    given_hw = tuple(values["ori_hw"].tolist())
+    polygons = (found["polygon_NR2"] / scale_2)[:, ORIGINAL_ORDER]
+    counts = [rle["counts"] for rle in rles_from_whole_pixels(polygons, given_hw)]
+    assert counts == values["rle_by_class"].tolist()
+    np.testing.assert_array_equal(found["category_N"], values["rle_class"])

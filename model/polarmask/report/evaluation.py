@@ -174,9 +174,9 @@ def _judged_shapes(
         if score < min_score:
             continue
         found[image_id].add(owner)
-        polygon = predictions[image_id].polygons[row]
+        polygons = tuple(predictions[image_id].parts(row))
         colour = SKY if owner >= 0 else VERMILION
-        shapes[image_id].append(Shape((polygon,), colour, label=f"{score:.2f}", opacity=0.3))
+        shapes[image_id].append(Shape(polygons, colour, label=f"{score:.2f}", opacity=0.3))
     for image in records.values():
         for row, annotation in enumerate(image.annotations):
             if annotation.parts:

@@ -5,8 +5,8 @@ Dimension key
     2: (x, y), 4: x0, y0, x1, y1, in pixels of the network's input
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,51 +99,82 @@ def _postprocess_one(
     config: PostprocessConfig,
     parts: Literal["largest", "all"],
 ) -> RawInstances:
-    limit_2 = point_L2.new_tensor([image_hw[1], image_hw[0]])
+    size_2 = point_L2.new_tensor([image_hw[1], image_hw[0]])
+    location_K, category_K, score_K = _candidates(predictions, index, point_L2 < size_2, config)
+    shapes = _decode(predictions, index, location_K, point_L2[location_K], size_2, config)
+    compared_K4 = shapes.box_K4
+    if parts == "all":  # parts of an object share its box; what tells them apart is where they lie
+        compared_K4 = _extents(shapes.polygon_KR2)
+    if config.score == "original":
+        scale_2 = size_2 / size_2.new_tensor(given_hw[::-1])
+        # Its boxes hold their last pixel too: one more wide and high.
+        compared_K4 = compared_K4 / scale_2.repeat(2) + size_2.new_tensor([0, 0, 1, 1])
+    kept_N = batched_nms(compared_K4, score_K, category_K, config.nms_iou)
+    if parts == "all":
+        instance_N = _group_parts(shapes.box_K4[kept_N], category_K[kept_N])
+    else:
+        instance_N = torch.arange(len(kept_N), device=kept_N.device)
+    order_N = instance_N.argsort(stable=True)
+    order_N = order_N[instance_N[order_N] < config.max_instances]
+    kept_N = kept_N[order_N]
+    return RawInstances(
+        center_N2=shapes.center_K2[kept_N],
+        ray_NR=shapes.ray_KR[kept_N],
+        polygon_NR2=shapes.polygon_KR2[kept_N],
+        box_N4=shapes.box_K4[kept_N],
+        score_N=score_K[kept_N],
+        category_N=category_K[kept_N],
+        instance_N=instance_N[order_N],
+    )
+
+
+class _Shapes(NamedTuple):
+    center_K2: Tensor
+    ray_KR: Tensor
+    polygon_KR2: Tensor
+    box_K4: Tensor
+
+
+def _decode(
+    predictions: Predictions,
+    index: int,
+    location_K: Tensor,
+    center_K2: Tensor,
+    size_2: Tensor,
+    config: PostprocessConfig,
+) -> _Shapes:
+    """Draw the polygons and boxes that are predicted at some locations, clipped to the image."""
+    ray_KR = predictions.ray_BLR[index, location_K]
+    limit_2, direction_R2 = size_2, None
+    if config.score == "original":
+        limit_2 = size_2 - 1  # its polygons and boxes end on the last pixel
+        direction_R2 = original_directions(ray_KR.shape[1], like=ray_KR)
+    polygon_KR2 = decode_rays(center_K2, ray_KR, direction_R2).clamp(min=0).minimum(limit_2)
+    if predictions.box_BL4 is None:
+        return _Shapes(center_K2, ray_KR, polygon_KR2, _extents(polygon_KR2))
+    side_K4 = predictions.box_BL4[index, location_K]
+    box_K4 = torch.cat([center_K2 - side_K4[:, :2], center_K2 + side_K4[:, 2:]], dim=1)
+    box_K4 = box_K4.clamp(min=0).minimum(limit_2.repeat(2))
+    return _Shapes(center_K2, ray_KR, polygon_KR2, box_K4)
+
+
+def _extents(polygon_KR2: Tensor) -> Tensor:
+    return torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
+
+
+def _candidates(
+    predictions: Predictions, index: int, inside_L2: Tensor, config: PostprocessConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return location, category and score of what goes into suppression."""
     class_LC = predictions.class_BLC[index].float().sigmoid()
     quality_L1 = predictions.quality_BL[index].float().sigmoid()[:, None]
     if config.score == "original":
         score_LC = _original_scores(class_LC, quality_L1, predictions.level_hws, config)
-        limit_2 = limit_2 - 1  # the original's boxes and polygons end on the last pixel
-    else:
-        on_image_L1 = (point_L2 < limit_2).all(dim=1, keepdim=True)
-        wanted_LC = (class_LC > config.score_threshold) & on_image_L1
-        score_LC = (class_LC * quality_L1).where(wanted_LC, 0)
-    location_K, category_K, score_K = _candidates(score_LC, predictions.level_hws, config)
-    center_K2 = point_L2[location_K]
-    ray_KR = predictions.ray_BLR[index, location_K]
-    direction_R2 = None
-    if config.score == "original":
-        direction_R2 = original_directions(ray_KR.shape[1], like=ray_KR)
-    polygon_KR2 = decode_rays(center_K2, ray_KR, direction_R2).clamp(min=0).minimum(limit_2)
-    if predictions.box_BL4 is None:
-        box_K4 = torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
-    else:
-        side_K4 = predictions.box_BL4[index, location_K]
-        box_K4 = torch.cat([center_K2 - side_K4[:, :2], center_K2 + side_K4[:, 2:]], dim=1)
-        box_K4 = box_K4.clamp(min=0).minimum(limit_2.repeat(2))
-    compared_K4 = box_K4
-    if parts == "all":  # parts of an object share its box; what tells them apart is where they lie
-        compared_K4 = torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
-    if config.score == "original":
-        scale_2 = (limit_2 + 1) / limit_2.new_tensor(given_hw[::-1])
-        # Its boxes hold their last pixel too: one more wide and high.
-        compared_K4 = compared_K4 / scale_2.repeat(2) + limit_2.new_tensor([0, 0, 1, 1])
-    kept_N = batched_nms(compared_K4, score_K, category_K, config.nms_iou)
-    if parts == "all":
-        instance_N = _group_parts(box_K4[kept_N], category_K[kept_N])
-    else:
-        instance_N = torch.arange(len(kept_N), device=kept_N.device)
-    shapes = RawInstances(
-        center_N2=center_K2[kept_N],
-        ray_NR=ray_KR[kept_N],
-        polygon_NR2=polygon_KR2[kept_N],
-        box_N4=box_K4[kept_N],
-        score_N=score_K[kept_N],
-        category_N=category_K[kept_N],
-        instance_N=instance_N,
-    )
-    return _first_instances(shapes, config.max_instances)
+        location_K, category_K = score_LC.nonzero(as_tuple=True)
+        return location_K, category_K, score_LC[location_K, category_K]
+    wanted_LC = (class_LC > config.score_threshold) & inside_L2.all(dim=1, keepdim=True)
+    score_LC = (class_LC * quality_L1).where(wanted_LC, 0)
+    return _best_per_level(score_LC, predictions.level_hws, config.pre_nms_top_k)
 
 
 def _original_scores(
@@ -168,16 +199,6 @@ def _original_scores(
     return score_LC.where((class_LC > config.score_threshold) & chosen_L1, 0)
 
 
-def _candidates(
-    score_LC: Tensor, level_hws: tuple[tuple[int, int], ...], config: PostprocessConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return location, category and score of what goes into suppression."""
-    if config.score == "original":  # it has counted locations already, not pairs
-        location_K, category_K = score_LC.nonzero(as_tuple=True)
-        return location_K, category_K, score_LC[location_K, category_K]
-    return _best_per_level(score_LC, level_hws, config.pre_nms_top_k)
-
-
 def _group_parts(box_N4: Tensor, category_N: Tensor) -> Tensor:
     """Return for each shape, best first, the instance it belongs to.
 
@@ -194,14 +215,6 @@ def _group_parts(box_N4: Tensor, category_N: Tensor) -> Tensor:
             instance_N[row] = count  # a box without area agrees with nothing
             count += 1
     return instance_N.to(box_N4.device)
-
-
-def _first_instances(shapes: RawInstances, count: int) -> RawInstances:
-    """Keep the first `count` instances and put their parts together."""
-    order_N = shapes.instance_N.argsort(stable=True)
-    order_N = order_N[shapes.instance_N[order_N] < count]
-    values = {field.name: getattr(shapes, field.name)[order_N] for field in fields(shapes)}
-    return RawInstances(**values)
 
 
 def _best_per_level(

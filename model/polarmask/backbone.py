@@ -1,23 +1,23 @@
-"""Image to feature pyramid: torchvision's ResNet and FPN, at any range of strides.
+"""Image to feature pyramid: torchvision's ResNet or ResNeXt and FPN, at any range of strides.
 
 Dimension key
     B: images    C: channels    H, W: rows and columns of a level
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Self
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from polarmask.config import ModelConfig
-from polarmask.errors import ConfigError
+from polarmask.deform import DeformConv2d
 
 _STAGE_OF_STRIDE = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
 
@@ -44,7 +44,7 @@ class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no
 
 
 class Pyramid(nn.Module):
-    """ResNet with FPN.
+    """ResNet with FPN. Stages that are frozen neither learn nor gather statistics.
 
     forward: images (B, 3, H, W), normalised, H and W multiples of the coarsest stride ->
     one (B, channels, H / stride, W / stride) tensor per stride, finest first.
@@ -60,6 +60,10 @@ class Pyramid(nn.Module):
         resnet = torchvision.models.get_model(
             config.backbone, weights=None, norm_layer=norm[config.backbone_norm]
         )
+        if config.backbone_style == "caffe":
+            _halve_in_first_conv(resnet)
+        if config.dcn:
+            _deform(resnet)
         stages = {
             stage: str(stride)
             for stride, stage in _STAGE_OF_STRIDE.items()
@@ -70,6 +74,20 @@ class Pyramid(nn.Module):
         num_coarser = len(config.strides) - len(stages)
         coarser = _CoarserLevels(config.channels, num_coarser) if num_coarser else None
         self.fpn = FeaturePyramidNetwork(widths, config.channels, coarser)
+        self._frozen = [
+            module
+            for name, module in self.resnet.named_children()
+            if (int(name[5:]) if name.startswith("layer") else 1) <= config.frozen_stages
+        ]
+        for module in self._frozen:
+            module.requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; frozen stages stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, image_B3HW: Tensor) -> list[Tensor]:
         """Return the levels, finest first."""
@@ -83,47 +101,22 @@ def _stage_width(resnet: nn.Module, stage: str) -> int:
     return int(last_conv.out_channels)
 
 
-def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
-    """Fill the ResNet from a state dict file or from torchvision's ImageNet weights.
+def _later_blocks(resnet: nn.Module) -> Iterator[Bottleneck]:
+    """Yield the blocks of layers 2 to 4."""
+    for name in ("layer2", "layer3", "layer4"):
+        yield from resnet.get_submodule(name).children()
 
-    Args:
-        pyramid: Its `resnet` is overwritten; the FPN is left alone.
-        source: Path of a state dict with torchvision's parameter names, or the name of a weights
-            enum such as `ResNet50_Weights.IMAGENET1K_V1` (downloaded once by torchvision).
 
-    Raises:
-        ConfigError: File or name unknown, no download possible, or parameters missing.
-    """
-    state = _read_weights(source)
-    wanted = pyramid.resnet.state_dict()
-    missing = sorted(key for key in wanted if key not in state and "num_batches" not in key)
-    if missing:
-        raise ConfigError(
-            f"{source} lacks {len(missing)} backbone parameters, first {missing[0]}: "
-            f"give weights of the configured backbone with torchvision's parameter names"
+def _halve_in_first_conv(resnet: nn.Module) -> None:
+    """Move the stride from the 3x3 to the 1x1 before it, where Caffe's weights expect it."""
+    for block in _later_blocks(resnet):
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def _deform(resnet: nn.Module) -> None:
+    """Replace the 3x3 convolutions of layers 2 to 4 by deformable ones."""
+    for block in _later_blocks(resnet):
+        conv = block.conv2
+        block.conv2 = DeformConv2d(
+            conv.in_channels, conv.out_channels, stride=conv.stride[0], groups=conv.groups
         )
-    try:
-        pyramid.resnet.load_state_dict({key: state[key] for key in wanted if key in state}, False)
-    except RuntimeError as error:
-        raise ConfigError(f"{source} does not fit the configured backbone: {error}") from error
-
-
-def _read_weights(source: str) -> dict[str, Tensor]:
-    if Path(source).is_file():
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        return dict(state.get("state_dict", state))
-    try:
-        weights = torchvision.models.get_weight(source)
-    except ValueError as error:
-        raise ConfigError(
-            f"--backbone-weights {source}: neither a file nor a torchvision weights name; "
-            "write for example ResNet50_Weights.IMAGENET1K_V1"
-        ) from error
-    try:
-        return dict(weights.get_state_dict(progress=False))
-    except OSError as error:
-        raise ConfigError(
-            f"can't download {weights.url} ({error}); fetch it on a machine with network and pass "
-            "its path to --backbone-weights, or start afresh with --set backbone_weights=none "
-            "--set model.backbone_norm=group"
-        ) from error

@@ -27,10 +27,17 @@ class ModelConfig:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
-    backbone: Literal["resnet18", "resnet50"] = "resnet50"
-    """ResNet from torchvision."""
+    backbone: Literal["resnet18", "resnet50", "resnet101", "resnext101_64x4d"] = "resnet50"
+    """ResNet or ResNeXt from torchvision."""
+    backbone_style: Literal["pytorch", "caffe"] = "pytorch"
+    """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the
+    weights were trained."""
     backbone_norm: Literal["batch", "frozen_batch", "group"] = "frozen_batch"
     """`frozen_batch` for pretrained weights; `group` from scratch, equal for any process count."""
+    frozen_stages: int = 0
+    """First parts of the backbone that do not learn: 1 is stem and layer1, 4 the whole of it."""
+    dcn: bool = False
+    """Deformable 3x3 convolutions: in backbone layers 2 to 4 (v1) and in the head towers (v2)."""
     num_classes: int = 80
     """Object categories, background not counted. `train` takes it from the data."""
     num_rays: int = 36
@@ -43,6 +50,8 @@ class ModelConfig:
     """3x3 convolutions per head tower."""
     box_branch: bool = True
     """Predict boxes too, as the paper's code does; without it boxes enclose the polygon."""
+    length_unit: Literal["stride", "pixel"] = "stride"
+    """Unit of predicted lengths before the level's learned scale: the paper's code uses pixels."""
 
     def __post_init__(self) -> None:
         """Reject architectures that can't be built."""
@@ -63,6 +72,15 @@ class ModelConfig:
             f"channels is {self.channels}: group norm needs a multiple of 32",
         )
         _require(self.tower_depth >= 1, f"tower_depth is {self.tower_depth}: at least 1 is needed")
+        _require(
+            0 <= self.frozen_stages <= 4,
+            f"frozen_stages is {self.frozen_stages}: a backbone has 0 to 4 that can be frozen",
+        )
+        _require(
+            self.backbone != "resnet18" or (self.backbone_style == "pytorch" and not self.dcn),
+            "resnet18 has no caffe style and no dcn: its blocks have no 1x1 convolutions; "
+            "use resnet50 or larger",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +195,18 @@ class OptimConfig:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
-    """Peak learning rate for `batch_size` images."""
+    """Peak learning rate for `lr_batch_size` images a step; `train` scales it to `batch_size`."""
+    lr_batch_size: int = 16
+    """Images per step that `lr` was chosen for."""
     weight_decay: float = 1e-4
+    param_groups: Literal["matrices", "original"] = "matrices"
+    """What decays: only weights of two or more axes, or as in the paper's code all but biases,
+    which then learn at twice the rate."""
     schedule: Literal["step", "one_cycle"] = "step"
     """`step` warms up linearly and drops tenfold at `lr_drops`; `one_cycle` rises and anneals."""
     warmup_steps: int = 500
+    warmup_lr: float = 0.0
+    """Learning rate that the warm-up starts from; 0 starts near zero."""
     lr_drops: tuple[float, ...] = (8 / 12, 11 / 12)
     """Where the rate drops, as a share of all steps. Used by `step` only."""
     batch_size: int = 16
@@ -199,6 +224,10 @@ class OptimConfig:
         """Reject runs that can't learn."""
         _require(self.lr > 0, f"lr is {self.lr}: must be above 0")
         _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: at least 1 is needed")
+        _require(
+            self.lr_batch_size >= 1, f"lr_batch_size is {self.lr_batch_size}: at least 1 is needed"
+        )
+        _require(self.warmup_lr >= 0, f"warmup_lr is {self.warmup_lr}: must not be below 0")
         _require(self.epochs > 0, f"epochs is {self.epochs}: must be above 0")
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: must be in [0, 1)")
 
@@ -244,7 +273,7 @@ class RunConfig:
     augment: Literal["none", "flip", "dihedral"] = "flip"
     """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
     backbone_weights: str | None = None
-    """Where the backbone starts: state dict file or torchvision name; None is from scratch."""
+    """Where the backbone starts: file, URL or torchvision name; None is from scratch."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polarmask.config import ModelConfig
+from polarmask.deform import DeformConv2d
 
 _PRIOR_PROBABILITY = 0.01
 
@@ -41,16 +42,17 @@ class PolarHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.channels
-        self.strides = config.strides
-        self.class_tower = _tower(channels, config.tower_depth)
-        self.ray_tower = _tower(channels, config.tower_depth)
+        pixels = config.length_unit == "pixel"
+        self.units = tuple(1 if pixels else stride for stride in config.strides)
+        self.class_tower = _tower(config)
+        self.ray_tower = _tower(config)
         self.class_logit = nn.Conv2d(channels, config.num_classes, 3, padding=1)
         self.quality_logit = nn.Conv2d(channels, 1, 3, padding=1)
         self.ray = nn.Conv2d(channels, config.num_rays, 3, padding=1)
         self.ray_scale = nn.Parameter(torch.ones(len(config.strides)))
         self.has_boxes = config.box_branch
         if self.has_boxes:
-            self.box_tower = _tower(channels, config.tower_depth)
+            self.box_tower = _tower(config)
             self.box = nn.Conv2d(channels, 4, 3, padding=1)
             self.box_scale = nn.Parameter(torch.ones(len(config.strides)))
         for module in self.modules():
@@ -58,6 +60,9 @@ class PolarHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, DeformConv2d):
+                module.reset_offsets()
         # Almost everything is background: start by saying so, or the first steps are spent on it.
         prior = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
         bias = torch.full((config.num_classes,), prior)
@@ -66,15 +71,15 @@ class PolarHead(nn.Module):
     def forward(self, levels: list[Tensor]) -> Predictions:
         """Predict at every location; `levels` are (B, channels, H, W), one per stride."""
         class_logits, quality_logits, rays, boxes = [], [], [], []
-        for index, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
+        for index, (feature, unit) in enumerate(zip(levels, self.units, strict=True)):
             class_feature = self.class_tower(feature)
             class_logits.append(_flatten(self.class_logit(class_feature)))
             quality_logits.append(_flatten(self.quality_logit(class_feature))[..., 0])
             ray = _flatten(self.ray(self.ray_tower(feature))).float()
-            rays.append((self.ray_scale[index] * ray).exp() * stride)
+            rays.append((self.ray_scale[index] * ray).exp() * unit)
             if self.has_boxes:
                 box = _flatten(self.box(self.box_tower(feature))).float()
-                boxes.append((self.box_scale[index] * box).exp() * stride)
+                boxes.append((self.box_scale[index] * box).exp() * unit)
         return Predictions(
             class_BLC=torch.cat(class_logits, dim=1),
             quality_BL=torch.cat(quality_logits, dim=1),
@@ -84,14 +89,16 @@ class PolarHead(nn.Module):
         )
 
 
-def _tower(channels: int, depth: int) -> nn.Sequential:
+def _tower(config: ModelConfig) -> nn.Sequential:
+    channels = config.channels
     layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(32, channels),
-            nn.ReLU(inplace=True),
-        ]
+    for _ in range(config.tower_depth):
+        conv = (
+            DeformConv2d(channels, channels, bias=True, modulated=True)
+            if config.dcn
+            else nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        )
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

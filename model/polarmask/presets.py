@@ -13,11 +13,9 @@ from polarmask.config import (
     RunConfig,
 )
 from polarmask.errors import ConfigError
+from polarmask.published import PUBLISHED, coco_r50_1x
 
-
-def coco_r50_1x() -> RunConfig:
-    """Return the paper's R-50 1x schedule: 12 epochs, batch 16, SGD, ImageNet weights."""
-    return RunConfig(name="coco-r50-1x", backbone_weights="ResNet50_Weights.IMAGENET1K_V1")
+ORIGINAL_SUFFIX = "-original"
 
 
 def tiny() -> RunConfig:
@@ -39,6 +37,7 @@ def tiny() -> RunConfig:
         optim=OptimConfig(
             optimizer="adamw",
             lr=2e-3,
+            lr_batch_size=4,
             weight_decay=0.05,
             schedule="one_cycle",
             warmup_steps=20,
@@ -52,11 +51,47 @@ def tiny() -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"coco-r50-1x": coco_r50_1x, "tiny": tiny}
+def original(run: RunConfig) -> RunConfig:
+    """Return a run with the algorithm of the paper's code, weak points included.
+
+    Backbone, schedule and batch stay; input, labels, losses, optimiser groups and scores become
+    the original's, and boxes are predicted.
+    """
+    return replace(
+        run,
+        name=run.name + ORIGINAL_SUFFIX,
+        model=replace(run.model, length_unit="pixel", box_branch=True),
+        input=_stretched(run.input),
+        labels=replace(run.labels, mode="original", parts="largest"),
+        loss=replace(run.loss, centerness="polar", normalizer="original"),
+        optim=replace(run.optim, param_groups="original"),
+        postprocess=replace(run.postprocess, score="original"),
+    )
+
+
+def _stretched(images: InputConfig) -> InputConfig:
+    """Give up the aspect ratio where images are resized at all."""
+    if images.short_side is None:
+        return images
+    return replace(images, keep_ratio=False, multiple=128)
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    **{name: run.make for name, run in PUBLISHED.items()},
+    "tiny": tiny,
+}
 
 
 def preset(name: str) -> RunConfig:
-    """Return a preset by name; ConfigError lists the known ones."""
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are: {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]()
+    """Return a preset by name, or with `-original` behind it the `original` form of it.
+
+    Raises:
+        ConfigError: No such preset; lists the known ones.
+    """
+    base = name.removesuffix(ORIGINAL_SUFFIX)
+    if base not in PRESETS:
+        raise ConfigError(
+            f"no preset {base!r}; there are: {', '.join(sorted(PRESETS))}, "
+            f"each also as PRESET{ORIGINAL_SUFFIX} with the algorithm of the paper's code"
+        )
+    return PRESETS[base]() if base == name else original(PRESETS[base]())

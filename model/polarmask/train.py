@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from polarmask import losses
-from polarmask.backbone import load_backbone_weights
+from polarmask.backbone_weights import load_backbone_weights
 from polarmask.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from polarmask.coco import CocoData, load_coco
 from polarmask.config import RunConfig, to_dict
@@ -25,7 +25,7 @@ from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, Trai
 from polarmask.files import write_text
 from polarmask.label_store import LabelStore
 from polarmask.model_folder import ModelCard, is_model_folder, save_model
-from polarmask.optim import learning_rate, make_average, make_optimizer
+from polarmask.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from polarmask.precompute import data_hash, precompute
 from polarmask.preprocess import normalise
 from polarmask.progress import Meter
@@ -212,8 +212,7 @@ class _Run:
     def advance(self, batch: Batch) -> dict[str, float]:
         """Take one optimiser step and return the losses over all processes."""
         lr = learning_rate(self._config.optim, self.step, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         targets = batch.targets.to(self._device)
         image = normalise(batch.image_BHW3.to(self._device, non_blocking=True), self._config.input)
         image = image.contiguous(memory_format=self._layout)

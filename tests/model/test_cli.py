@@ -114,7 +114,7 @@ def test_a_number_that_cannot_work_is_refused_by_its_flag(flags, capsys):
     ("arguments", "message"),
     [
         (["train", "--preset", "tiny", "--data", "nowhere", "--out", "x"], "nowhere"),
-        (["train", "--preset", "big", "--data", "d", "--out", "x"], "there are: coco-r50-1x"),
+        (["train", "--preset", "big", "--data", "d", "--out", "x"], "there are: coco-r101-1x"),
         (["evaluate", "--model", "nowhere", "--data", "d"], "does not exist"),
         (["predict", "--model", "nowhere", "--out", "x", "gone.png"], "gone.png does not exist"),
     ],

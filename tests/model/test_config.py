@@ -53,7 +53,7 @@ def test_an_unknown_key_in_a_stored_config_is_named():
 
 
 def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="coco-r50-1x, tiny"):
+    with pytest.raises(ConfigError, match=r"coco-r50-1x, .*, tiny"):
         preset("huge")
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polarmask.backbone import Pyramid, load_backbone_weights
+from polarmask.backbone import Pyramid
+from polarmask.backbone_weights import load_backbone_weights
 from polarmask.config import LossConfig, ModelConfig, PostprocessConfig
 from polarmask.detector import PolarMask, Targets, loss_sums
 from polarmask.errors import ConfigError

@@ -6,6 +6,7 @@ detector with a `backbone.` part. Reading them executes no code.
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -50,7 +51,7 @@ def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
         raise ConfigError(f"{source} does not fit the configured backbone: {error}") from error
 
 
-def backbone_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone of a state dict under our names; a bare backbone has no prefix."""
     prefix = "backbone." if any(key.startswith("backbone.") for key in state) else ""
     return {

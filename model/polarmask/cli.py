@@ -29,7 +29,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="polarmask", description="train, judge and try PolarMask on COCO-format data"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_inspect, _add_precompute, _add_train, _add_evaluate, _add_predict):
+    for add in (
+        _add_presets,
+        _add_inspect,
+        _add_precompute,
+        _add_train,
+        _add_evaluate,
+        _add_predict,
+        _add_import,
+    ):
         add(commands)
     return parser
 
@@ -196,8 +204,8 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     command.add_argument(
         "--backbone-weights",
-        metavar="FILE|NAME",
-        help="start from a state dict file or a torchvision name (default: the preset's)",
+        metavar="FILE|URL|NAME",
+        help="start from a state dict file, its URL or a torchvision name (default: the preset's)",
     )
     command.add_argument(
         "--provenance",
@@ -235,6 +243,59 @@ def _train(options: argparse.Namespace) -> None:
         )
         if is_first():
             print(f"model: {folder}")
+
+
+def _add_presets(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "presets",
+        "list the known runs and what is published about them",
+        "polarmask presets",
+    )
+    command.set_defaults(run=_presets)
+
+
+def _presets(_options: argparse.Namespace) -> None:
+    from polarmask.presets import presets_table
+
+    print(presets_table())
+
+
+def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "import-original",
+        "make a model folder from a checkpoint of the paper's code",
+        "polarmask import-original polarmask_r50.pth --out runs/released",
+    )
+    command.add_argument("checkpoint", type=Path, help="file that the paper's code wrote")
+    command.add_argument("--out", type=Path, required=True, help="model folder to write")
+    command.add_argument(
+        "--preset", metavar="PRESET", help="run that it is from (default: 1x of its network)"
+    )
+    command.add_argument(
+        "--ray-order",
+        choices=["auto", "new", "old"],
+        default="auto",
+        help="old before 2019-11-12; auto asks the data, or else the checkpoint (default: auto)",
+    )
+    command.add_argument(
+        "--data", type=Path, help="COCO folder for categories and ray order (default: COCO's 80)"
+    )
+    command.set_defaults(run=_import_original)
+
+
+def _import_original(options: argparse.Namespace) -> None:
+    from polarmask.import_original import import_original
+
+    card = import_original(
+        options.checkpoint,
+        options.out,
+        data=options.data,
+        preset_name=options.preset,
+        ray_order=None if options.ray_order == "auto" else options.ray_order,
+    )
+    print(f"model: {options.out} ({card.config.name}, {card.provenance['ray_order']} ray order)")
 
 
 def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -95,3 +95,35 @@ def preset(name: str) -> RunConfig:
             f"each also as PRESET{ORIGINAL_SUFFIX} with the algorithm of the paper's code"
         )
     return PRESETS[base]() if base == name else original(PRESETS[base]())
+
+
+def presets_table() -> str:
+    """Return the presets as aligned text, one a line; AP is published mask AP in percent."""
+    header = ("preset", "backbone", "epochs", "input", "GPUs x images", "lr", "mask AP")
+    rows = [header]
+    for name, make in PRESETS.items():
+        run, known = make(), PUBLISHED.get(name)
+        deformable = " DCN" if run.model.dcn else ""
+        rows.append(
+            (
+                name,
+                run.model.backbone + deformable,
+                f"{run.optim.epochs:g}",
+                _input_text(run.input),
+                f"{known.gpus} x {known.images_per_gpu}" if known else f"{run.optim.batch_size}",
+                f"{run.optim.lr:g}",
+                f"{known.mask_ap}" if known else "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _input_text(images: InputConfig) -> str:
+    if images.short_side is None:
+        return "as it is"
+    low, high = images.train_short_sides or (images.short_side, images.short_side)
+    return f"{images.max_side} x {low}" + (f"-{high}" if high > low else "")

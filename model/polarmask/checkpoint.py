@@ -15,6 +15,17 @@ FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
+class Validated:
+    """What validation has found so far."""
+
+    step: int = 0
+    """Of the last measurement; 0 before the first."""
+    best_step: int = 0
+    best_ap: float = -1.0
+    """Mask AP in [0, 1]."""
+
+
+@dataclass(frozen=True)
 class TrainingState:
     """All that an exact resume needs; batches and augmentation follow from step and seed."""
 
@@ -28,6 +39,7 @@ class TrainingState:
     """Averaged weights, if the run averages."""
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    validated: Validated
 
 
 def save_checkpoint(path: Path, state: TrainingState) -> None:
@@ -35,6 +47,7 @@ def save_checkpoint(path: Path, state: TrainingState) -> None:
     plain = {
         **vars(state),
         "config": json.dumps(to_dict(state.config)),
+        "validated": vars(state.validated),
         "format_version": FORMAT_VERSION,
     }
     with atomic_path(path) as temporary:
@@ -59,4 +72,5 @@ def load_checkpoint(path: Path) -> TrainingState:
             f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
             "choose another run folder"
         )
-    return TrainingState(**{**plain, "config": from_dict(json.loads(plain["config"]))})
+    config, validated = from_dict(json.loads(plain["config"])), Validated(**plain["validated"])
+    return TrainingState(**{**plain, "config": config, "validated": validated})

@@ -8,19 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from polarmask.config import RunConfig, override
-from polarmask.errors import PolarMaskError
+from polarmask.errors import PolarMaskError, TrainingStopped
 from polarmask.presets import PRESETS, preset
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0, or 2 for what the user can mend."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 2 for what the user can mend, or 128 + n when signal n stopped training.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options.run(options)
     except (PolarMaskError, OSError) as error:
         print(f"polarmask {options.command}: {error}", file=sys.stderr)
-        return 2
+        return 128 + error.signal_number if isinstance(error, TrainingStopped) else 2
     return 0
 
 
@@ -203,6 +207,21 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="loader processes per process (default: 0)",
     )
     command.add_argument(
+        "--passes",
+        type=_at_least(1),
+        default=1,
+        help="batches that a process takes its share of a step in, to save memory (default: 1)",
+    )
+    command.add_argument(
+        "--compile", action="store_true", help="translate the network with torch.compile first"
+    )
+    command.add_argument(
+        "--deterministic", action="store_true", help="same bits on every run; slower on CUDA"
+    )
+    command.add_argument(
+        "--tensorboard", action="store_true", help="write curves and pictures to OUT/tensorboard"
+    )
+    command.add_argument(
         "--backbone-weights",
         metavar="FILE|URL|NAME",
         help="start from a state dict file, its URL or a torchvision name (default: the preset's)",
@@ -238,6 +257,10 @@ def _train(options: argparse.Namespace) -> None:
                 labels=options.labels,
                 device=device,
                 loader_workers=options.loader_workers,
+                passes=options.passes,
+                compiled=options.compile,
+                deterministic=options.deterministic,
+                tensorboard=options.tensorboard,
                 provenance=provenance,
             ),
         )

@@ -217,8 +217,8 @@ class OptimConfig:
     """Largest L2 norm of the gradient."""
     ema_decay: float = 0.0
     """Share of the averaged weights kept at each step; 0 switches averaging off."""
-    amp: bool = True
-    """Mixed precision, on CUDA only."""
+    amp: Literal["off", "auto", "bf16", "fp16"] = "auto"
+    """Mixed precision; `auto` is bf16 on a GPU that has it, fp16 on an older one, off on CPU."""
 
     def __post_init__(self) -> None:
         """Reject runs that can't learn."""
@@ -274,6 +274,9 @@ class RunConfig:
     """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
     backbone_weights: str | None = None
     """Where the backbone starts: file, URL or torchvision name; None is from scratch."""
+    validate_epochs: float = 0.0
+    """Epochs between measurements of mask AP on the val split, of which the best weights are kept;
+    0 measures nothing and keeps the last."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -282,6 +285,10 @@ class RunConfig:
             len(self.labels.level_ranges) == len(self.model.strides),
             f"{len(self.labels.level_ranges)} level_ranges for {len(self.model.strides)} strides: "
             "give one range per stride",
+        )
+        _require(
+            self.validate_epochs >= 0,
+            f"validate_epochs is {self.validate_epochs}: must be 0 (off) or above",
         )
         _require(
             self.model.backbone_norm != "frozen_batch" or self.backbone_weights is not None,

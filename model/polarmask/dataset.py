@@ -44,6 +44,7 @@ class Sample:
 
     image: NDArray[np.uint8]
     labels: ImageLabels
+    file_name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +54,12 @@ class Batch:
     image_BHW3: Tensor
     targets: Targets
     image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
 
     def pin_memory(self) -> "Batch":
         """Return a copy that a GPU can fetch by itself; the loader calls this."""
         targets = {name: value.pin_memory() for name, value in vars(self.targets).items()}
-        return Batch(self.image_BHW3.pin_memory(), Targets(**targets), self.image_ids)
+        return replace(self, image_BHW3=self.image_BHW3.pin_memory(), targets=Targets(**targets))
 
 
 class TrainingImages(Dataset[Sample]):
@@ -105,7 +107,7 @@ class TrainingImages(Dataset[Sample]):
         image = resize(read_image(self._coco.image_path(record)), config.input)
         image = to_canvas(image, self._canvas_hw(record, config), config.input)
         image = to_canvas(apply_to_image(image, symmetry), request.canvas_hw, config.input)
-        return Sample(image, labels)
+        return Sample(image, labels, record.file_name)
 
 
 class StepSampler(Sampler[list[Request]]):
@@ -114,6 +116,7 @@ class StepSampler(Sampler[list[Request]]):
     Step t of all processes together takes images t * batch_size to (t + 1) * batch_size - 1 of the
     endless sequence of shuffled epochs; process r takes every world_size-th of them. All share one
     canvas, also across processes: group norm sees the padding, so it must not depend on the split.
+    A process may take its share of a step in `passes` batches of equal size, one after the other.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class StepSampler(Sampler[list[Request]]):
         steps: range,
         rank: int = 0,
         world_size: int = 1,
+        passes: int = 1,
     ) -> None:
         self._num_images = num_images
         self._batch_size = batch_size
@@ -134,9 +138,10 @@ class StepSampler(Sampler[list[Request]]):
         self._steps = steps
         self._rank = rank
         self._world_size = world_size
+        self._passes = passes
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) * self._passes
 
     def __iter__(self) -> Iterator[list[Request]]:
         order_of_epoch: dict[int, list[int]] = {}
@@ -150,8 +155,11 @@ class StepSampler(Sampler[list[Request]]):
                     order_of_epoch.pop(epoch - 2, None)
                 batch.append(Place(epoch, order_of_epoch[epoch][position]))
             rows, columns = np.max([self._canvas_hw(place) for place in batch], axis=0).tolist()
-            own = batch[self._rank :: self._world_size]
-            yield [Request(place, (rows, columns)) for place in own]
+            for number in range(self._passes):
+                own = batch[
+                    self._rank + number * self._world_size :: self._world_size * self._passes
+                ]
+                yield [Request(place, (rows, columns)) for place in own]
 
 
 def collate(samples: Sequence[Sample], config: RunConfig) -> Batch:
@@ -182,8 +190,12 @@ def collate(samples: Sequence[Sample], config: RunConfig) -> Batch:
         box_P4=torch.from_numpy(side_P4).float().clamp(min=1e-3),
         ignored_I2=torch.from_numpy(ignored_I2),
     )
-    ids = tuple(one.image_id for one in labels)
-    return Batch(torch.from_numpy(image_BHW3), targets, ids)
+    return Batch(
+        torch.from_numpy(image_BHW3),
+        targets,
+        image_ids=tuple(one.image_id for one in labels),
+        file_names=tuple(sample.file_name for sample in samples),
+    )
 
 
 def _owner(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -61,12 +61,15 @@ class PolarMask(nn.Module):
         return predictions
 
 
-def positive_quality(predictions: Predictions, targets: Targets, config: LossConfig) -> Tensor:
-    """Return the quality target (P,), in (0, 1]."""
+def positive_quality(
+    predictions: Predictions | None, targets: Targets, config: LossConfig
+) -> Tensor:
+    """Return the quality target (P,), in (0, 1]; only `polar_iou` looks at the predictions."""
     if config.centerness == "polar":
         return losses.polar_centerness(targets.ray_PR)
     if config.centerness == "soft":
         return losses.soft_polar_centerness(targets.ray_PR)
+    assert predictions is not None  # noqa: S101  # see the docstring
     pred_PR = predictions.ray_BLR[targets.image_P, targets.location_P].detach()
     return losses.polar_iou(pred_PR, targets.ray_PR)
 
@@ -74,8 +77,8 @@ def positive_quality(predictions: Predictions, targets: Targets, config: LossCon
 def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
     """Return unnormalised losses and the sums that normalise them.
 
-    Keys: `class`, `ray`, `quality`, `box` (with a box branch), `positives`, `weight`, `images`;
-    `normalise_losses` divides the former by the latter. Without positives all but `class` are zero
+    Keys: `class`, `ray`, `quality`, `box` (with a box branch), and `positives`, `weight`, `images`
+    for `loss_divisors`. Without positives all but `class` are zero
     and keep the graph.
     """
     at = (targets.image_P, targets.location_P)
@@ -106,25 +109,28 @@ def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) ->
     return sums
 
 
-def normalise_losses(sums: dict[str, Tensor], config: LossConfig) -> dict[str, Tensor]:
-    """Return this process's shares of the losses; their sums over processes are the losses.
+def loss_divisors(counts: dict[str, Tensor], config: LossConfig) -> dict[str, Tensor]:
+    """Return what divides each loss sum, so that the shares of all processes add up to the loss.
 
-    Normally sums over all processes divide, so that any split of the batch gives the same loss. The
+    Normally counts of all processes divide, so that any split of the batch gives the same loss. The
     original divides by what each process has and averages over processes; as there, weights that
     are all 0 make the loss NaN.
 
     Args:
-        sums: Of `loss_sums`.
+        counts: `positives`, `weight` and `images` of this process's part of the step.
         config: How to normalise.
     """
     if config.normalizer == "original":
-        positives = sums["positives"].clamp(min=1)
-        weight = torch.where(sums["positives"] > 0, sums["weight"], 1.0)
-        divisor = {"class": sums["positives"] + sums["images"], "quality": positives}
-        divisor |= {"ray": weight, "box": weight}
-        divisor = {name: value * world_size() for name, value in divisor.items()}
-    else:
-        positives = all_sum(sums["positives"]).clamp(min=1)
-        weight = all_sum(sums["weight"]).clamp(min=1e-6)
-        divisor = {"class": positives, "quality": positives, "ray": weight, "box": weight}
-    return {name: sums[name] / value for name, value in divisor.items() if name in sums}
+        positives = counts["positives"].clamp(min=1)
+        weight = torch.where(counts["positives"] > 0, counts["weight"], 1.0)
+        divisors = {"class": counts["positives"] + counts["images"], "quality": positives}
+        divisors |= {"ray": weight, "box": weight}
+        return {name: value * world_size() for name, value in divisors.items()}
+    positives = all_sum(counts["positives"]).clamp(min=1)
+    weight = all_sum(counts["weight"]).clamp(min=1e-6)
+    return {"class": positives, "quality": positives, "ray": weight, "box": weight}
+
+
+def normalise_losses(sums: dict[str, Tensor], divisors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Divide the loss sums that there are."""
+    return {name: sums[name] / value for name, value in divisors.items() if name in sums}

@@ -1,4 +1,9 @@
-"""Where to compute."""
+"""Where to compute, and how exactly."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -27,3 +32,39 @@ def find_device(kind: str | None = None, *, index: int = 0) -> torch.device:
             "torch was built for it"
         )
     return torch.device("cuda", index)
+
+
+def half_precision(
+    amp: Literal["off", "auto", "bf16", "fp16"], device: torch.device
+) -> torch.dtype | None:
+    """Return the type that convolutions compute in, None for float32.
+
+    Raises:
+        ConfigError: The GPU has no bf16.
+    """
+    on_cuda = device.type == "cuda"
+    if amp == "off" or (amp == "auto" and not on_cuda):
+        return None
+    if amp == "fp16":
+        return torch.float16
+    # Older GPUs emulate bf16, many times slower than they compute fp16.
+    if not on_cuda or torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if amp == "bf16":
+        raise ConfigError("optim.amp is bf16 and this GPU has none; --set optim.amp=fp16")
+    return torch.float16
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Make operations give the same bits every time; those that can't raise, by name."""
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at start
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

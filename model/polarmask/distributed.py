@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from polarmask.device import find_device
+
+Value = TypeVar("Value")
 
 
 @contextmanager
@@ -63,3 +66,30 @@ def all_sum(value: Tensor) -> Tensor:
     if distributed.is_initialized():
         distributed.all_reduce(summed)
     return summed
+
+
+def all_max(value: int, device: torch.device) -> int:
+    """Return the largest value over processes."""
+    if not distributed.is_initialized():
+        return value
+    largest = torch.tensor(value, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+def all_gather(value: Value) -> list[Value]:
+    """Return the values of all processes, in order of rank, to each of them."""
+    if not distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def gather_to_first(value: Value) -> list[Value]:
+    """Return the values of all processes to the first one, an empty list to the others."""
+    if not distributed.is_initialized():
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if is_first() else None
+    distributed.gather_object(value, gathered)
+    return gathered or []

@@ -7,8 +7,10 @@ PolarMaskError
     CheckpointError    training state unusable              choose another run folder
     ModelFormatError   model folder unusable                export or train it again
     TrainingError      the loss stopped being a number      lower the learning rate
+    TrainingStopped    a signal asked for it                start the same command again
 
-Messages say what, where and what to type. The CLI prints them in one line and exits 2.
+Messages say what, where and what to type. The CLI prints them in one line and exits 2, or 128 + n
+when it was stopped by signal n.
 """
 
 
@@ -38,3 +40,11 @@ class ModelFormatError(PolarMaskError):
 
 class TrainingError(PolarMaskError):
     """Training can't go on."""
+
+
+class TrainingStopped(PolarMaskError):  # noqa: N818  # nothing went wrong
+    """A signal stopped the training; its last step is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

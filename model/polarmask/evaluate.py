@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from polarmask.coco import Category, CocoData, ImageRecord, load_coco
 from polarmask.coco_ap import CocoScores, score_predictions
+from polarmask.distributed import is_first
 from polarmask.errors import DataError
 from polarmask.image_file import read_image
 from polarmask.inference import Instances, Predictor
@@ -166,7 +167,11 @@ def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
     _check_same_meaning(predictor.card.categories, data)
     predictions: dict[int, Instances] = {}
     with tqdm(
-        total=len(data.images), desc="predicting", unit="image", delay=2, disable=None
+        total=len(data.images),
+        desc="predicting",
+        unit="image",
+        delay=2,
+        disable=None if is_first() else True,
     ) as progress:
         for records in _batches(data):
             found = predictor.predict([read_image(data.image_path(record)) for record in records])

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,23 @@ from polarmask.files import write_text
 logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LOG_LINE = 5.0
+
+
+def append_line(path: Path, entry: dict[str, float]) -> None:
+    """Add a JSON object as one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
+    """Drop lines of steps after the checkpoint, about to be taken again; return the others."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines if line.endswith("}")]
+    kept = [entry for entry in entries if entry["step"] <= step]
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept
 
 
 class Meter:
@@ -37,13 +54,7 @@ class Meter:
             self._forget_lost_steps()
 
     def _forget_lost_steps(self) -> None:
-        """Drop lines of steps after the checkpoint: they are about to be taken again."""
-        if not self._path.is_file():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
-        kept = [entry for entry in entries if entry["step"] <= self._step]
-        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        kept = drop_lines_after(self._path, self._step)
         if kept:
             self._before = kept[-1]["seconds"]
             self.last_loss = kept[-1]["loss"]
@@ -52,10 +63,10 @@ class Meter:
         """Return the time in the loop, earlier sessions of the run included."""
         return self._before + time.monotonic() - self._started
 
-    def watch(self, loader: DataLoader[Sample]) -> Iterator[Batch]:
-        """Yield the loader's batches under a progress bar."""
+    def watch(self, loader: DataLoader[Sample], passes: int) -> Iterator[list[Batch]]:
+        """Yield the loader's batches, as many as a step takes at once, under a progress bar."""
         self._bar = tqdm(
-            loader,
+            _grouped(loader, passes),
             initial=self._step,
             total=self._total_steps,
             desc="train",
@@ -70,9 +81,8 @@ class Meter:
         self.last_loss = values["loss"]
         if not is_first() or self._bar is None:
             return
-        entry = {"step": self._step, "seconds": round(self.seconds(), 3), **values}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        seconds = round(self.seconds(), 3)
+        append_line(self._path, {"step": self._step, "seconds": seconds, **values})
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         now = time.monotonic()
         done = self._step == self._total_steps
@@ -88,3 +98,12 @@ class Meter:
                 self._batch_size / pace,
                 pace * (self._total_steps - self._step),
             )
+
+
+def _grouped(batches: Iterable[Batch], number: int) -> Iterator[list[Batch]]:
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == number:
+            yield group
+            group = []

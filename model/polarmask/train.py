@@ -1,41 +1,34 @@
 """The training loop. One process or many, CPU or CUDA; a stopped run goes on where it stopped."""
 
 import json
-import logging
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from polarmask import losses
-from polarmask.backbone_weights import load_backbone_weights
-from polarmask.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from polarmask.board import Board, open_board
 from polarmask.coco import CocoData, load_coco
 from polarmask.config import RunConfig, to_dict
-from polarmask.dataset import Batch, Sample, StepSampler, TrainingImages, collate
-from polarmask.detector import PolarMask, loss_sums, normalise_losses
-from polarmask.distributed import all_sum, barrier, is_first, rank, world_size
-from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
+from polarmask.dataset import Sample, StepSampler, TrainingImages, collate
+from polarmask.device import deterministic
+from polarmask.distributed import barrier, is_first, rank, world_size
+from polarmask.errors import ConfigError, LabelStoreError
 from polarmask.files import write_text
+from polarmask.interruption import StopRequest, ignore_signals, stop_request
 from polarmask.label_store import LabelStore
-from polarmask.model_folder import ModelCard, is_model_folder, save_model
-from polarmask.optim import learning_rate, make_average, make_optimizer, set_learning_rate
+from polarmask.model_folder import ModelCard, is_model_folder, load_model, save_model
 from polarmask.precompute import data_hash, precompute
-from polarmask.preprocess import normalise
 from polarmask.progress import Meter
-
-logger = logging.getLogger(__name__)
+from polarmask.training_run import TrainingRun
+from polarmask.validation import Validator
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where and how to run; nothing here changes what is learned."""
+    """Where and how to run; nothing here changes what is learned, but for rounding."""
 
     data: Path
     out: Path
@@ -44,6 +37,14 @@ class TrainOptions:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loader_workers: int = 0
     """Loader processes per training process; 0 loads in the training process."""
+    passes: int = 1
+    """Batches that a process takes its share of a step in, to save memory: gradients add up."""
+    compiled: bool = False
+    """Let torch.compile translate the network: minutes at the start, faster steps."""
+    deterministic: bool = False
+    """Same bits on every run on the same machine; slower on CUDA, where it is not so by itself."""
+    tensorboard: bool = False
+    """Write curves and pictures to `tensorboard/` in the run folder."""
     provenance: dict[str, str] | None = None
     stop_after: int | None = None
     """Stop at this step, as an interruption would; the next call resumes."""
@@ -53,227 +54,214 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
     """Train, or go on training, and return the model folder.
 
     Writes `config.json`, `checkpoint.pt` and `metrics.jsonl` to the run folder and at the end
-    `model/`, with averaged weights where the run averages.
+    `model/`: the last weights (averaged where the run averages) or, of a run that validates, the
+    best ones measured.
 
     Raises:
         DataError, LabelStoreError: Data or labels can't be used.
         CheckpointError: The run folder belongs to a run with another config or other data.
         TrainingError: The loss stopped being a number.
+        TrainingStopped: SIGTERM or SIGHUP came; the checkpoint holds the last step.
     """
-    if config.optim.batch_size % world_size():
+    _require_even_shares(config, options)
+    with deterministic(options.deterministic):
+        data = _TrainingData.open(config, options)
+        run = TrainingRun(
+            data.config,
+            data.total_steps,
+            data_hash=data.data_hash,
+            checkpoint=options.out / "checkpoint.pt",
+            device=options.device,
+        )
+        run.begin(compiled=options.compiled)
+        if is_first():
+            write_text(options.out / "config.json", json.dumps(to_dict(data.config), indent=1))
+        first_step = run.step
+        meter = Meter(
+            options.out / "metrics.jsonl", run.step, data.total_steps, config.optim.batch_size
+        )
+        _run_steps(run, data, options, meter)
+        folder = options.out / "model"
+        is_due = run.step > first_step or not is_model_folder(folder)
+        if run.step == data.total_steps and is_due and is_first():
+            _write_model(folder, run, data, options, meter)
+        barrier()
+        return folder
+
+
+def _require_even_shares(config: RunConfig, options: TrainOptions) -> None:
+    shares = world_size() * options.passes
+    if config.optim.batch_size % shares:
+        times = f" times {options.passes} batches" if options.passes > 1 else ""
         raise ConfigError(
             f"batch_size {config.optim.batch_size} does not divide among {world_size()} "
-            "processes; change optim.batch_size or the number of processes"
+            f"processes{times}; change optim.batch_size or the number of processes"
         )
-    annotations = data_hash(options.data, "train")
-    coco, store, config = _open_data(config, options, annotations)
-    images = TrainingImages(coco, store, config)
-    total_steps = max(1, math.ceil(config.optim.epochs * len(images) / config.optim.batch_size))
-    run = _Run.start(config, options, annotations, total_steps)
-    first_step = run.step
-    if is_first():
-        write_text(options.out / "config.json", json.dumps(to_dict(config), indent=1))
-    last_step = min(total_steps, options.stop_after or total_steps)
-    loader = _loader(images, config, options, range(run.step, last_step))
-    meter = Meter(options.out / "metrics.jsonl", run.step, total_steps, config.optim.batch_size)
-    save_every = max(1, len(images) // config.optim.batch_size)
-    for batch in meter.watch(loader):
-        meter.record(run.advance(batch))
-        if run.step % save_every == 0 or run.step == last_step:
-            run.save(options.out / "checkpoint.pt")
-    folder = options.out / "model"
-    is_due = run.step > first_step or not is_model_folder(folder)
-    if run.step == total_steps and is_due and is_first():
-        training = {
-            "steps": run.step,
-            "epochs": run.step * config.optim.batch_size / len(images),
-            "images": len(images),
-            "processes": world_size(),
-            "seconds": meter.seconds(),
-        }
-        if meter.last_loss is not None:
-            training["loss"] = meter.last_loss
-        card = ModelCard(config, coco.categories, options.provenance or {}, training)
-        save_model(folder, run.final_detector(), card)
-    barrier()
-    return folder
+    if options.passes > 1 and config.model.backbone_norm == "batch":
+        raise ConfigError(
+            "batch norm sees one batch at a time, so that several do not add up to a large one; "
+            "take --passes 1, or --set model.backbone_norm=group"
+        )
 
 
-def _open_data(
-    config: RunConfig, options: TrainOptions, annotations: str
-) -> tuple[CocoData, LabelStore, RunConfig]:
-    """Load annotations and labels; the number of classes follows from the data."""
-    coco = load_coco(options.data, "train")
+@dataclass(frozen=True)
+class _TrainingData:
+    """What a run learns from and is measured on."""
+
+    config: RunConfig
+    """With the number of classes that follows from the data."""
+    coco: CocoData
+    images: TrainingImages
+    validation: CocoData | None
+    """The usable images of the val split, if the run validates."""
+    data_hash: str
+
+    @classmethod
+    def open(cls, config: RunConfig, options: TrainOptions) -> "_TrainingData":
+        """Load annotations and labels."""
+        splits = ("train", "val") if config.validate_epochs else ("train",)
+        coco = {split: load_coco(options.data, split) for split in splits}
+        store, hashes = _open_labels(config, options, splits)
+        categories = len(coco["train"].categories)
+        config = replace(config, model=replace(config.model, num_classes=categories))
+        validation = coco.get("val")
+        if validation is not None:
+            # Making the labels has decoded every image; those left out then would fail here.
+            usable = set(store.image_ids("val"))
+            images = tuple(image for image in validation.images if image.id in usable)
+            validation = replace(validation, images=images)
+        return cls(
+            config,
+            coco["train"],
+            TrainingImages(coco["train"], store, config),
+            validation,
+            hashes["train"],
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return max(1, math.ceil(self.config.optim.epochs * self.steps_per_epoch))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps that see as many images as there are."""
+        return len(self.images) / self.config.optim.batch_size
+
+
+def _open_labels(
+    config: RunConfig, options: TrainOptions, splits: tuple[str, ...]
+) -> tuple[LabelStore, dict[str, str]]:
+    """Make or open the label store; return it with the hashes of the annotations."""
+    hashes = {split: data_hash(options.data, split) for split in splits}
+    folder = options.labels or options.out / "labels"
     if options.labels is None:
-        folder = options.out / "labels"
         if is_first():
-            precompute(options.data, folder, config, splits=("train",))
+            precompute(options.data, folder, config, splits=splits)
         barrier()
-    else:
-        folder = options.labels
     try:
         store = LabelStore.open(folder)
-        store.require(config, {"train": annotations})
+        store.require(config, hashes)
     except LabelStoreError as error:
         raise LabelStoreError(
             f"{error} (`polarmask precompute --preset {config.name} --data {options.data} "
             f"--out {folder}`, with every --set of this run)"
         ) from error
-    model = replace(config.model, num_classes=len(coco.categories))
-    return coco, store, replace(config, model=model)
+    return store, hashes
 
 
-def _loader(
-    images: TrainingImages, config: RunConfig, options: TrainOptions, steps: range
-) -> DataLoader[Sample]:
+def _run_steps(run: TrainingRun, data: _TrainingData, options: TrainOptions, meter: Meter) -> None:
+    """Take the steps that are left, save now and then, and measure when it is time."""
+    last_step = min(data.total_steps, options.stop_after or data.total_steps)
+    save_every = max(1, len(data.images) // data.config.optim.batch_size)
+    folder = options.out / "tensorboard"
+    loader = _loader(data, options, range(run.step, last_step))
+    with open_board(folder, run.step, wanted=options.tensorboard) as board, stop_request() as stop:
+        validator = _make_validator(data, options, board)
+        if validator is not None:
+            validator.forget_after(run.validated.step)
+            _validate(run, data, validator, stop)
+        for batches in meter.watch(loader, options.passes):
+            values = run.advance(batches)
+            meter.record(values)
+            if board is not None:
+                board.scalars("train", values, run.step)
+                if (run.step - 1) % save_every == 0:
+                    board.batch(batches[0], data.config.model.strides, run.step)
+            is_asked = stop.is_asked(options.device)
+            if run.step % save_every == 0 or run.step == last_step or is_asked:
+                run.save()
+            if is_asked and run.step < data.total_steps:
+                raise stop.stopped(f"step {run.step} of {data.total_steps} is saved")
+            if validator is not None:
+                _validate(run, data, validator, stop)
+
+
+def _loader(data: _TrainingData, options: TrainOptions, steps: range) -> DataLoader[Sample]:
     sampler = StepSampler(
-        len(images),
-        config.optim.batch_size,
-        images.canvas_hw,
-        seed=config.seed,
+        len(data.images),
+        data.config.optim.batch_size,
+        data.images.canvas_hw,
+        seed=data.config.seed,
         steps=steps,
         rank=rank(),
         world_size=world_size(),
+        passes=options.passes,
     )
     return DataLoader(
-        images,
+        data.images,
         batch_sampler=sampler,
-        collate_fn=partial(collate, config=config),
+        collate_fn=partial(collate, config=data.config),
         num_workers=options.loader_workers,
         pin_memory=options.device.type == "cuda",
+        worker_init_fn=ignore_signals,
     )
 
 
-class _Run:
-    """Detector, optimiser and step: what a checkpoint holds."""
-
-    def __init__(
-        self, config: RunConfig, options: TrainOptions, annotations: str, total_steps: int
-    ) -> None:
-        self.step = 0
-        self._config = config
-        self._annotations = annotations
-        self._device = options.device
-        self._total_steps = total_steps
-        torch.manual_seed(config.seed)
-        self._detector = PolarMask(config.model)
-        # Channels-last is what tensor cores want; on CPU its weight gradients are slower.
-        on_cuda = options.device.type == "cuda"
-        self._layout = torch.channels_last if on_cuda else torch.contiguous_format
-        self._detector.to(options.device).to(memory_format=self._layout)
-        self._optimizer = make_optimizer(self._detector, config.optim)
-        self._average = make_average(self._detector, config.optim.ema_decay)
-        use_amp = config.optim.amp and options.device.type == "cuda"
-        half = torch.bfloat16 if use_amp and torch.cuda.is_bf16_supported() else torch.float16
-        self._autocast = partial(torch.autocast, options.device.type, dtype=half, enabled=use_amp)
-        self._scaler = torch.amp.GradScaler(
-            options.device.type, enabled=use_amp and half is torch.float16
-        )
-        self._network: nn.Module = self._detector
-
-    @classmethod
-    def start(
-        cls, config: RunConfig, options: TrainOptions, annotations: str, total_steps: int
-    ) -> "_Run":
-        """Build a run and resume it if its folder holds a checkpoint."""
-        run = cls(config, options, annotations, total_steps)
-        path = options.out / "checkpoint.pt"
-        if path.is_file():
-            run._resume(path)
-        elif config.backbone_weights is not None:
-            load_backbone_weights(run._detector.pyramid, config.backbone_weights)
-        if world_size() > 1:
-            device_ids = [options.device] if options.device.type == "cuda" else None
-            run._network = DistributedDataParallel(run._detector, device_ids=device_ids)
-        return run
-
-    def _resume(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        if state.config != self._config:
-            difference = _first_difference(state.config, self._config)
-            raise CheckpointError(
-                f"{path} belongs to a run with another config ({difference}); "
-                "choose another --out, or delete the folder to start afresh"
-            )
-        if state.data_hash != self._annotations:
-            raise CheckpointError(
-                f"{path} belongs to a run on other training annotations (sha256 "
-                f"{state.data_hash[:12]}, here {self._annotations[:12]}); choose another --out, or "
-                "delete the folder to start afresh"
-            )
-        self.step = state.step
-        self._detector.load_state_dict(state.detector)
-        self._optimizer.load_state_dict(state.optimizer)
-        self._scaler.load_state_dict(state.scaler)
-        if self._average is not None and state.average is not None:
-            self._average.load_state_dict(state.average)
-        logger.info("resume %s at step %d", path, self.step)
-
-    def advance(self, batch: Batch) -> dict[str, float]:
-        """Take one optimiser step and return the losses over all processes."""
-        lr = learning_rate(self._config.optim, self.step, self._total_steps)
-        set_learning_rate(self._optimizer, lr)
-        targets = batch.targets.to(self._device)
-        image = normalise(batch.image_BHW3.to(self._device, non_blocking=True), self._config.input)
-        image = image.contiguous(memory_format=self._layout)
-        self._network.train()
-        with self._autocast():
-            predictions = self._network(image)
-        sums = loss_sums(predictions, targets, self._config.loss)
-        parts = normalise_losses(sums, self._config.loss)
-        # DDP averages gradients over processes; the parts are shares of one global sum.
-        loss = losses.total(parts) * world_size()
-        reduced = all_sum(torch.stack([*parts.values()]))
-        if not bool(reduced.isfinite().all()):
-            raise TrainingError(
-                f"the loss is {dict(zip(parts, reduced.tolist(), strict=True))} at step "
-                f"{self.step}, images {batch.image_ids} on process {rank()}; "
-                "lower optim.lr or look at these images"
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._detector.parameters(), self._config.optim.grad_clip)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        if self._average is not None:
-            self._average.update_parameters(self._detector)
-        self.step += 1
-        named = dict(zip(parts, reduced.tolist(), strict=True))
-        return {"loss": sum(named.values()), **named, "lr": lr}
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint, on the first process only."""
-        if not is_first():
-            return
-        average = None if self._average is None else self._average.state_dict()
-        state = TrainingState(
-            config=self._config,
-            data_hash=self._annotations,
-            step=self.step,
-            detector=self._detector.state_dict(),
-            average=average,
-            optimizer=self._optimizer.state_dict(),
-            scaler=self._scaler.state_dict(),
-        )
-        save_checkpoint(path, state)
-
-    def final_detector(self) -> PolarMask:
-        """Return the weights to keep: the averaged ones if the run averages."""
-        if self._average is None:
-            return self._detector
-        averaged = self._average.module
-        assert isinstance(averaged, PolarMask)  # noqa: S101  # AveragedModel copies what it is given
-        return averaged
+def _make_validator(
+    data: _TrainingData, options: TrainOptions, board: Board | None
+) -> Validator | None:
+    if data.validation is None:
+        return None
+    return Validator(
+        data.validation,
+        options.out,
+        ModelCard(data.config, data.coco.categories, options.provenance or {}),
+        every=max(1, round(data.config.validate_epochs * data.steps_per_epoch)),
+        device=options.device,
+        board=board,
+    )
 
 
-def _first_difference(old: RunConfig, new: RunConfig) -> str:
-    """Name the first setting that differs, both values with it."""
-    pairs: list[tuple[str, Any, Any]] = [("", to_dict(old), to_dict(new))]
-    while pairs:
-        path, before, after = pairs.pop(0)
-        if isinstance(before, dict):
-            pairs += [(f"{path}.{key}".strip("."), before[key], after[key]) for key in before]
-        elif before != after:
-            return f"{path} was {before}, is {after}"
-    return "no difference"
+def _validate(
+    run: TrainingRun, data: _TrainingData, validator: Validator, stop: StopRequest
+) -> None:
+    """Measure if it is time; a run that is stopped meanwhile measures anew when it goes on."""
+    if not validator.is_due(run.step, data.total_steps, run.validated):
+        return
+    with stop.at_once(f"step {run.step} of {data.total_steps} is saved"):
+        run.validated = validator.measure(run.detector(), run.step, run.validated)
+    run.save()
+
+
+def _write_model(
+    folder: Path, run: TrainingRun, data: _TrainingData, options: TrainOptions, meter: Meter
+) -> None:
+    training = {
+        "steps": run.step,
+        "epochs": run.step / data.steps_per_epoch,
+        "images": len(data.images),
+        "processes": world_size(),
+        "seconds": meter.seconds(),
+    }
+    if meter.last_loss is not None:
+        training["loss"] = meter.last_loss
+    detector = run.detector()
+    if data.validation is not None:
+        detector, card = load_model(options.out / "best")
+        training |= card.training
+    save_model(
+        folder,
+        detector,
+        ModelCard(data.config, data.coco.categories, options.provenance or {}, training),
+    )

@@ -53,9 +53,11 @@ def run_on(device, config, data, labels, out):
     return [json.loads(line)["loss"] for line in lines]
 
 
-def test_mixed_precision_training_has_the_cpu_s_losses(config, data, labels, tmp_path):
+@pytest.mark.parametrize("amp", ["auto", "bf16", "fp16"])
+def test_mixed_precision_training_has_the_cpu_s_losses(config, data, labels, tmp_path, amp):
     expected = run_on(CPU, config, data, labels, tmp_path / "cpu")
-    losses = run_on(CUDA, config, data, labels, tmp_path / "cuda")
+    half = replace(config, optim=replace(config.optim, amp=amp))
+    losses = run_on(CUDA, half, data, labels, tmp_path / "cuda")
     # 1 %: bfloat16 keeps 8 bits, and the loss is a mean over hundreds of locations.
     assert losses[0] == pytest.approx(expected[0], rel=0.01)
     assert losses == pytest.approx(expected, rel=0.1)

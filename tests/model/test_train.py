@@ -9,13 +9,17 @@ import torch
 
 from factories import TINY_CATEGORIES, make_tiny_coco
 from polarmask.checkpoint import load_checkpoint
+from polarmask.coco import load_coco
 from polarmask.config import to_dict
+from polarmask.dataset import Place, Request, TrainingImages, collate
 from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
 from polarmask.inference import Predictor
+from polarmask.label_store import LabelStore
 from polarmask.model_folder import load_model, read_card
 from polarmask.optim import learning_rate
 from polarmask.presets import tiny
 from polarmask.train import TrainOptions, train
+from polarmask.training_run import TrainingRun
 
 
 @pytest.fixture
@@ -92,6 +96,58 @@ def test_two_processes_have_the_losses_of_one(straight_run, small_config, option
     # 1e-3: AdamW divides by the gradient's size, so that rounding of small gradients grows.
     assert losses == pytest.approx(expected, rel=1e-3)
     assert read_card(options.out / "model").training["processes"] == 2
+
+
+@pytest.mark.parametrize("centerness", ["polar_iou", "soft"])
+def test_several_passes_add_up_to_the_large_batch(small_config, options, centerness):
+    """SGD, because AdamW's first steps depend on little but the gradient's sign."""
+    config = replace(
+        small_config,
+        loss=replace(small_config.loss, centerness=centerness),
+        optim=replace(small_config.optim, optimizer="sgd", lr=0.01),
+    )
+    weights = {}
+    for passes in (1, 2, 4):
+        out = options.out / str(passes)
+        train(config, replace(options, out=out, passes=passes, stop_after=2))
+        weights[passes] = load_checkpoint(out / "checkpoint.pt").detector
+        assert losses_of(out) == pytest.approx(losses_of(options.out / "1"), rel=1e-5)
+    for passes in (2, 4):
+        for name, expected in weights[1].items():
+            # 2e-6: float32 sums of gradients in another order, times the rate.
+            torch.testing.assert_close(weights[passes][name], expected, rtol=1e-5, atol=2e-6)
+
+
+def test_passes_that_cannot_be_equal_to_a_large_batch_are_refused(small_config, options):
+    with pytest.raises(ConfigError, match="among 1 processes times 3 batches"):
+        train(small_config, replace(options, passes=3))
+    batch_norm = replace(small_config, model=replace(small_config.model, backbone_norm="batch"))
+    with pytest.raises(ConfigError, match="batch norm sees one batch at a time"):
+        train(batch_norm, replace(options, passes=2))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_has_nearly_the_same_losses(straight_run, small_config, options, amp):
+    half = replace(small_config, optim=replace(small_config.optim, amp=amp))
+    train(half, replace(options, stop_after=1))
+    expected = losses_of(straight_run)[:1]
+    assert losses_of(options.out) != expected
+    # 1 %: bfloat16 keeps 8 bits, and the loss is a mean over hundreds of locations.
+    assert losses_of(options.out) == pytest.approx(expected, rel=0.01)
+
+
+def test_deterministic_operations_change_nothing_and_are_switched_back(
+    straight_run, small_config, options
+):
+    train(small_config, replace(options, deterministic=True, stop_after=2))
+    assert losses_of(options.out) == losses_of(straight_run)[:2]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_same_losses(straight_run, small_config, options):
+    train(small_config, replace(options, compiled=True))
+    assert losses_of(options.out) == pytest.approx(losses_of(straight_run), rel=1e-3)
 
 
 def test_training_lowers_the_loss(drawn_data, drawn_labels, small_config, tmp_path):
@@ -184,8 +240,34 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(small_confi
     config = replace(
         small_config, optim=replace(small_config.optim, lr=1e30, grad_clip=1e30, epochs=10)
     )
-    with pytest.raises(TrainingError, match=r"at step \d+, images \(\d+"):
+    with pytest.raises(TrainingError, match=r"step \d+ is no number \(.*\d+ \(train_"):
         train(config, options)
+
+
+def test_a_broken_label_is_found_by_its_image(drawn_data, drawn_labels, small_config, tmp_path):
+    """Of two batches only the one with the broken ray is named, and the loss that broke."""
+    data = load_coco(drawn_data, "train")
+    images = TrainingImages(data, LabelStore.open(drawn_labels), small_config)
+    hw = (128, 128)
+    batches = [
+        collate([images[Request(Place(0, number), hw)] for number in pair], small_config)
+        for pair in ((0, 1), (2, 3))
+    ]
+    batches[1].targets.ray_PR[0, 0] = float("nan")
+    run = TrainingRun(
+        small_config, 10, data_hash="", checkpoint=tmp_path / "none", device=torch.device("cpu")
+    )
+    first, second = (
+        f"{data.images[a].id} ({data.images[a].file_name}), "
+        f"{data.images[b].id} ({data.images[b].file_name})"
+        for a, b in ((0, 1), (2, 3))
+    )
+    with pytest.raises(TrainingError) as caught:
+        run.advance(batches)
+    assert "class nan" not in str(caught.value)
+    assert "ray nan" in str(caught.value)
+    assert f"images {second};" in str(caught.value)
+    assert first not in str(caught.value)
 
 
 def test_rate_warms_up_then_drops_tenfold():

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from polarmask.device import deterministic, find_device, half_precision
+from polarmask.errors import ConfigError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "has_bf16", "expected"),
+    [
+        pytest.param("off", CUDA, True, None, id="off"),
+        pytest.param("auto", CPU, True, None, id="auto-on-cpu"),
+        pytest.param("auto", CUDA, True, torch.bfloat16, id="auto-on-a-new-gpu"),
+        pytest.param("auto", CUDA, False, torch.float16, id="auto-on-an-old-gpu"),
+        pytest.param("fp16", CUDA, True, torch.float16, id="chosen-fp16"),
+        pytest.param("bf16", CPU, False, torch.bfloat16, id="chosen-bf16-on-cpu"),
+    ],
+)
+def test_precision_suits_the_device(monkeypatch, amp, device, has_bf16, expected):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    assert half_precision(amp, device) is expected
+
+
+def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ConfigError, match=r"--set optim\.amp=fp16"):
+        half_precision("bf16", CUDA)
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert find_device(index=1) == torch.device("cuda", 1)
+    assert find_device("cpu", index=1) == CPU
+    with pytest.raises(ConfigError, match=r"device cuda:2 is not there, .* finds 2 GPUs"):
+        find_device("cuda", index=2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert find_device() == CPU
+
+
+def test_the_deterministic_switch_is_turned_back_after_an_error():
+    with pytest.raises(ValueError, match="inside"):
+        raise_inside()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def raise_inside():
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        raise ValueError("inside")

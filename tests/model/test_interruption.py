@@ -1,0 +1,116 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from polarmask.checkpoint import load_checkpoint
+from polarmask.cli import main
+from polarmask.errors import TrainingStopped
+from polarmask.interruption import stop_request
+
+CPU = torch.device("cpu")
+SETTINGS = ["model.channels=32", "model.tower_depth=1", "optim.batch_size=4", "optim.epochs=500"]
+
+
+def start(data, labels, out, *launcher, flags=()):
+    command = [
+        *(sys.executable, "-m", *launcher, "polarmask", "train", "--preset=tiny", "--device=cpu"),
+        *(f"--set={setting}" for setting in SETTINGS),
+        *("--data", str(data), "--labels", str(labels), "--out", str(out), *flags),
+    ]
+    # A session of its own: signals can go to the whole group, as schedulers send them.
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def steps_of(out):
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def wait_for_steps(child, out, number):
+    end = time.monotonic() + 60
+    while len(steps_of(out)) < number:
+        assert child.poll() is None, child.stderr.read()[-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "flags"),
+    [
+        pytest.param(signal.SIGTERM, ["--loader-workers=1"], id="SIGTERM-to-loaders-too"),
+        pytest.param(signal.SIGHUP, [], id="SIGHUP"),
+    ],
+)
+def test_a_signal_saves_the_step_and_ends_with_its_code(
+    drawn_data, drawn_labels, tmp_path, number, flags
+):
+    with start(drawn_data, drawn_labels, tmp_path, flags=flags) as child:
+        wait_for_steps(child, tmp_path, 3)
+        os.killpg(child.pid, number)
+        _, error = child.communicate(timeout=30)
+    assert child.returncode == 128 + number
+    step = load_checkpoint(tmp_path / "checkpoint.pt").step
+    assert steps_of(tmp_path) == list(range(1, step + 1))
+    message = f"stopped by {number.name}: step {step} of 1000 is saved"
+    assert message in error.splitlines()[-1]
+    assert not (tmp_path / "model").exists()
+
+
+def test_torchrun_ends_with_all_processes_at_one_saved_step(drawn_data, drawn_labels, tmp_path):
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    with start(drawn_data, drawn_labels, tmp_path, *launcher) as child:
+        wait_for_steps(child, tmp_path, 3)
+        child.terminate()
+        child.communicate(timeout=30)
+    step = load_checkpoint(tmp_path / "checkpoint.pt").step
+    assert steps_of(tmp_path) == list(range(1, step + 1))
+
+
+def test_a_signal_waits_for_the_step_to_end():
+    with stop_request() as stop:
+        assert not stop.is_asked(CPU)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_asked(CPU)
+        assert "stopped by SIGTERM: step 3 is saved" in str(stop.stopped("step 3 is saved"))
+
+
+def test_work_that_can_be_done_anew_is_left_at_once():
+    with stop_request() as stop, pytest.raises(TrainingStopped, match="SIGHUP: all is saved"):
+        interrupt_inside(stop)
+    with stop_request() as stop, pytest.raises(TrainingStopped, match="SIGTERM"):
+        interrupt_before(stop)
+
+
+def interrupt_inside(stop):
+    with stop.at_once("all is saved"):
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise AssertionError("the signal was held back")
+
+
+def interrupt_before(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    with stop.at_once("all is saved"):
+        raise AssertionError("the signal was forgotten")
+
+
+def test_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_exit_code_says_that_a_signal_stopped_it(monkeypatch, capsys):
+    def stopped(options):
+        raise TrainingStopped("stopped by SIGTERM", signal.SIGTERM)
+
+    monkeypatch.setattr("polarmask.cli._train", stopped)
+    assert main(["train", "--data", "d", "--out", "o"]) == 143
+    assert capsys.readouterr().err == "polarmask train: stopped by SIGTERM\n"

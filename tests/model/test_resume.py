@@ -1,0 +1,87 @@
+"""A run in two parts is the run in one, to the last bit."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polarmask.checkpoint import load_checkpoint
+from polarmask.config import to_dict
+from polarmask.train import TrainOptions, train
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(small_config):
+    return replace(small_config, optim=replace(small_config.optim, epochs=10))
+
+
+@pytest.fixture(scope="module")
+def straight(twenty_steps, drawn_data, drawn_labels, tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight")
+    train(twenty_steps, TrainOptions(data=drawn_data, labels=drawn_labels, out=out))
+    return out
+
+
+def assert_equal_runs(found, expected):
+    lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (found, expected)]
+    steps = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in run]
+        for run in lines
+    ]
+    assert len(steps[1]) == 20
+    assert steps[0] == steps[1]
+    states = [load_checkpoint(run / "checkpoint.pt") for run in (found, expected)]
+    for part in ("detector", "average"):
+        for name, value in getattr(states[1], part).items():
+            assert torch.equal(getattr(states[0], part)[name], value), (part, name)
+    moments = [state.optimizer["state"] for state in states]
+    for number, values in moments[1].items():
+        for name, value in values.items():
+            assert torch.equal(moments[0][number][name], value), (number, name)
+    model = "model/model.safetensors"
+    assert (found / model).read_bytes() == (expected / model).read_bytes()
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_ten_steps_and_ten_more_are_twenty(
+    straight, twenty_steps, drawn_data, drawn_labels, tmp_path, loader_workers
+):
+    options = TrainOptions(data=drawn_data, labels=drawn_labels, out=tmp_path)
+    train(twenty_steps, replace(options, stop_after=10))
+    train(twenty_steps, replace(options, loader_workers=loader_workers))
+    assert_equal_runs(tmp_path, straight)
+
+
+_ON_TWO_PROCESSES = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from polarmask.config import from_dict
+from polarmask.distributed import process_group
+from polarmask.train import TrainOptions, train
+
+data, labels, out, config = sys.argv[1:]
+config = from_dict(json.loads(config))
+with process_group("cpu"):
+    options = TrainOptions(data=Path(data), labels=Path(labels), out=Path(out) / "straight")
+    train(config, options)
+    options = replace(options, out=Path(out) / "parts")
+    train(config, replace(options, stop_after=10))
+    train(config, replace(options, loader_workers=1))
+"""
+
+
+def test_on_two_processes_too(twenty_steps, drawn_data, drawn_labels, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(_ON_TWO_PROCESSES)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(str(script), str(drawn_data), str(drawn_labels), str(tmp_path)),
+        json.dumps(to_dict(twenty_steps)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_equal_runs(tmp_path / "parts", tmp_path / "straight")

@@ -1,0 +1,130 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polarmask import validation
+from polarmask.checkpoint import Validated, load_checkpoint
+from polarmask.coco import load_coco
+from polarmask.errors import DataError, TrainingStopped
+from polarmask.evaluate import evaluate
+from polarmask.model_folder import load_model, read_card
+from polarmask.train import TrainOptions, train
+
+
+@pytest.fixture
+def options(drawn_data, drawn_labels, tmp_path):
+    return TrainOptions(data=drawn_data, out=tmp_path / "run", labels=drawn_labels)
+
+
+@pytest.fixture
+def config(small_config):
+    """Six steps, measured after each second one."""
+    return replace(small_config, validate_epochs=1)
+
+
+def measured(run):
+    lines = (run / "validation.jsonl").read_text().splitlines()
+    return {json.loads(line)["step"]: json.loads(line)["mask_ap"] for line in lines}
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Give each measurement an AP of our choice, so that the best is known."""
+    aps = []
+    original = validation.evaluate_predictions
+
+    def score(data, found):
+        return replace(original(data, found), mask_ap=aps.pop(0))
+
+    monkeypatch.setattr(validation, "evaluate_predictions", score)
+    return aps
+
+
+def test_what_is_measured_is_what_evaluate_says(config, options, drawn_data):
+    train(config, options)
+    steps = measured(options.out)
+    assert list(steps) == [2, 4, 6]
+    card = read_card(options.out / "model")
+    assert card.training["val_mask_ap"] == max(steps.values())
+    again = evaluate(options.out / "model", drawn_data).mask_ap
+    assert again == pytest.approx(card.training["val_mask_ap"], abs=1e-6)
+    assert math.isfinite(again)
+
+
+def test_the_best_weights_are_kept_and_named(config, options, scored, tmp_path):
+    scored += [0.1, 0.5, 0.3]
+    train(config, options)
+    training = read_card(options.out / "model").training
+    assert (training["kept_step"], training["val_mask_ap"], training["steps"]) == (4, 0.5, 6)
+    kept, _ = load_model(options.out / "model")
+    unmeasured = replace(config, validate_epochs=0)
+    train(unmeasured, replace(options, out=tmp_path / "four", stop_after=4))
+    average = load_checkpoint(tmp_path / "four" / "checkpoint.pt").average
+    for name, weight in kept.state_dict().items():
+        assert torch.equal(weight, average[f"module.{name}"]), name
+
+
+def test_measuring_changes_nothing_that_is_learned(config, options, tmp_path):
+    train(config, options)
+    other = replace(options, out=tmp_path / "other")
+    train(replace(config, validate_epochs=0), other)
+    with_it = load_checkpoint(options.out / "checkpoint.pt").detector
+    without = load_checkpoint(other.out / "checkpoint.pt").detector
+    assert all(torch.equal(with_it[name], weight) for name, weight in without.items())
+
+
+def test_the_best_survives_an_interruption(config, options, scored):
+    scored += [0.1, 0.5, 0.3]
+    train(config, replace(options, stop_after=5))
+    assert load_checkpoint(options.out / "checkpoint.pt").validated == Validated(4, 4, 0.5)
+    train(config, options)
+    assert measured(options.out) == {2: 0.1, 4: 0.5, 6: 0.3}
+    assert read_card(options.out / "model").training["kept_step"] == 4
+
+
+def test_a_measurement_that_was_cut_short_is_taken_again(config, options, scored, monkeypatch):
+    predict = validation.predict_split
+
+    def stop(predictor, data):
+        raise TrainingStopped("stopped", 15)
+
+    monkeypatch.setattr(validation, "predict_split", stop)
+    with pytest.raises(TrainingStopped):
+        train(config, options)
+    assert load_checkpoint(options.out / "checkpoint.pt").step == 2
+    monkeypatch.setattr(validation, "predict_split", predict)
+    scored += [0.4, 0.2, 0.3]
+    train(config, options)
+    assert measured(options.out) == {2: 0.4, 4: 0.2, 6: 0.3}
+    assert read_card(options.out / "model").training["kept_step"] == 2
+
+
+def test_the_later_weights_win_a_tie(config, options, scored):
+    scored += [0.2, 0.2, 0.1]
+    train(config, options)
+    assert read_card(options.out / "model").training["kept_step"] == 4
+
+
+def test_images_that_were_left_out_are_not_measured(config, options, drawn_data, tmp_path):
+    """A truncated image is found when labels are made, not in the middle of the run."""
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    for path in (drawn_data / "images").iterdir():
+        (data / "images" / path.name).write_bytes(path.read_bytes())
+    (data / "annotations").symlink_to(drawn_data / "annotations")
+    broken = data / "images" / load_coco(data, "val").images[0].file_name
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    train(config, replace(options, data=data, labels=None))
+    assert list(measured(options.out)) == [2, 4, 6]
+
+
+def test_a_run_that_validates_needs_a_val_split(config, options, drawn_data, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    name = "annotations/instances_train.json"
+    (tmp_path / name).write_bytes((drawn_data / name).read_bytes())
+    (tmp_path / "images").symlink_to(drawn_data / "images")
+    with pytest.raises(DataError, match=r"instances_val\.json does not exist"):
+        train(config, replace(options, data=tmp_path))

@@ -146,28 +146,32 @@ class TrainingRun:
             group["lr"] = lr
         self._network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        names, loss_by_batch = self._backward(batches)
-        reduced = all_sum(torch.stack(loss_by_batch).sum(dim=0))
+        share, sums_by_batch = self._backward(batches)
+        reduced = all_sum(torch.stack([*share.values()]))
+        named = dict(zip(share, reduced.tolist(), strict=True))
         if not bool(reduced.isfinite().all()):
-            raise self._not_a_number(names, reduced, batches, loss_by_batch)
+            raise self._not_a_number(named, batches, sums_by_batch)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._detector.parameters(), self._config.optim.grad_clip)
         # With fp16 an overflow is routine: the scaler skips the step and scales less.
         if not self._scaler.is_enabled() and not bool(norm.isfinite()):
-            raise self._not_a_number(["gradient"], norm, batches, [norm] * len(batches))
+            raise self._not_a_number({"gradient": float(norm)}, batches, [norm] * len(batches))
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average is not None:
             self._average.update_parameters(self._detector)
         self.step += 1
-        named = dict(zip(names, reduced.tolist(), strict=True))
         return {"loss": sum(named.values()), **named, "lr": lr}
 
-    def _backward(self, batches: Sequence[Batch]) -> tuple[list[str], list[Tensor]]:
-        """Add up gradients; return the names of the losses and this process's share by batch."""
+    def _backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Add up gradients.
+
+        Returns:
+            This process's share of each loss, and per batch what its images alone sum up to.
+        """
         totals = self._count(batches) if len(batches) > 1 else None
-        names: list[str] = []
-        loss_by_batch = []
+        share: dict[str, Tensor] = {}
+        sums_by_batch = []
         for number, batch in enumerate(batches, start=1):
             targets = batch.targets.to(self._device)
             with self._sync_gradients(number == len(batches)):
@@ -178,9 +182,9 @@ class TrainingRun:
                 # DDP averages gradients over processes; the parts are shares of one global sum.
                 loss = losses.total(parts) * world_size()
                 self._scaler.scale(loss).backward()
-            names = [*parts]
-            loss_by_batch.append(torch.stack([*parts.values()]).detach())
-        return names, loss_by_batch
+            share = {name: part.detach() + share.get(name, 0) for name, part in parts.items()}
+            sums_by_batch.append(torch.stack([sums[name].detach() for name in parts]))
+        return share, sums_by_batch
 
     def _image(self, batch: Batch) -> Tensor:
         image_BHW3 = batch.image_BHW3.to(self._device, non_blocking=True)
@@ -209,22 +213,17 @@ class TrainingRun:
         return sum_over_processes({"positives": positives, "weight": quality_P.sum()})
 
     def _not_a_number(
-        self,
-        names: Sequence[str],
-        reduced: Tensor,
-        batches: Sequence[Batch],
-        loss_by_batch: Sequence[Tensor],
+        self, named: dict[str, float], batches: Sequence[Batch], sums_by_batch: Sequence[Tensor]
     ) -> TrainingError:
-        """Name the images whose own losses are no numbers; all processes call this together."""
+        """Name the batches whose own sums are no numbers; all processes call this together."""
         own = [
             f"{image_id} ({name})"
-            for batch, loss in zip(batches, loss_by_batch, strict=True)
-            if not bool(loss.isfinite().all())
+            for batch, sums in zip(batches, sums_by_batch, strict=True)
+            if not bool(sums.isfinite().all())
             for image_id, name in zip(batch.image_ids, batch.file_names, strict=True)
         ]
         images = ", ".join(image for images in all_gather(own) for image in images)
-        pairs = zip(names, reduced.reshape(-1).tolist(), strict=True)
-        values = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in named.items())
         return TrainingError(
             f"the loss at step {self.step} is no number ({values}) in a batch of images {images}; "
             "look at them and their labels, or lower optim.lr"

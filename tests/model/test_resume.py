@@ -15,7 +15,8 @@ from polarmask.train import TrainOptions, train
 
 @pytest.fixture(scope="module")
 def twenty_steps(small_config):
-    return replace(small_config, optim=replace(small_config.optim, epochs=10))
+    optim = replace(small_config.optim, epochs=10)
+    return replace(small_config, optim=optim, validate_epochs=4)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,9 @@ def assert_equal_runs(found, expected):
     for number, values in moments[1].items():
         for name, value in values.items():
             assert torch.equal(moments[0][number][name], value), (number, name)
+    measured = [(run / "validation.jsonl").read_text() for run in (found, expected)]
+    assert measured[0] == measured[1]
+    assert measured[1].count("mask_ap75") == 3
     model = "model/model.safetensors"
     assert (found / model).read_bytes() == (expected / model).read_bytes()
 

@@ -76,7 +76,8 @@ def test_loader_workers_change_nothing(straight_run, small_config, options):
     assert losses_of(options.out) == losses_of(straight_run)
 
 
-def test_two_processes_have_the_losses_of_one(straight_run, small_config, options):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_two_processes_have_the_losses_of_one(straight_run, small_config, options, passes):
     """Same batches, same normalisers; gloo sums floats in another order."""
     changes = [
         f"--set={section}.{name}={json.dumps(value)}"
@@ -86,7 +87,8 @@ def test_two_processes_have_the_losses_of_one(straight_run, small_config, option
     ]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *("-m", "polarmask", "train", "--preset=tiny", "--device=cpu", *changes),
+        *("-m", "polarmask", "train", "--preset=tiny", "--device=cpu", f"--passes={passes}"),
+        *changes,
         *("--data", str(options.data), "--labels", str(options.labels), "--out", str(options.out)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -147,7 +149,10 @@ def test_deterministic_operations_change_nothing_and_are_switched_back(
 @pytest.mark.slow
 def test_a_compiled_network_has_the_same_losses(straight_run, small_config, options):
     train(small_config, replace(options, compiled=True))
-    assert losses_of(options.out) == pytest.approx(losses_of(straight_run), rel=1e-3)
+    losses, expected = losses_of(options.out), losses_of(straight_run)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-5)
+    # 1 %: AdamW divides by the gradient's size, so that rounding of small gradients grows.
+    assert losses == pytest.approx(expected, rel=0.01)
 
 
 def test_training_lowers_the_loss(drawn_data, drawn_labels, small_config, tmp_path):

@@ -22,7 +22,7 @@ from polarmask.coco import Annotation, CocoData, ImageRecord
 from polarmask.config import RunConfig
 from polarmask.evaluate import Evaluation, evaluate_predictions
 from polarmask.inference import Instances
-from polarmask.precompute import label_image
+from polarmask.image_labels import label_image
 from polarmask.preprocess import resized_hw
 from polarmask.rays import Polygons, cast_rays, decode_rays
 

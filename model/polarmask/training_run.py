@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from polarmask import losses
-from polarmask.backbone import load_backbone_weights
+from polarmask.backbone_weights import load_backbone_weights
 from polarmask.checkpoint import TrainingState, Validated, load_checkpoint, save_checkpoint
 from polarmask.config import RunConfig, to_dict
 from polarmask.dataset import Batch
-from polarmask.detector import PolarMask, loss_sums, positive_quality
+from polarmask.detector import (
+    PolarMask,
+    loss_divisors,
+    loss_sums,
+    normalise_losses,
+    positive_quality,
+)
 from polarmask.device import half_precision
 from polarmask.distributed import all_gather, all_sum, is_first, world_size
 from polarmask.errors import CheckpointError, TrainingError
-from polarmask.optim import learning_rate, make_average, make_optimizer
+from polarmask.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from polarmask.preprocess import normalise
 
 logger = logging.getLogger(__name__)
@@ -142,8 +148,7 @@ class TrainingRun:
             TrainingError: Loss or gradient is no number.
         """
         lr = learning_rate(self._config.optim, self.step, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         self._network.train()
         self._optimizer.zero_grad(set_to_none=True)
         share, sums_by_batch = self._backward(batches)
@@ -169,7 +174,7 @@ class TrainingRun:
         Returns:
             This process's share of each loss, and per batch what its images alone sum up to.
         """
-        totals = self._count(batches) if len(batches) > 1 else None
+        divisors = self._divisors(batches) if len(batches) > 1 else None
         share: dict[str, Tensor] = {}
         sums_by_batch = []
         for number, batch in enumerate(batches, start=1):
@@ -178,7 +183,7 @@ class TrainingRun:
                 with self._autocast():
                     predictions = self._network(self._image(batch))
                 sums = loss_sums(predictions, targets, self._config.loss)
-                parts = normalise_losses(sums, totals or sum_over_processes(sums))
+                parts = normalise_losses(sums, divisors or loss_divisors(sums, self._config.loss))
                 # DDP averages gradients over processes; the parts are shares of one global sum.
                 loss = losses.total(parts) * world_size()
                 self._scaler.scale(loss).backward()
@@ -198,7 +203,7 @@ class TrainingRun:
         return cast(AbstractContextManager[Any], self._replicas.no_sync())
 
     @torch.no_grad()
-    def _count(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    def _divisors(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Return what normalises a step's losses, before the first gradient is taken."""
         config, quality_by_batch = self._config.loss, []
         for batch in batches:
@@ -210,7 +215,9 @@ class TrainingRun:
             quality_by_batch.append(positive_quality(predictions, targets, config))
         quality_P = torch.cat(quality_by_batch)
         positives = torch.tensor(float(len(quality_P)), device=self._device)
-        return sum_over_processes({"positives": positives, "weight": quality_P.sum()})
+        images = positives.new_tensor(float(sum(len(batch.image_BHW3) for batch in batches)))
+        counts = {"positives": positives, "weight": quality_P.sum(), "images": images}
+        return loss_divisors(counts, config)
 
     def _not_a_number(
         self, named: dict[str, float], batches: Sequence[Batch], sums_by_batch: Sequence[Tensor]
@@ -228,18 +235,6 @@ class TrainingRun:
             f"the loss at step {self.step} is no number ({values}) in a batch of images {images}; "
             "look at them and their labels, or lower optim.lr"
         )
-
-
-def sum_over_processes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what normalises losses: positives and their weight; see `loss_sums`."""
-    return {name: all_sum(sums[name]) for name in ("positives", "weight")}
-
-
-def normalise_losses(sums: dict[str, Tensor], totals: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Divide loss sums by their normalisers over the whole step; see `loss_sums`."""
-    positives, weight = totals["positives"].clamp(min=1), totals["weight"].clamp(min=1e-6)
-    divisor = {"class": positives, "quality": positives, "ray": weight, "box": weight}
-    return {name: sums[name] / divisor[name] for name in divisor if name in sums}
 
 
 def _first_difference(old: RunConfig, new: RunConfig) -> str:

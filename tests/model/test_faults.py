@@ -20,7 +20,7 @@ from polarmask.augment import Symmetry
 from polarmask.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.config import LossConfig, PostprocessConfig, override
 from polarmask.dataset import Place, Request, Sample, TrainingImages, collate
-from polarmask.detector import PolarMask, Targets, loss_sums, normalise_losses
+from polarmask.detector import PolarMask, Targets, loss_divisors, loss_sums, normalise_losses
 from polarmask.errors import ConfigError
 from polarmask.evaluate import evaluate_predictions
 from polarmask.head import Predictions
@@ -200,7 +200,7 @@ def test_w07_a_location_on_the_contour_leaves_the_loss_finite():
 def losses_of(ray_PR, *, normalizer):
     config = LossConfig(centerness="polar", normalizer=normalizer)
     sums = loss_sums(*one_image(ray_PR), config)
-    return normalise_losses(sums, config)
+    return normalise_losses(sums, loss_divisors(sums, config))
 
 
 def one_image(ray_PR, logit=0.0):
@@ -404,5 +404,5 @@ def shares(halves, config, processes, monkeypatch):
     totals = iter([total["positives"], total["weight"]] * processes)
     monkeypatch.setattr("polarmask.detector.all_sum", lambda value: next(totals))
     monkeypatch.setattr("polarmask.detector.world_size", lambda: processes)
-    parts = [normalise_losses(sums, config) for sums in by_process]
+    parts = [normalise_losses(sums, loss_divisors(sums, config)) for sums in by_process]
     return {name: sum(part[name].item() for part in parts) for name in parts[0]}

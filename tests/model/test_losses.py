@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from polarmask.config import LossConfig
-from polarmask.detector import Targets, loss_sums, normalise_losses
+from polarmask.detector import Targets, loss_divisors, loss_sums, normalise_losses
 from polarmask.head import Predictions
 from polarmask.losses import (
     polar_centerness,
@@ -59,6 +59,11 @@ def batch(*, logits, rays, ray_targets, sides, side_targets, quality, positive, 
     return predictions, targets
 
 
+def losses_of(predictions, targets, config):
+    sums = loss_sums(predictions, targets, config)
+    return normalise_losses(sums, loss_divisors(sums, config))
+
+
 def test_a_step_in_original_mode_has_the_original_s_losses(golden):
     config = LossConfig(centerness="polar", normalizer="original")
     predictions, targets = batch(
@@ -72,7 +77,7 @@ def test_a_step_in_original_mode_has_the_original_s_losses(golden):
         category=torch.zeros(24, dtype=torch.long),
         images=1,
     )
-    parts = normalise_losses(loss_sums(predictions, targets, config), config)
+    parts = losses_of(predictions, targets, config)
     assert parts["ray"].item() == pytest.approx(golden["loss_mask"].item(), **CLOSE)
     assert parts["box"].item() == pytest.approx(golden["loss_bbox"].item(), **CLOSE)
     assert parts["quality"].item() == pytest.approx(golden["loss_centerness"].item(), **CLOSE)
@@ -94,7 +99,7 @@ def test_the_class_loss_in_original_mode_is_divided_by_positives_and_images(gold
         category=labels.clamp(min=1) - 1,
         images=int(golden["num_imgs"]),
     )
-    parts = normalise_losses(loss_sums(predictions, targets, config), config)
+    parts = losses_of(predictions, targets, config)
     assert parts["class"].item() == pytest.approx(golden["loss_cls"].item(), **CLOSE)
 
 

@@ -4,6 +4,7 @@ import json
 import struct
 import tracemalloc
 import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from polarmask.inference import Instances
-from polarmask.masks import rles_from_polygons
+from polarmask.masks import bitmap_from_rle, rles_from_polygons
 from polarmask_serving import errors, wire
 
 MODEL = {"name": "polarmask", "version": "1"}
@@ -262,6 +263,21 @@ def test_an_answer_names_what_was_found_in_pixels_of_the_image():
             },
         ],
     }
+
+
+def test_an_instance_in_several_parts_lists_all_its_outlines():
+    """Clients that know `polygon` alone go on and see the best part."""
+    part = squares().polygons[2:]
+    found = replace(squares(count=2), further_parts={1: part})
+    _, answer = answer_to(wire.Request(images=(None,)), found)
+    whole, parted = answer["instances"]
+    assert "polygons" not in whole
+    assert parted["polygons"][0] == parted["polygon"]
+    np.testing.assert_allclose(parted["polygons"][1], part[0], atol=0.0051)
+    rle = wire.Options(mask="rle")
+    _, answer = answer_to(wire.Request(images=(None,), options=rle), found)
+    area = bitmap_from_rle(answer["instances"][1]["rle"]).sum()
+    assert area == 2 * bitmap_from_rle(answer["instances"][0]["rle"]).sum()
 
 
 def test_rle_stands_in_for_the_polygon_when_asked():

@@ -141,7 +141,7 @@ class Predictor:
         polygon_SR2 = shapes["polygon_NR2"] / scale_2
         # Of the shapes of an instance the first is the best; the others are its further parts.
         first_N = np.flatnonzero(np.diff(shapes["instance_N"], prepend=-1))
-        after_N = np.append(first_N[1:], len(polygon_SR2))
+        after_N = np.append(first_N, len(polygon_SR2))[1:]
         box_N4 = shapes["box_N4"][first_N]
         corner_N2, far_N2 = box_N4[:, :2] / scale_2, box_N4[:, 2:] / scale_2
         as_original = self.card.config.postprocess.score == "original"

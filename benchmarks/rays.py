@@ -16,6 +16,7 @@ import torch
 
 from polarmask.config import LabelConfig, ModelConfig
 from polarmask.original_rays import binned_rays, largest_contour, mass_center
+from polarmask.rays import Polygons, cast_rays
 from polarmask.targets import all_locations, assign, assign_original, level_points
 
 CANVAS = (768, 1280)
@@ -36,7 +37,7 @@ def draw_objects(count, rng):
             return radius * (0.8 + 0.2 * np.sin(wave * at + turn))
 
         ends = np.stack([np.cos(angle), np.sin(angle)], axis=1) * border(angle)[:, None]
-        polygons.append(torch.from_numpy(ends + (x, y)).float())
+        polygons.append(torch.from_numpy(ends + np.array([x, y])).float())
         distance = np.hypot(columns - x, rows - y)
         bitmaps.append((distance < border(np.arctan2(rows - y, columns - x))).astype(np.uint8))
     return polygons, bitmaps
@@ -90,6 +91,8 @@ def main():
     point_P2 = level_points(found.location_P3, MODEL.strides).float()
     owner_P = found.object_P.numpy()
 
+    flat = Polygons.from_vertices(polygons)
+
     def original():
         for owner, contour in enumerate(contours):
             original_loop(point_P2.numpy()[owner_P == owner], contour)
@@ -97,6 +100,7 @@ def main():
     ways = {
         "original's loop, rays only": original,
         "the same bins, rays only": lambda: binned_rays(point_P2, found.object_P, tensors, 36),
+        "exact rays, rays only": lambda: cast_rays(point_P2, found.object_P, flat, 36),
         "exact rays with the whole assignment": lambda: assign(
             polygons, CANVAS, model=MODEL, labels=LabelConfig()
         ),

@@ -2,7 +2,8 @@
 
 Dimension key
     P: points (candidate centres)    R: rays per point    G: polygons    E: edges of all polygons
-    M: point-edge pairs              2: (x, y), x to the right, y down, in pixels
+    M: point-edge pairs              T: pairs with each ray they may cross
+    2: (x, y), x to the right, y down, in pixels
 
 Pixel (row i, column j) covers [j, j + 1) x [i, i + 1). Ray k leaves at 2 * pi * k / R, clockwise on
 screen from +x, because y points down (ADR 0008).
@@ -17,8 +18,11 @@ from torch import Tensor
 MIN_LENGTH = 1e-3
 """Shortest ray in pixels: ratios and logarithms of rays stay finite."""
 
-_MAX_PAIR_RAYS = 1 << 22
-"""Point-edge-ray triples computed at once: 16 MB per float32 temporary."""
+_MAX_PAIRS = 1 << 20
+"""Point-edge pairs computed at once: 8 MB for the coordinates of one end."""
+
+_ANGLE_MARGIN = 0.01
+"""Ray spacings by which an edge's angles may be off; float32 has 1e-5."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +83,8 @@ def cast_rays(
 ) -> tuple[Tensor, Tensor]:
     """Measure from each point to the farthest crossing of each ray with the point's polygon.
 
-    Exact: every edge is intersected, nothing is binned (SPEC of the original: 1-degree bins).
+    Exact: every edge is intersected with the rays that it spans, nothing is binned (SPEC of the
+    original: 1-degree bins).
 
     Args:
         point_P2: Ray origins.
@@ -94,7 +99,7 @@ def cast_rays(
     count_P = polygons.offset_G1.diff()[polygon_P]
     lengths, insides = [], []
     direction_R2 = ray_directions(num_rays, like=point_P2)
-    for first, last in _chunks(count_P, num_rays):
+    for first, last in _chunks(count_P):
         length, inside = _cast_chunk(
             point_P2[first:last],
             polygons.offset_G1[polygon_P[first:last]],
@@ -109,11 +114,11 @@ def cast_rays(
     return torch.cat(lengths), torch.cat(insides)
 
 
-def _chunks(count_P: Tensor, num_rays: int) -> list[tuple[int, int]]:
+def _chunks(count_P: Tensor) -> list[tuple[int, int]]:
     """Split points so that a chunk's pairs fit the memory bound; one point is never split."""
     bounds, first, pairs = [], 0, 0
     for index, count in enumerate(count_P.tolist()):
-        if pairs and (pairs + count) * num_rays > _MAX_PAIR_RAYS:
+        if pairs and pairs + count > _MAX_PAIRS:
             bounds.append((first, index))
             first, pairs = index, 0
         pairs += count
@@ -135,21 +140,52 @@ def _cast_chunk(
     edge_M = first_edge_P[point_M] + nth_M
     a_M2 = polygons.start_E2[edge_M] - point_P2[point_M]
     b_M2 = polygons.stop_E2[edge_M] - point_P2[point_M]
-    normal_2R = torch.stack([-direction_R2[:, 1], direction_R2[:, 0]])
-    side_a_MR = a_M2 @ normal_2R
-    side_b_MR = b_M2 @ normal_2R
+    pair_T, ray_T = _spanned_rays(a_M2, b_M2, len(direction_R2))
+    a_T2, b_T2, point_T = a_M2[pair_T], b_M2[pair_T], point_M[pair_T]
+    direction_T2 = direction_R2[ray_T]
+    normal_T2 = torch.stack([-direction_T2[:, 1], direction_T2[:, 0]], dim=1)
+    side_a_T, side_b_T = _dot(a_T2, normal_T2), _dot(b_T2, normal_T2)
     # Half-open rule: a vertex on the ray belongs to one of its two edges, so crossings pair up.
-    crosses_MR = (side_a_MR > 0) != (side_b_MR > 0)
-    along_a_MR = a_M2 @ direction_R2.T
-    along_b_MR = b_M2 @ direction_R2.T
-    span_MR = torch.where(crosses_MR, side_b_MR - side_a_MR, 1.0)
-    distance_MR = (along_a_MR * side_b_MR - along_b_MR * side_a_MR) / span_MR
-    distance_MR = torch.where(crosses_MR & (distance_MR >= 0), distance_MR, -1.0)
-    length_PR = distance_MR.new_full((len(point_P2), len(direction_R2)), MIN_LENGTH)
-    length_PR.scatter_reduce_(0, point_M[:, None].expand_as(distance_MR), distance_MR, "amax")
+    crosses_T = (side_a_T > 0) != (side_b_T > 0)
+    along_a_T, along_b_T = _dot(a_T2, direction_T2), _dot(b_T2, direction_T2)
+    span_T = torch.where(crosses_T, side_b_T - side_a_T, 1.0)
+    distance_T = (along_a_T * side_b_T - along_b_T * side_a_T) / span_T
+    distance_T = torch.where(crosses_T & (distance_T >= 0), distance_T, -1.0)
+    length_PR = distance_T.new_full((len(point_P2), len(direction_R2)), MIN_LENGTH)
+    place_T = point_T * len(direction_R2) + ray_T
+    length_PR.view(-1).scatter_reduce_(0, place_T, distance_T, "amax")
     crossings_P = length_PR.new_zeros(len(point_P2))
-    crossings_P.index_add_(0, point_M, (distance_MR[:, 0] >= 0).to(length_PR.dtype))
+    first_ray_T = (ray_T == 0) & (distance_T >= 0)
+    crossings_P.index_add_(0, point_T, first_ray_T.to(length_PR.dtype))
     return length_PR, crossings_P % 2 == 1
+
+
+def _spanned_rays(a_M2: Tensor, b_M2: Tensor, num_rays: int) -> tuple[Tensor, Tensor]:
+    """Return pair and ray (T,) wherever an edge may cross a ray: few, as most edges are short.
+
+    Angles only choose, generously; whether there is a crossing is for the caller to compute. An
+    edge that starts or ends at the point, or nearly runs through it, may cross any ray.
+    """
+    per_turn = num_rays / (2 * math.pi)
+    angle_a_M = torch.atan2(a_M2[:, 1], a_M2[:, 0]) * per_turn
+    angle_b_M = torch.atan2(b_M2[:, 1], b_M2[:, 0]) * per_turn
+    turn_M = torch.remainder(angle_b_M - angle_a_M + num_rays / 2, num_rays) - num_rays / 2
+    low_M = torch.minimum(angle_a_M, angle_a_M + turn_M)
+    first_M = (low_M - _ANGLE_MARGIN).ceil().long()
+    last_M = (low_M + turn_M.abs() + _ANGLE_MARGIN).floor().long()
+    touches_M = (a_M2 == 0).all(dim=1) | (b_M2 == 0).all(dim=1)
+    any_M = touches_M | (turn_M.abs() > num_rays / 2 - 1)
+    count_M = torch.where(any_M, num_rays, last_M - first_M + 1)
+    pair_T = torch.repeat_interleave(count_M)
+    nth_T = torch.arange(len(pair_T), device=pair_T.device)
+    nth_T = nth_T - (count_M.cumsum(0) - count_M)[pair_T]
+    return pair_T, (first_M[pair_T] + nth_T) % num_rays
+
+
+def _dot(a_T2: Tensor, b_T2: Tensor) -> Tensor:
+    """Multiply rows and add up, rounded once at the end as a matrix product does it."""
+    first_T = (a_T2[:, 0] * b_T2[:, 0]).double()
+    return (first_T + a_T2[:, 1].double() * b_T2[:, 1].double()).to(a_T2.dtype)
 
 
 def decode_rays(center_P2: Tensor, length_PR: Tensor, direction_R2: Tensor | None = None) -> Tensor:

@@ -64,6 +64,7 @@ FOUND = {
 def test_answers_of_another_form_or_version_are_refused(archive, change, reason):
     good = {"model": {"name": "polarmask", "version": "1"}, "instances": [FOUND]}
     check_answer(good, archive)
+    check_answer(good | {"instances": [FOUND | {"polygons": [FOUND["polygon"]] * 2}]}, archive)
     with pytest.raises(ServerError, match=reason):
         check_answer(good | change, archive)
 

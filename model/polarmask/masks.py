@@ -55,12 +55,12 @@ def rles_from_whole_pixels(
 ) -> list[Rle]:
     """Rasterise each polygon as the original does: vertices cut to whole pixels, border included.
 
-    Each polygon is drawn on a bitmap of its own box, not of the image.
+    Each polygon is drawn on a bitmap of its own box, not of the image. Where vertices lie outside
+    the image, pixels at its border may differ: OpenCV clips lines before it walks along them.
     """
     rles = []
     for polygon in polygons:
-        # What is cut off is out of sight, and a vertex far away would cost a huge bitmap.
-        pixel_V2 = np.trunc(polygon).clip(-1, np.array(image_hw[::-1])).astype(np.int32)
+        pixel_V2 = np.trunc(polygon).astype(np.int32)
         low_2 = pixel_V2.min(axis=0).clip(0)
         high_2 = np.minimum(pixel_V2.max(axis=0) + 1, image_hw[::-1]).clip(low_2)
         crop = np.zeros(tuple((high_2 - low_2)[::-1]), dtype=np.uint8)

@@ -13,6 +13,7 @@ from polarmask.masks import (
     rle_from_segmentation,
     rle_iou,
     rles_from_polygons,
+    rles_from_whole_pixels,
 )
 
 SQUARE = np.array([[2.0, 1.0], [6.0, 1.0], [6.0, 4.0], [2.0, 4.0]])
@@ -141,3 +142,16 @@ def test_a_single_pixel_can_be_traced_and_holes_are_ignored():
     outlines = polygons_from_rle(rle_from_bitmap(bitmap))
     assert sorted(len(outline) for outline in outlines) == [4, 4]
     assert polygons_from_rle(rle_from_bitmap(np.zeros((4, 4)))) == ()
+
+
+def test_whole_pixel_masks_are_those_of_a_bitmap_of_the_image():
+    """Also where polygons cross themselves or have no area."""
+    rng = np.random.default_rng(0)
+    polygons = [rng.uniform((0, 0), (69, 59), (8, 2)) for _ in range(40)]
+    polygons += [np.full((3, 2), 7.9), np.full((3, 2), 500.0), np.array([[3, 3], [9, 3], [5, 3]])]
+    expected = []
+    for polygon in polygons:
+        bitmap = np.zeros((60, 70), np.uint8)
+        cv2.drawContours(bitmap, [np.trunc(polygon).astype(np.int32)], -1, 1, cv2.FILLED)
+        expected.append(rle_from_bitmap(bitmap))
+    assert rles_from_whole_pixels(polygons, (60, 70)) == expected

@@ -150,6 +150,39 @@ def test_of_two_overlapping_instances_of_a_category_the_better_stays():
     ]
 
 
+def two_parts(*, boxes_agree):
+    """Raw output with a part left and a part right; what the left one takes for the whole box."""
+    predictions = predictions_of([(2, 1, 0, 0.9, 3.0), (2, 6, 0, 0.8, 3.0), (6, 3, 1, 0.7, 3.0)])
+    side_14 = {True: (3.0, 3.0, 23.0, 3.0), False: (3.0, 3.0, 3.0, 3.0)}[boxes_agree]
+    box = torch.full((1, 64, 4), 3.0)
+    box[0, 2 * 8 + 1] = torch.tensor(side_14)
+    box[0, 2 * 8 + 6] = torch.tensor((23.0, 3.0, 3.0, 3.0))
+    return replace(predictions, box_BL4=box)
+
+
+@pytest.mark.parametrize(
+    ("boxes_agree", "instances"), [(True, [0, 0, 1]), (False, [0, 1, 2])], ids=["one", "two"]
+)
+def test_parts_are_one_instance_when_they_predict_one_box(boxes_agree, instances):
+    [found] = postprocess(
+        two_parts(boxes_agree=boxes_agree),
+        [(32, 32)],
+        strides=(4,),
+        config=PostprocessConfig(),
+        parts="all",
+    )
+    assert found.instance_N.tolist() == instances
+    assert found.score_N.tolist() == pytest.approx([0.9, 0.8, 0.7], rel=1e-4)
+
+
+def test_an_instance_in_two_parts_counts_once_against_the_limit():
+    config = PostprocessConfig(max_instances=1)
+    found = postprocess(
+        two_parts(boxes_agree=True), [(32, 32)], strides=(4,), config=config, parts="all"
+    )
+    assert found[0].instance_N.tolist() == [0, 0]
+
+
 def test_polygons_end_at_the_image_border():
     found = decode([(0, 0, 0, 0.9, 50.0)], image_hw=(30, 20))
     assert found.polygon_NR2.amin().item() == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from factories import make_tiny_coco
+from factories import coco_annotation, make_tiny_coco
 from polarmask.cli import main
 from polarmask.coco import Category
 from polarmask.coco_categories import COCO_CATEGORIES
@@ -195,23 +195,14 @@ def test_images_tell_the_ray_order(r50, tmp_path, made_in):
     direction_R2 = direction_new if made_in == "new" else direction_old
     # A drop that points to the right.
     ray_R = 14 + 36 * np.maximum(direction_R2[:, 0], 0) ** 2
-    vertices = (64 + ray_R[:, None] * direction_R2).round(2)
+    vertices = 64 + ray_R[:, None] * direction_R2
     data = make_tiny_coco(tmp_path, images=1, val_images=1, sizes=((128, 128),))
     path = data / "annotations" / "instances_val.json"
     document = json.loads(path.read_text())
-    document["annotations"] = [
-        {
-            **document["annotations"][0],
-            "category_id": 2,
-            "segmentation": [vertices.ravel().tolist()],
-        }
-    ]
-    path.write_text(json.dumps(document))
-    state = one_shape_state(r50[0], ray_R)
-    config = original(preset("coco-r50-1x"))
-    config = replace(config, input=InputConfig(short_side=None))
-    other = {"new": "old", "old": "new"}[made_in]
+    drop = coco_annotation(1, document["images"][0]["id"], 1, vertices)
+    names = [{"id": category.id, "name": category.name} for category in COCO_CATEGORIES]
+    path.write_text(json.dumps({**document, "annotations": [drop], "categories": names}))
+    config = replace(original(preset("coco-r50-1x")), input=InputConfig(short_side=None))
     card = ModelCard(config, COCO_CATEGORIES)
-    document["categories"] = [{"id": c.id, "name": c.name} for c in COCO_CATEGORIES]
-    path.write_text(json.dumps(document))
-    assert better_order(state, card, data, other) == made_in
+    other = {"new": "old", "old": "new"}[made_in]
+    assert better_order(one_shape_state(r50[0], ray_R), card, data, other) == made_in

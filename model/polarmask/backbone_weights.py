@@ -89,7 +89,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def _read(source: str) -> dict[str, Tensor]:
     scheme = urlparse(source).scheme
     if scheme in ("http", "https"):
-        return read_state_dict(_download(source))
+        return read_state_dict(download(source))
     if scheme == "s3":
         raise ConfigError(
             f"{source} is read by no code here; run `aws s3 cp {source} {Path(source).name}` and "
@@ -105,10 +105,10 @@ def _read(source: str) -> dict[str, Tensor]:
             f"--backbone-weights {source}: neither a file, a URL nor a torchvision weights name; "
             "write for example ResNet50_Weights.IMAGENET1K_V1"
         ) from error
-    return read_state_dict(_download(url))
+    return read_state_dict(download(url))
 
 
-def _download(url: str) -> Path:
+def download(url: str) -> Path:
     """Fetch a file once; several processes may ask for it at the same time."""
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name

@@ -207,6 +207,12 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="loader processes per process (default: 0)",
     )
     command.add_argument(
+        "--images-per-process",
+        type=_at_least(1),
+        metavar="N",
+        help="batch size as N times the processes (default: optim.batch_size shared among them)",
+    )
+    command.add_argument(
         "--passes",
         type=_at_least(1),
         default=1,
@@ -239,7 +245,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _train(options: argparse.Namespace) -> None:
     import torch
 
-    from polarmask.distributed import is_first, process_group
+    from polarmask.distributed import is_first, process_group, world_size
     from polarmask.train import TrainOptions, train
 
     if options.threads:
@@ -249,6 +255,9 @@ def _train(options: argparse.Namespace) -> None:
         config = replace(config, backbone_weights=options.backbone_weights)
     provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
     with process_group(options.device) as device:
+        if options.images_per_process:
+            batch_size = options.images_per_process * world_size()
+            config = replace(config, optim=replace(config.optim, batch_size=batch_size))
         folder = train(
             config,
             TrainOptions(

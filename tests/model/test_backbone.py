@@ -1,0 +1,115 @@
+"""Styles, deformable convolutions, and where weights come from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import conv2d
+
+from polarmask import backbone_weights
+from polarmask.backbone import Pyramid
+from polarmask.backbone_weights import load_backbone_weights
+from polarmask.config import ModelConfig
+from polarmask.deform import DeformConv2d
+from polarmask.errors import ConfigError
+
+SMALL = ModelConfig(channels=32, tower_depth=1)
+
+
+@pytest.mark.parametrize(
+    ("style", "strides"), [("pytorch", [(1, 1), (2, 2)]), ("caffe", [(2, 2), (1, 1)])]
+)
+def test_a_style_halves_the_map_in_its_own_convolution(style, strides):
+    resnet = Pyramid(replace(SMALL, backbone_style=style)).resnet
+    for stage in ("layer2", "layer3", "layer4"):
+        assert [resnet[stage][0].conv1.stride, resnet[stage][0].conv2.stride] == strides
+        assert resnet[stage][1].conv1.stride == resnet[stage][1].conv2.stride == (1, 1)
+    assert resnet["layer1"][0].conv1.stride == resnet["layer1"][0].conv2.stride == (1, 1)
+
+
+def test_every_bottleneck_of_layers_2_to_4_is_deformable_and_no_other():
+    resnet = Pyramid(replace(SMALL, dcn=True, backbone="resnext101_64x4d")).resnet
+    deformable = {n for n, m in resnet.named_modules() if isinstance(m, DeformConv2d)}
+    depths = {"layer2": 4, "layer3": 23, "layer4": 3}
+    assert deformable == {f"{s}.{i}.conv2" for s, depth in depths.items() for i in range(depth)}
+    assert resnet["layer2"][0].conv2.weight.shape == (512, 8, 3, 3)  # 64 groups kept
+    assert resnet["layer2"][0].conv2.stride == 2
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_untrained_deformable_layer_is_an_ordinary_convolution(groups, stride):
+    torch.manual_seed(0)
+    feature = torch.randn(2, 8, 9, 12)
+    plain = DeformConv2d(8, 16, stride=stride, groups=groups)
+    expected = conv2d(feature, plain.weight, stride=stride, padding=1, groups=groups)
+    torch.testing.assert_close(plain(feature), expected)
+    modulated = DeformConv2d(8, 16, stride=stride, groups=groups, modulated=True)
+    expected = conv2d(feature, modulated.weight, stride=stride, padding=1, groups=groups) / 2
+    torch.testing.assert_close(modulated(feature), expected)
+
+
+def test_offsets_are_y_then_x_per_tap():
+    layer = DeformConv2d(1, 1)
+    torch.nn.init.zeros_(layer.weight)
+    layer.weight.data[0, 0, 1, 1] = 1
+    layer.offset.bias.data[8] = 1  # tap 4 is the middle one; its y
+    feature = torch.arange(20.0).reshape(1, 1, 4, 5)
+    assert torch.equal(layer(feature)[0, 0, :3], feature[0, 0, 1:])
+
+
+def test_weights_of_a_whole_detector_are_read_by_their_prefix(tmp_path):
+    source, target = Pyramid(SMALL), Pyramid(replace(SMALL, dcn=True))
+    state = {f"module.backbone.{k}": v for k, v in source.resnet.state_dict().items()}
+    state["module.backbone.layer2.0.conv2_offset.bias"] = torch.ones(18)
+    torch.save({"state_dict": {**state, "module.neck.x": torch.zeros(1)}}, tmp_path / "whole.pth")
+    load_backbone_weights(target, (tmp_path / "whole.pth").as_uri())
+    assert torch.equal(target.resnet["conv1"].weight, source.resnet["conv1"].weight)
+    block = target.resnet["layer2"][0]
+    assert torch.equal(block.conv2.weight, source.resnet["layer2"][0].conv2.weight)
+    assert block.conv2.offset.bias.sum() == 18
+    assert not target.resnet["layer2"][1].conv2.offset.bias.any()
+
+
+def test_a_url_is_fetched_once_and_kept(tmp_path, monkeypatch):
+    """A file: address stands for the network; torch's own fetching runs."""
+    source = Pyramid(SMALL)
+    (tmp_path / "far").mkdir()
+    torch.save(source.resnet.state_dict(), tmp_path / "far" / "r50.pth")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    url = (tmp_path / "far" / "r50.pth").as_uri()
+    kept = backbone_weights.download(url)
+    (tmp_path / "far" / "r50.pth").unlink()
+    assert backbone_weights.download(url) == kept
+    assert torch.equal(
+        backbone_weights.read_state_dict(kept)["conv1.weight"], source.resnet["conv1"].weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "https://localhost:1/r50-788b5fa3.pth",
+            r"curl -L -o r50-788b5fa3\.pth https://localhost:1",
+        ),
+        ("s3://bucket/r50.pth", r"aws s3 cp s3://bucket/r50\.pth r50\.pth"),
+        ("resnet-fifty", r"neither a file, a URL nor a torchvision weights name"),
+    ],
+)
+def test_weights_that_can_not_be_had_say_what_to_type(source, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        load_backbone_weights(Pyramid(SMALL), source)
+
+
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
+    (tmp_path / "page.pth").write_text("<html>moved</html>")
+    with pytest.raises(ConfigError, match=r"page\.pth can't be read as plain tensors"):
+        load_backbone_weights(Pyramid(SMALL), str(tmp_path / "page.pth"))
+
+
+@pytest.mark.parametrize("setting", [{"backbone_style": "caffe"}, {"dcn": True}])
+def test_resnet18_has_no_caffe_style_and_no_dcn(setting):
+    with pytest.raises(ConfigError, match="use resnet50 or larger"):
+        ModelConfig(backbone="resnet18", **setting)

@@ -32,7 +32,8 @@ class ModelCard:
     provenance: dict[str, str] = field(default_factory=dict)
     """data_commit, data_hash, code_commit, code_version; "" when unknown."""
     training: dict[str, float] = field(default_factory=dict)
-    """Steps, epochs, images, processes, seconds, last loss."""
+    """Steps, epochs, images, processes, seconds, last loss; where the best weights measured were
+    kept, `kept_step` and `val_mask_ap`."""
 
 
 def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:

@@ -141,7 +141,8 @@ class _TrainingData:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return max(1, math.ceil(self.config.optim.epochs * self.steps_per_epoch))
+        optim = self.config.optim
+        return max(1, math.ceil(optim.epochs * len(self.images) / optim.batch_size))
 
     @property
     def steps_per_epoch(self) -> float:
@@ -249,7 +250,7 @@ def _write_model(
 ) -> None:
     training = {
         "steps": run.step,
-        "epochs": run.step / data.steps_per_epoch,
+        "epochs": run.step * data.config.optim.batch_size / len(data.images),
         "images": len(data.images),
         "processes": world_size(),
         "seconds": meter.seconds(),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _PICTURES = 6
+_CAPTION = 40
+"""Characters that fit below a picture."""
 
 
 @contextmanager
@@ -80,7 +82,8 @@ class Board:
             own = torch.nonzero(targets.image_P == number).flatten().tolist()
             shapes = [Shape((polygon_PR2[p],), SKY, opacity=0.05) for p in own]
             pictures.append(draw_shapes(image, shapes))
-        sheet = contact_sheet(pictures, captions=batch.file_names[:_PICTURES])
+        captions = [name[:_CAPTION] for name in batch.file_names[:_PICTURES]]
+        sheet = contact_sheet(pictures, captions=captions)
         self._writer.add_image("train/targets", sheet, step, dataformats="HWC")
 
     def validation(
@@ -93,6 +96,6 @@ class Board:
             pictures.append(draw_shapes(image, shapes_of_annotations(record, data.categories)))
             shapes = shapes_of_instances(found[record.id], min_score=min_score)
             pictures.append(draw_shapes(image, shapes))
-            captions += [record.file_name, f"found, score >= {min_score:.2f}"]
+            captions += [record.file_name[:_CAPTION], f"found, score >= {min_score:.2f}"]
         sheet = contact_sheet(pictures, captions=captions, columns=2)
         self._writer.add_image("val/found", np.asarray(sheet), step, dataformats="HWC")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from polarmask.coco import Category
 from polarmask.config import RunConfig, from_dict, to_dict
 from polarmask.errors import CheckpointError
 from polarmask.files import atomic_path
@@ -30,6 +31,8 @@ class TrainingState:
     """All that an exact resume needs; batches and augmentation follow from step and seed."""
 
     config: RunConfig
+    categories: tuple[Category, ...]
+    """In the order of the network's outputs."""
     data_hash: str
     """sha256 of the training annotations: weights of other data must not be continued on these."""
     step: int
@@ -47,6 +50,7 @@ def save_checkpoint(path: Path, state: TrainingState) -> None:
     plain = {
         **vars(state),
         "config": json.dumps(to_dict(state.config)),
+        "categories": [[category.id, category.name] for category in state.categories],
         "validated": vars(state.validated),
         "format_version": FORMAT_VERSION,
     }
@@ -72,5 +76,9 @@ def load_checkpoint(path: Path) -> TrainingState:
             f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
             "choose another run folder"
         )
-    config, validated = from_dict(json.loads(plain["config"])), Validated(**plain["validated"])
-    return TrainingState(**{**plain, "config": config, "validated": validated})
+    typed = {
+        "config": from_dict(json.loads(plain["config"])),
+        "categories": tuple(Category(*pair) for pair in plain["categories"]),
+        "validated": Validated(**plain["validated"]),
+    }
+    return TrainingState(**{**plain, **typed})

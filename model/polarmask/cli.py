@@ -1,15 +1,14 @@
-"""Command line: polarmask inspect | precompute | train | evaluate | predict."""
+"""Command line: what `polarmask` reads; `commands` does the work."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from polarmask.config import RunConfig, override
+from polarmask import commands as do
 from polarmask.errors import PolarMaskError, TrainingStopped
-from polarmask.presets import PRESETS, preset
+from polarmask.presets import PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_predict,
+        _add_visualize,
         _add_import,
     ):
         add(commands)
@@ -108,10 +108,6 @@ def _at_least(lowest: int) -> Callable[[str], int]:
     return read
 
 
-def _config(options: argparse.Namespace) -> RunConfig:
-    return override(preset(options.preset), options.set)
-
-
 def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _add_command(
         commands,
@@ -128,28 +124,7 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--max-images", type=_at_least(1), default=2000, help="look at so many (default: 2000)"
     )
     command.add_argument("--out", type=Path, help="folder for inspection.html and worst.jpg")
-    command.set_defaults(run=_inspect)
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    from polarmask.coco import describe_problems, load_coco
-    from polarmask.inspect_data import describe, inspect_data
-
-    config = _config(options)
-    data = load_coco(options.data, options.split)
-    inspection = inspect_data(data, config, max_images=options.max_images)
-    print(describe(inspection))
-    print(f"problems: {describe_problems(data.problems)}")
-    if options.out:
-        from polarmask.files import atomic_path, write_text
-        from polarmask.report.inspection import inspection_page, worst_pictures, worst_sheet
-        from polarmask.visualize import encode_jpeg
-
-        page = inspection_page(inspection, data, config=config)
-        write_text(options.out / "inspection.html", page)
-        with atomic_path(options.out / "worst.jpg") as temporary:
-            temporary.write_bytes(encode_jpeg(worst_sheet(worst_pictures(inspection, data))))
-        print(f"page: {options.out / 'inspection.html'}")
+    command.set_defaults(run=do.run_inspect)
 
 
 def _add_precompute(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -165,25 +140,7 @@ def _add_precompute(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     command.add_argument(
         "--workers", type=_at_least(0), default=0, help="processes (default: this one)"
     )
-    command.set_defaults(run=_precompute)
-
-
-def _precompute(options: argparse.Namespace) -> None:
-    from polarmask.precompute import find_splits, precompute
-
-    splits = find_splits(options.data)
-    store = precompute(
-        options.data, options.out, _config(options), splits=splits, workers=options.workers
-    )
-    if "val" not in splits:
-        print(f"val: {options.data} has no instances_val.json, labels are for training only")
-    for split in splits:
-        summary = store.summary(split)
-        print(
-            f"{split}: {summary.images} images, {summary.instances} instances, "
-            f"{summary.positives} positives, {summary.without_positive} instances without one, "
-            f"{summary.ignored} ignored, reachable mask IoU {summary.mean_iou:.3f}"
-        )
+    command.set_defaults(run=do.run_precompute)
 
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -239,42 +196,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="KEY=VALUE",
         help="fact to keep in the model, such as data_commit=3f2a1bc; may be repeated",
     )
-    command.set_defaults(run=_train)
-
-
-def _train(options: argparse.Namespace) -> None:
-    import torch
-
-    from polarmask.distributed import is_first, process_group, world_size
-    from polarmask.train import TrainOptions, train
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    config = _config(options)
-    if options.backbone_weights:
-        config = replace(config, backbone_weights=options.backbone_weights)
-    provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
-    with process_group(options.device) as device:
-        if options.images_per_process:
-            batch_size = options.images_per_process * world_size()
-            config = replace(config, optim=replace(config.optim, batch_size=batch_size))
-        folder = train(
-            config,
-            TrainOptions(
-                data=options.data,
-                out=options.out,
-                labels=options.labels,
-                device=device,
-                loader_workers=options.loader_workers,
-                passes=options.passes,
-                compiled=options.compile,
-                deterministic=options.deterministic,
-                tensorboard=options.tensorboard,
-                provenance=provenance,
-            ),
-        )
-        if is_first():
-            print(f"model: {folder}")
+    command.set_defaults(run=do.run_train)
 
 
 def _add_presets(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -284,13 +206,7 @@ def _add_presets(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "list the known runs and what is published about them",
         "polarmask presets",
     )
-    command.set_defaults(run=_presets)
-
-
-def _presets(_options: argparse.Namespace) -> None:
-    from polarmask.presets import presets_table
-
-    print(presets_table())
+    command.set_defaults(run=do.run_presets)
 
 
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -314,20 +230,7 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--data", type=Path, help="COCO folder for categories and ray order (default: COCO's 80)"
     )
-    command.set_defaults(run=_import_original)
-
-
-def _import_original(options: argparse.Namespace) -> None:
-    from polarmask.import_original import import_original
-
-    card = import_original(
-        options.checkpoint,
-        options.out,
-        data=options.data,
-        preset_name=options.preset,
-        ray_order=None if options.ray_order == "auto" else options.ray_order,
-    )
-    print(f"model: {options.out} ({card.config.name}, {card.provenance['ray_order']} ray order)")
+    command.set_defaults(run=do.run_import_original)
 
 
 def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -342,60 +245,41 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("--split", default="val", help="which annotations (default: val)")
     _add_device_flags(command)
     command.add_argument("--out", type=Path, help="folder for evaluation.json and report.html")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=do.run_evaluate)
 
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = _add_command(
         commands,
         "predict",
-        "find instances in images; writes overlays and predictions.json",
-        "polarmask predict --model runs/first/model --out runs/first/overlays data/images",
+        "find instances in images and write them as JSON",
+        "polarmask predict --model runs/first/model --out predictions.json data/images",
     )
-    command.add_argument("--model", type=Path, required=True, help="model folder")
-    command.add_argument("--out", type=Path, required=True, help="folder for the results")
+    command.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    _add_finder_flags(command)
+    command.set_defaults(run=do.run_predict)
+
+
+def _add_visualize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(
+        commands,
+        "visualize",
+        "draw what a model finds in images, and a sheet of them",
+        "polarmask visualize --model runs/first/model --rays --out runs/overlays data/images",
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    command.add_argument("--rays", action="store_true", help="draw centres and rays, too")
+    _add_finder_flags(command)
+    command.set_defaults(run=do.run_visualize)
+
+
+def _add_finder_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="model folder, run folder, checkpoint.pt, .mar, or URL of a server's predictions",
+    )
     _add_device_flags(command)
     command.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
-    command.set_defaults(run=_predict)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from polarmask.coco import load_coco
-    from polarmask.evaluate import evaluate_predictions, predict_split
-    from polarmask.files import write_text
-    from polarmask.inference import Predictor
-
-    data = load_coco(options.data, options.split, check_pixels=True)
-    predictor = Predictor.load(options.model, device=options.device, threads=options.threads)
-    predictions = predict_split(predictor, data)
-    evaluation = evaluate_predictions(data, predictions)
-    print(
-        f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
-        f"AP75 {evaluation.mask_ap75:.4f}  ({evaluation.num_images} images, "
-        f"{evaluation.num_instances} instances)"
-    )
-    if options.out:
-        from polarmask.report.evaluation import evaluation_page
-
-        write_text(options.out / "evaluation.json", evaluation.to_json())
-        provenance = predictor.card.provenance
-        page = evaluation_page(evaluation, data, predictions, provenance=provenance)
-        write_text(options.out / "report.html", page)
-        print(f"report: {options.out / 'report.html'}")
-
-
-def _predict(options: argparse.Namespace) -> None:
-    from polarmask.predict import predict_images
-
-    counts = predict_images(
-        options.model,
-        options.images,
-        options.out,
-        min_score=options.score,
-        device=options.device,
-        threads=options.threads,
-    )
-    for path, count in counts.items():
-        print(f"{path}: {count} instances")
-    print(f"overlays: {options.out}")

@@ -154,11 +154,11 @@ def _config(state: Mapping[str, Tensor], preset_name: str | None) -> RunConfig:
             "no `backbone.` and `bbox_head.` of PolarMask in it; "
             "give a checkpoint of the paper's code"
         )
-    run = original(preset(preset_name or _preset_of(state)))
+    run = original(preset(preset_name or fitting_preset(state)))
     return replace(run, model=replace(run.model, num_classes=len(classes), num_rays=len(rays)))
 
 
-def _preset_of(state: Mapping[str, Tensor]) -> str:
+def fitting_preset(state: Mapping[str, Tensor]) -> str:
     """Return the shortest published run of the network that these parameters fit."""
     in_64_groups = state["backbone.layer1.0.conv2.weight"].shape[1] == 4
     deep = "backbone.layer3.22.conv1.weight" in state

@@ -21,8 +21,8 @@ from polarmask import masks
 from polarmask.coco import Annotation, CocoData, ImageRecord
 from polarmask.config import RunConfig
 from polarmask.evaluate import Evaluation, evaluate_predictions
-from polarmask.inference import Instances
 from polarmask.image_labels import label_image
+from polarmask.inference import Instances
 from polarmask.preprocess import resized_hw
 from polarmask.rays import Polygons, cast_rays, decode_rays
 

@@ -1,7 +1,7 @@
-"""Images in, overlays and one JSON out: for people who want to see what a model does."""
+"""Images in, JSON or pictures out: for people who want to see what a model does."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from tqdm import tqdm
 from polarmask.errors import DataError
 from polarmask.files import atomic_path, write_text
 from polarmask.image_file import read_image
-from polarmask.inference import Instances, Predictor
+from polarmask.inference import Instances
+from polarmask.model_source import Finder
 from polarmask.visualize import contact_sheet, draw_shapes, encode_jpeg, shapes_of_instances
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -20,51 +21,80 @@ _SHEET_PICTURES = 12
 
 
 def predict_images(
-    model: Path,
-    images: Iterable[Path],
-    out: Path,
-    *,
-    min_score: float = 0.3,
-    device: str | None = "cpu",
-    threads: int | None = None,
+    finder: Finder, images: Iterable[Path], out: Path, *, min_score: float = 0.3
 ) -> dict[str, int]:
-    """Find instances and write `predictions.json`, one overlay per image and a contact sheet.
+    """Write what is found in images to a JSON file, one entry an image.
 
     Args:
-        model: Model folder.
+        finder: A model.
         images: Image files, or folders that are searched for them.
-        out: Folder for the results.
-        min_score: Leave out lower scores, in JSON and overlays alike.
-        device: "cpu" or "cuda"; None takes CUDA where there is one.
-        threads: CPU threads; None leaves torch's choice.
+        out: The file to write.
+        min_score: Leave out lower scores.
 
     Returns:
         Number of instances by image path.
 
     Raises:
         DataError: No image found, or one can't be read.
-        ModelFormatError: The model can't be used.
     """
-    paths = _image_files(images)
-    predictor = Predictor.load(model, device=device, threads=threads)
-    entries: list[dict[str, Any]] = []
+    entries = [_to_json(path, found, min_score) for path, _, found in _found_in(finder, images)]
+    write_text(out, json.dumps(entries, indent=1))
+    return {entry["image"]: len(entry["instances"]) for entry in entries}
+
+
+def visualize_images(
+    finder: Finder,
+    images: Iterable[Path],
+    out: Path,
+    *,
+    min_score: float = 0.3,
+    rays: bool = False,
+) -> dict[str, int]:
+    """Write a picture of every image with what is found drawn in, and a sheet of the first ones.
+
+    Args:
+        finder: A model.
+        images: Image files, or folders that are searched for them.
+        out: Folder for `NUMBER_NAME.jpg` and `contact_sheet.jpg`.
+        min_score: Leave out lower scores.
+        rays: Draw centres and rays, too.
+
+    Returns:
+        Number of instances by image path.
+
+    Raises:
+        DataError: No image found, one can't be read, or rays are wanted and the model's server
+            tells none.
+    """
+    counts: dict[str, int] = {}
     pictures: list[NDArray[np.uint8]] = []
-    for number, path in enumerate(tqdm(paths, desc="predict", unit="image", delay=2, disable=None)):
-        image = read_image(path, upright=True)
-        found = predictor.predict([image])[0]
-        picture = draw_shapes(image, shapes_of_instances(found, min_score=min_score))
+    for number, (path, image, found) in enumerate(_found_in(finder, images)):
+        if rays and np.isnan(found.centers).any():
+            raise DataError("a server tells no centres and no rays; give the model itself")
+        shapes = shapes_of_instances(found, min_score=min_score, rays=rays)
+        picture = draw_shapes(image, shapes)
         # The number keeps apart files of equal name from different folders.
-        overlay = out / f"{number:04d}_{path.stem}.jpg"
-        with atomic_path(overlay) as temporary:
-            temporary.write_bytes(encode_jpeg(picture))
-        entries.append(_to_json(path, overlay, found, min_score))
+        _write_jpeg(out / f"{number:04d}_{path.stem}.jpg", picture)
+        counts[str(path)] = len(shapes)
         if len(pictures) < _SHEET_PICTURES:
             pictures.append(picture)
-    write_text(out / "predictions.json", json.dumps(entries, indent=1))
-    with atomic_path(out / "contact_sheet.jpg") as temporary:
-        names = [path.name[:40] for path in paths[:_SHEET_PICTURES]]
-        temporary.write_bytes(encode_jpeg(contact_sheet(pictures, captions=names)))
-    return {entry["image"]: len(entry["instances"]) for entry in entries}
+    names = [Path(path).name[:40] for path in list(counts)[:_SHEET_PICTURES]]
+    _write_jpeg(out / "contact_sheet.jpg", contact_sheet(pictures, captions=names))
+    return counts
+
+
+def _found_in(
+    finder: Finder, images: Iterable[Path]
+) -> Iterator[tuple[Path, NDArray[np.uint8], Instances]]:
+    paths = dict.fromkeys(_image_files(images))
+    for path in tqdm(paths, desc="predict", unit="image", delay=2, disable=None):
+        image = read_image(path, upright=True)
+        yield path, image, finder.predict([image])[0]
+
+
+def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode_jpeg(picture))
 
 
 def _image_files(images: Iterable[Path]) -> list[Path]:
@@ -81,10 +111,9 @@ def _image_files(images: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _to_json(path: Path, overlay: Path, found: Instances, min_score: float) -> dict[str, Any]:
+def _to_json(path: Path, found: Instances, min_score: float) -> dict[str, Any]:
     return {
         "image": str(path),
-        "overlay": overlay.name,
         "height": found.image_hw[0],
         "width": found.image_hw[1],
         "instances": [

@@ -69,6 +69,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         run = TrainingRun(
             data.config,
             data.total_steps,
+            categories=data.coco.categories,
             data_hash=data.data_hash,
             checkpoint=options.out / "checkpoint.pt",
             device=options.device,

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from polarmask import losses
 from polarmask.backbone_weights import load_backbone_weights
 from polarmask.checkpoint import TrainingState, Validated, load_checkpoint, save_checkpoint
+from polarmask.coco import Category
 from polarmask.config import RunConfig, to_dict
 from polarmask.dataset import Batch
 from polarmask.detector import (
@@ -45,6 +46,7 @@ class TrainingRun:
         config: RunConfig,
         total_steps: int,
         *,
+        categories: tuple[Category, ...],
         data_hash: str,
         checkpoint: Path,
         device: torch.device,
@@ -53,6 +55,7 @@ class TrainingRun:
         self.validated = Validated()
         self._config = config
         self._total_steps = total_steps
+        self._categories = categories
         self._data_hash = data_hash
         self._checkpoint = checkpoint
         self._device = device
@@ -119,6 +122,7 @@ class TrainingRun:
         average = None if self._average is None else self._average.state_dict()
         state = TrainingState(
             config=self._config,
+            categories=self._categories,
             data_hash=self._data_hash,
             step=self.step,
             detector=self._detector.state_dict(),

@@ -23,7 +23,8 @@ EXTRAS_OF = {
     "polarmask_components": ("components", "model"),
     "polarmask_pipelines": ("pipelines",),
 }
-BROUGHT_FOR_OTHERS = {"serving": {"pyyaml"}}  # imported by TorchServe
+# imported by TorchServe, and by torch.utils.tensorboard
+BROUGHT_FOR_OTHERS = {"serving": {"pyyaml"}, "tensorboard": {"tensorboard"}}
 DISTRIBUTIONS = packages_distributions()
 
 

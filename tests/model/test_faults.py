@@ -155,7 +155,7 @@ CPU = torch.device("cpu")
 
 
 def say(labels, config):
-    batch = collate([Sample(np.zeros((*labels.canvas_hw, 3), np.uint8), labels)], config)
+    batch = collate([Sample(np.zeros((*labels.canvas_hw, 3), np.uint8), labels, "a.png")], config)
     hws = tuple((labels.canvas_hw[0] // s, labels.canvas_hw[1] // s) for s in config.model.strides)
     count = sum(rows * columns for rows, columns in hws)
     at = batch.targets.location_P

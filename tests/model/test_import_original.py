@@ -16,7 +16,12 @@ from polarmask.coco_categories import COCO_CATEGORIES
 from polarmask.config import InputConfig
 from polarmask.detector import PolarMask
 from polarmask.errors import ConfigError, ModelFormatError
-from polarmask.import_original import better_order, detector_from, import_original
+from polarmask.import_original import (
+    better_order,
+    detector_from,
+    fitting_preset,
+    import_original,
+)
 from polarmask.model_folder import ModelCard, load_model
 from polarmask.presets import original, preset
 from reference.golden_values import golden_value
@@ -117,6 +122,23 @@ def test_a_released_file_is_taken_for_coco_in_original_mode(r50, tmp_path, capsy
     assert card.config == original(preset("coco-r50-2x-32gpu"))
     assert card.categories == COCO_CATEGORIES
     assert card.categories[-1] == Category(id=90, name="toothbrush")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "width", "deformable", "name"),
+    [
+        (6, 64, False, "coco-r50-1x"),
+        (23, 64, True, "coco-r101-dcn-1x-32gpu"),
+        (23, 4, False, "coco-x101-1x"),
+        (23, 4, True, "coco-x101-dcn-1x-32gpu"),
+    ],
+)
+def test_shapes_tell_the_network(blocks, width, deformable, name):
+    state = {f"backbone.layer3.{block}.conv1.weight": torch.zeros(1) for block in range(blocks)}
+    state["backbone.layer1.0.conv2.weight"] = torch.zeros(64, width, 3, 3)
+    if deformable:
+        state["bbox_head.cls_convs.0.conv_offset_mask.weight"] = torch.zeros(27, 256, 3, 3)
+    assert fitting_preset(state) == name
 
 
 class _Bomb:

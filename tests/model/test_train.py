@@ -260,7 +260,12 @@ def test_a_broken_label_is_found_by_its_image(drawn_data, drawn_labels, small_co
     ]
     batches[1].targets.ray_PR[0, 0] = float("nan")
     run = TrainingRun(
-        small_config, 10, data_hash="", checkpoint=tmp_path / "none", device=torch.device("cpu")
+        small_config,
+        10,
+        categories=data.categories,
+        data_hash="",
+        checkpoint=tmp_path / "none",
+        device=torch.device("cpu"),
     )
     first, second = (
         f"{data.images[a].id} ({data.images[a].file_name}), "

@@ -1,0 +1,161 @@
+"""What each command of the command line does; imports what it needs, so that `--help` is quick."""
+
+import argparse
+from dataclasses import replace
+
+from polarmask.config import RunConfig, override
+from polarmask.presets import preset
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    return override(preset(options.preset), options.set)
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    """Look at data before training."""
+    from polarmask.coco import describe_problems, load_coco
+    from polarmask.inspect_data import describe, inspect_data
+
+    config = _config(options)
+    data = load_coco(options.data, options.split)
+    inspection = inspect_data(data, config, max_images=options.max_images)
+    print(describe(inspection))
+    print(f"problems: {describe_problems(data.problems)}")
+    if options.out:
+        from polarmask.files import atomic_path, write_text
+        from polarmask.report.inspection import inspection_page, worst_pictures, worst_sheet
+        from polarmask.visualize import encode_jpeg
+
+        page = inspection_page(inspection, data, config=config)
+        write_text(options.out / "inspection.html", page)
+        with atomic_path(options.out / "worst.jpg") as temporary:
+            temporary.write_bytes(encode_jpeg(worst_sheet(worst_pictures(inspection, data))))
+        print(f"page: {options.out / 'inspection.html'}")
+
+
+def run_precompute(options: argparse.Namespace) -> None:
+    """Check the data and make its ray labels."""
+    from polarmask.precompute import find_splits, precompute
+
+    splits = find_splits(options.data)
+    store = precompute(
+        options.data, options.out, _config(options), splits=splits, workers=options.workers
+    )
+    if "val" not in splits:
+        print(f"val: {options.data} has no instances_val.json, labels are for training only")
+    for split in splits:
+        summary = store.summary(split)
+        print(
+            f"{split}: {summary.images} images, {summary.instances} instances, "
+            f"{summary.positives} positives, {summary.without_positive} instances without one, "
+            f"{summary.ignored} ignored, reachable mask IoU {summary.mean_iou:.3f}"
+        )
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train a model or go on training it."""
+    import torch
+
+    from polarmask.distributed import is_first, process_group, world_size
+    from polarmask.train import TrainOptions, train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = _config(options)
+    if options.backbone_weights:
+        config = replace(config, backbone_weights=options.backbone_weights)
+    provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
+    with process_group(options.device) as device:
+        if options.images_per_process:
+            batch_size = options.images_per_process * world_size()
+            config = replace(config, optim=replace(config.optim, batch_size=batch_size))
+        folder = train(
+            config,
+            TrainOptions(
+                data=options.data,
+                out=options.out,
+                labels=options.labels,
+                device=device,
+                loader_workers=options.loader_workers,
+                passes=options.passes,
+                compiled=options.compile,
+                deterministic=options.deterministic,
+                tensorboard=options.tensorboard,
+                provenance=provenance,
+            ),
+        )
+        if is_first():
+            print(f"model: {folder}")
+
+
+def run_presets(_options: argparse.Namespace) -> None:
+    """List the known runs."""
+    from polarmask.presets import presets_table
+
+    print(presets_table())
+
+
+def run_import_original(options: argparse.Namespace) -> None:
+    """Make a model folder from a checkpoint of the paper's code."""
+    from polarmask.import_original import import_original
+
+    card = import_original(
+        options.checkpoint,
+        options.out,
+        data=options.data,
+        preset_name=options.preset,
+        ray_order=None if options.ray_order == "auto" else options.ray_order,
+    )
+    print(f"model: {options.out} ({card.config.name}, {card.provenance['ray_order']} ray order)")
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Measure COCO mask AP."""
+    from polarmask.coco import load_coco
+    from polarmask.evaluate import evaluate_predictions, predict_split
+    from polarmask.files import write_text
+    from polarmask.inference import Predictor
+
+    data = load_coco(options.data, options.split, check_pixels=True)
+    predictor = Predictor.load(options.model, device=options.device, threads=options.threads)
+    predictions = predict_split(predictor, data)
+    evaluation = evaluate_predictions(data, predictions)
+    print(
+        f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
+        f"AP75 {evaluation.mask_ap75:.4f}  ({evaluation.num_images} images, "
+        f"{evaluation.num_instances} instances)"
+    )
+    if options.out:
+        from polarmask.report.evaluation import evaluation_page
+
+        write_text(options.out / "evaluation.json", evaluation.to_json())
+        provenance = predictor.card.provenance
+        page = evaluation_page(evaluation, data, predictions, provenance=provenance)
+        write_text(options.out / "report.html", page)
+        print(f"report: {options.out / 'report.html'}")
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Write what a model finds in images as JSON."""
+    from polarmask.model_source import open_model
+    from polarmask.predict import predict_images
+
+    finder = open_model(options.model, device=options.device, threads=options.threads)
+    counts = predict_images(finder, options.images, options.out, min_score=options.score)
+    for path, count in counts.items():
+        print(f"{path}: {count} instances")
+    print(f"predictions: {options.out}")
+
+
+def run_visualize(options: argparse.Namespace) -> None:
+    """Draw what a model finds in images."""
+    from polarmask.model_source import open_model
+    from polarmask.predict import visualize_images
+
+    finder = open_model(options.model, device=options.device, threads=options.threads)
+    counts = visualize_images(
+        finder, options.images, options.out, min_score=options.score, rays=options.rays
+    )
+    for path, count in counts.items():
+        print(f"{path}: {count} instances")
+    print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/seeds.py --seeds 0 1 2
 
-Takes some minutes per seed. Results go to benchmarks/seeds.json.
+Takes some minutes per seed. Results go to benchmarks/seeds/PRESET.json.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def main():
         "processes": options.processes,
         "runs": rows,
     }
-    (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(record, indent=1) + "\n")
+    out = ROOT / "benchmarks" / "seeds" / f"{options.preset}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

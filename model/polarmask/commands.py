@@ -138,10 +138,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
 def run_predict(options: argparse.Namespace) -> None:
     """Write what a model finds in images as JSON."""
     from polarmask.model_source import open_model
-    from polarmask.predict import predict_images
+    from polarmask.predict import find_images, predict_images
 
+    images = find_images(options.images)
     finder = open_model(options.model, device=options.device, threads=options.threads)
-    counts = predict_images(finder, options.images, options.out, min_score=options.score)
+    counts = predict_images(finder, images, options.out, min_score=options.score)
     for path, count in counts.items():
         print(f"{path}: {count} instances")
     print(f"predictions: {options.out}")
@@ -150,11 +151,12 @@ def run_predict(options: argparse.Namespace) -> None:
 def run_visualize(options: argparse.Namespace) -> None:
     """Draw what a model finds in images."""
     from polarmask.model_source import open_model
-    from polarmask.predict import visualize_images
+    from polarmask.predict import find_images, visualize_images
 
+    images = find_images(options.images)
     finder = open_model(options.model, device=options.device, threads=options.threads)
     counts = visualize_images(
-        finder, options.images, options.out, min_score=options.score, rays=options.rays
+        finder, images, options.out, min_score=options.score, rays=options.rays
     )
     for path, count in counts.items():
         print(f"{path}: {count} instances")

@@ -27,7 +27,7 @@ def predict_images(
 
     Args:
         finder: A model.
-        images: Image files, or folders that are searched for them.
+        images: Image files.
         out: The file to write.
         min_score: Leave out lower scores.
 
@@ -35,7 +35,7 @@ def predict_images(
         Number of instances by image path.
 
     Raises:
-        DataError: No image found, or one can't be read.
+        DataError: One can't be read.
     """
     entries = [_to_json(path, found, min_score) for path, _, found in _found_in(finder, images)]
     write_text(out, json.dumps(entries, indent=1))
@@ -54,7 +54,7 @@ def visualize_images(
 
     Args:
         finder: A model.
-        images: Image files, or folders that are searched for them.
+        images: Image files.
         out: Folder for `NUMBER_NAME.jpg` and `contact_sheet.jpg`.
         min_score: Leave out lower scores.
         rays: Draw centres and rays, too.
@@ -63,7 +63,7 @@ def visualize_images(
         Number of instances by image path.
 
     Raises:
-        DataError: No image found, one can't be read, or rays are wanted and the model's server
+        DataError: One can't be read, or rays are wanted and the model's server
             tells none.
     """
     counts: dict[str, int] = {}
@@ -86,8 +86,7 @@ def visualize_images(
 def _found_in(
     finder: Finder, images: Iterable[Path]
 ) -> Iterator[tuple[Path, NDArray[np.uint8], Instances]]:
-    paths = dict.fromkeys(_image_files(images))
-    for path in tqdm(paths, desc="predict", unit="image", delay=2, disable=None):
+    for path in tqdm(dict.fromkeys(images), desc="predict", unit="image", delay=2, disable=None):
         image = read_image(path, upright=True)
         yield path, image, finder.predict([image])[0]
 
@@ -97,7 +96,12 @@ def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
         temporary.write_bytes(encode_jpeg(picture))
 
 
-def _image_files(images: Iterable[Path]) -> list[Path]:
+def find_images(images: Iterable[Path]) -> list[Path]:
+    """Return image files as given, and in place of folders what lies in them.
+
+    Raises:
+        DataError: One does not exist, or none is found.
+    """
     found: list[Path] = []
     for path in images:
         if path.is_dir():

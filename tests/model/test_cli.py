@@ -73,7 +73,7 @@ def test_precompute_does_without_validation_data_and_says_so(tmp_path, capsys):
 def test_a_file_that_cannot_be_written_is_one_line(run_folder, drawn_data, tmp_path, capsys):
     (tmp_path / "taken").touch()
     flags = ["--model", str(run_folder / "model"), "--out", str(tmp_path / "taken")]
-    assert main(["predict", *flags, str(drawn_data / "images")]) == 2
+    assert main(["visualize", *flags, str(drawn_data / "images")]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert str(tmp_path / "taken") in line
 

@@ -49,7 +49,7 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
 
 
 def test_a_server_that_is_not_there_is_named(image):
-    with pytest.raises(DataError, match="127.0.0.1:9/predictions"):
+    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/predictions"):
         open_model("http://127.0.0.1:9/predictions/polarmask").predict([image])
 
 

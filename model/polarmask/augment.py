@@ -25,9 +25,9 @@ class Symmetry:
     flip_y: bool = False
 
 
-def draw_symmetry(kind: Literal["none", "flip", "dihedral"], rng: np.random.Generator) -> Symmetry:
+def draw_symmetry(kind: Literal["off", "flip", "dihedral"], rng: np.random.Generator) -> Symmetry:
     """Draw uniformly from the symmetries that a data set allows."""
-    if kind == "none":
+    if kind == "off":
         return Symmetry()
     if kind == "flip":
         return Symmetry(flip_x=bool(rng.integers(2)))

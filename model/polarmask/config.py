@@ -270,7 +270,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
-    augment: Literal["none", "flip", "dihedral"] = "flip"
+    augment: Literal["off", "flip", "dihedral"] = "flip"
     """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
     backbone_weights: str | None = None
     """Where the backbone starts: file, URL or torchvision name; None is from scratch."""
@@ -306,7 +306,7 @@ class RunConfig:
             "labels.parts all finds the parts of an object by their common box; "
             "set model.box_branch=true",
         )
-        multiple = {"none": 1, "flip": 2, "dihedral": 4}[self.augment]
+        multiple = {"off": 1, "flip": 2, "dihedral": 4}[self.augment]
         _require(
             self.model.num_rays % multiple == 0,
             f"augment {self.augment} needs num_rays to be a multiple of {multiple}, "

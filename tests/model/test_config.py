@@ -72,3 +72,7 @@ def test_every_section_is_a_frozen_dataclass():
         if is_dataclass(value):
             with pytest.raises(AttributeError):
                 setattr(value, fields(value)[0].name, None)
+
+
+def test_augmentation_can_be_switched_off_from_the_command_line():
+    assert override(preset("tiny"), ["augment=off"]).augment == "off"

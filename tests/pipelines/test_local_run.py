@@ -105,6 +105,8 @@ def test_printed_curl_line_gives_the_printed_answer(first, champion):
 
 def test_each_step_is_one_line(first):
     lines = first.out.split("\n\n")[0].splitlines()
+    progress = re.compile(r"train +step \d+/")  # on a slow machine
+    lines = [line for line in lines if not progress.match(line)]
     assert [line.split()[0] for line in lines] == list(first.status)
     assert "mask AP" in next(line for line in lines if line.startswith("evaluate "))
 

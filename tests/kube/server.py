@@ -127,7 +127,7 @@ class KubeServer:
         return self.store.list(kind, where, labels=labels, fields=fields)
 
     def update(self, kind, name, change, *, status=False, namespace=None):
-        """Let `change` alter the object in place; `status` stores its status instead of the rest."""
+        """Let `change` alter the object in place; store its `status`, or all the rest."""
         where = self._where(kind, namespace)
         return self.store.update(kind, name, where, change, status=status)
 
@@ -198,7 +198,7 @@ class _Http(ThreadingHTTPServer):
         """Say nothing of clients that went away."""
 
 
-class _Cut(Exception):
+class _CutError(Exception):
     """A fault closes the connection."""
 
 
@@ -217,7 +217,7 @@ def _handler_of(server):
             fault = server.faults.strike(line) or Fault("")
             try:
                 self._reply(self._answer(body, fault), fault)
-            except _Cut:
+            except _CutError:
                 self.close_connection = True
             except OSError:  # the client went away
                 self.close_connection = True
@@ -227,7 +227,7 @@ def _handler_of(server):
         def _answer(self, body, fault):
             time.sleep(fault.delay)
             if fault.drop:
-                raise _Cut
+                raise _CutError
             try:
                 if fault.status:
                     reason = {409: "Conflict", 429: "TooManyRequests"}.get(fault.status, "Fault")
@@ -236,7 +236,7 @@ def _handler_of(server):
             except ApiError as error:
                 answer = Answer(error.body(), status=error.status)
             if fault.lose_answer:
-                raise _Cut
+                raise _CutError
             return answer
 
         def _request(self, body):
@@ -266,12 +266,12 @@ def _handler_of(server):
             self.end_headers()
             for number, line in enumerate(answer.lines):
                 if number == fault.cut_after:
-                    raise _Cut
+                    raise _CutError
                 time.sleep(fault.line_delay)
                 data = line.encode()
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             if fault.cut_after is not None:
-                raise _Cut
+                raise _CutError
             self.wfile.write(b"0\r\n\r\n")
 
     return Handler

@@ -157,7 +157,8 @@ class DeploymentController(Controller):
         done = available == len(pods) == len(updated) == wanted
         conditions = deepcopy(deployment.get("status", {}).get("conditions", []))
         enough = "True" if available >= wanted - unavailable else "False"
-        set_condition(conditions, "Available", enough, f"MinimumReplicas{enough}", "")
+        reason = "MinimumReplicasAvailable" if enough == "True" else "MinimumReplicasUnavailable"
+        set_condition(conditions, "Available", enough, reason, "")
         left = self._judge_progress(deployment, conditions, new, counts, done)
         status = {name: number for name, number in counts.items() if number}
         status["conditions"] = conditions

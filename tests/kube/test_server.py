@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+import requests
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
@@ -374,6 +375,12 @@ def test_custom_objects_need_their_definition(server, custom):
     extensions.delete_custom_resource_definition(name)
     error = refusal(custom.list_namespaced_custom_object, **JOBS)
     assert error.status == 404
+
+
+def test_a_body_that_is_not_json_is_a_bad_request(server):
+    answer = requests.post(f"{server.url}/api/v1/namespaces/ml/pods", data="{", timeout=10)
+    assert answer.status_code == 400
+    assert answer.json()["reason"] == "BadRequest"
 
 
 def test_clients_come_back_after_an_outage(server, core):

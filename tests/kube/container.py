@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from pathlib import Path
 
 from kube.clock import now
@@ -84,7 +85,8 @@ class Container:
             self.environment = environment_of(
                 *(self.pod.kubelet.server, self.pod.current(), self.spec, volumes)
             )
-            self.environment["HOME"] = str(self.pod.folder)
+            # Its own, as in a container; and what it leaves there goes with the pod.
+            self.environment |= {"HOME": str(self.pod.folder), "TMPDIR": str(self.pod.folder)}
         except ConfigError as error:
             reason = "CreateContainerConfigError"
             if "waiting for the address" in str(error):
@@ -175,10 +177,17 @@ class Container:
             processes = self._processes
         if processes is None:
             return
-        killer = threading.Timer(grace, processes.signal, [signal.SIGKILL])
-        killer.daemon = True
-        killer.start()
+        deadline = time.monotonic() + grace
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook and grace:
-            run_hook(self, hook, grace, lambda: processes.is_alive)
-        processes.signal(signal.SIGTERM)
+            run_hook(self, hook, grace, processes.ended)
+        if grace:
+            processes.signal(signal.SIGTERM)
+        if not processes.ended.wait(max(0.0, deadline - time.monotonic())):
+            processes.signal(signal.SIGKILL)
+
+    def execute(self, command, timeout):
+        """Run a command in it, for at most `timeout` seconds; tell whether it succeeded."""
+        with self._lock:
+            processes = self._processes
+        return processes is not None and processes.execute(self.command(command), timeout)

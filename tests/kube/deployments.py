@@ -8,6 +8,7 @@ from copy import deepcopy
 
 from kube.clock import seconds_since
 from kube.controller import Controller, is_controlled_by, is_true, owner_of, set_condition
+from kube.errors import ApiError
 
 _HASH = "pod-template-hash"
 _REVISION = "deployment.kubernetes.io/revision"
@@ -121,7 +122,11 @@ class DeploymentController(Controller):
             pod = deepcopy(spec["template"])
             pod["metadata"] |= {"generateName": f"{meta['name']}-"}
             pod["metadata"]["ownerReferences"] = [owner_of(replica_set)]
-            self.server.create("Pod", pod, meta["namespace"])
+            try:
+                self.server.create("Pod", pod, meta["namespace"])
+            except ApiError as error:
+                self.record(replica_set, "Warning", "FailedCreate", f"Error creating: {error}")
+                break
         surplus = max(0, len(pods) - _size(replica_set))
         for pod in sorted(pods, key=lambda pod: is_true(pod, "Ready"))[:surplus]:
             self.server.delete("Pod", pod["metadata"]["name"], meta["namespace"])

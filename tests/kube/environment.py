@@ -9,22 +9,14 @@ import sys
 from pathlib import Path
 
 from kube.errors import ApiError
+from kube.quantity import quantity
 
-_QUANTITY = re.compile(r"^([0-9.]+)([a-zA-Z]*)$")
-_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_UNITS |= {f"{letter}i": 1024 ** (power + 1) for power, letter in enumerate("KMGT")}
 # Stand for what a container has of its own: a network and a limit of cores.
 _OF_THE_MACHINE = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 class ConfigError(Exception):
     """A container can't be configured yet: a Secret, a ConfigMap or a name is missing."""
-
-
-def quantity(text):
-    """Return a quantity as a number: `500m`, `16Gi`, `2`."""
-    number, unit = _QUANTITY.match(str(text)).groups()
-    return float(number) * _UNITS[unit]
 
 
 class Volumes:
@@ -63,8 +55,14 @@ class Volumes:
         if not folders:
             return lambda text: text
         paths = "|".join(re.escape(path) for path in sorted(folders, key=len, reverse=True))
-        pattern = re.compile(rf"(?<![\w./-])({paths})(?![\w.-])")
-        return lambda text: pattern.sub(lambda found: folders[found[1]], text)
+        pattern = re.compile(rf"(?<![\w./-])({paths})(/[\w./-]*)?(?![\w.-])")
+
+        def replaced(found):
+            # A test's own file, below a /tmp that the pod mounts: it means the machine's.
+            is_of_the_machine = found[2] and Path(found[0]).exists()
+            return found[0] if is_of_the_machine else folders[found[1]] + (found[2] or "")
+
+        return lambda text: pattern.sub(replaced, text)
 
 
 def read_map(server, kind, reference, namespace):
@@ -88,7 +86,9 @@ def environment_of(server, pod, container, volumes):
     """
     namespace = pod["metadata"]["namespace"]
     environment = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
+        "PATH": os.pathsep.join(
+            [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]
+        ),
         "HOSTNAME": pod["metadata"]["name"],
         "LANG": "C.UTF-8",
         **_OF_THE_MACHINE,

@@ -12,6 +12,15 @@ from pathlib import Path
 _MARK = "KUBE_TESTS_CONTAINER"
 
 
+def is_alive(pid):
+    """Tell whether a process runs; a zombie that nobody has reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 class Processes:
     """One start of a container: its first process and all that descend from it.
 
@@ -29,9 +38,12 @@ class Processes:
     def __init__(self, command, environment, folder, write):
         self._mark = f"{_MARK}={uuid.uuid4()}"
         name, value = self._mark.split("=")
+        self._environment = environment | {name: value}
+        self._folder = folder
+        self.ended = threading.Event()
         self._first = subprocess.Popen(
             command,
-            env=environment | {name: value},
+            env=self._environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -59,7 +71,24 @@ class Processes:
         code = self._first.wait()
         self._end_all()
         self._reader.join()
+        self.ended.set()
         return 128 - code if code < 0 else code
+
+    def execute(self, command, timeout):
+        """Run a command beside them, as `kubectl exec` does; tell whether it succeeded."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                command,
+                env=self._environment,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=timeout,
+                check=False,
+            )
+            return done.returncode == 0
+        return False
 
     def signal(self, number):
         """Send a signal to the first process; SIGKILL reaches all."""

@@ -152,15 +152,17 @@ class KubeServer:
         return {each["type"] for each in conditions if each["status"] == "True"}
 
     def wait_for(self, condition, timeout=20.0):
-        """Wait until `condition()` is true after some change; return what it returned.
+        """Wait until `condition()` is true, asking after every change; return what it returned.
 
         Raises:
             TimeoutError: It was not, in `timeout` seconds.
         """
-        with self.store.changed:
-            answer = self.store.changed.wait_for(condition, timeout)
-        if not answer:
-            raise TimeoutError(f"not within {timeout} s; events: {self.events()}")
+        deadline = time.monotonic() + timeout
+        while not (answer := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {timeout} s; events: {self.events()}")
+            with self.store.changed:
+                self.store.changed.wait(0.05)  # it may hang on what is no object, too
         return answer
 
     def events(self):

@@ -81,17 +81,13 @@ class Container:
             self.pod.record("Warning", "Failed", f"Failed to pull image {self.spec['image']}")
             return self._wait_as("ImagePullBackOff", message, pause=_RETRY)
         try:
-            volumes = self.pod.volumes()
             self.environment = environment_of(
-                *(self.pod.kubelet.server, self.pod.current(), self.spec, volumes)
+                *(self.pod.kubelet.server, self.pod.current(), self.spec),
+                volumes=self.pod.volumes(),
+                home=self.pod.folder,
             )
-            # Its own, as in a container; and what it leaves there goes with the pod.
-            self.environment |= {"HOME": str(self.pod.folder), "TMPDIR": str(self.pod.folder)}
         except ConfigError as error:
-            reason = "CreateContainerConfigError"
-            if "waiting for the address" in str(error):
-                reason = "PodInitializing"
-            return self._wait_as(reason, str(error), pause=_RETRY)
+            return self._wait_as(error.reason, str(error), pause=_RETRY)
         return True
 
     def _wait_as(self, reason, message, pause=0.0):
@@ -118,7 +114,7 @@ class Container:
         """Start it and wait for its end; return the exit code."""
         entrypoint = (self.pod.kubelet.images or {}).get(self.spec["image"], [])
         given = [*(self.spec.get("command") or entrypoint), *self.spec.get("args", [])]
-        logs, run = self.pod.kubelet.server.logs, None
+        logs = self.pod.kubelet.server.logs
         run = logs.start(self.pod.pod, self.name)
         started_at = now()
         self.ending = ""
@@ -132,12 +128,12 @@ class Container:
             return self._end(128, "StartError", started_at, f"{given}: {error}")
         with self._lock:
             self._processes = processes
+            if self.pod.stopping.is_set():  # `stop` may have looked just before
+                processes.signal(signal.SIGKILL)
         self._state = {"running": {"startedAt": started_at}}
         prober = Prober(self)
         self.pod.report()
         prober.start()
-        if self.pod.stopping.is_set():  # came in between
-            processes.signal(signal.SIGKILL)
         code = processes.wait()
         prober.stop()
         logs.finish(run)

@@ -21,6 +21,16 @@ def is_alive(pid):
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def _environment_at(path):
+    """Return the entries of /proc/*/environ; it is empty for a moment after a program starts."""
+    for _ in range(20):
+        if data := path.read_bytes():
+            return data.split(b"\0")
+        path.with_name("exe").readlink()  # OSError: a zombie, or a thread of the kernel
+        time.sleep(0.001)
+    return []
+
+
 class Processes:
     """One start of a container: its first process and all that descend from it.
 
@@ -103,7 +113,7 @@ class Processes:
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                if mark in path.read_bytes().split(b"\0"):
+                if mark in _environment_at(path):
                     found.append(int(path.parent.name))
         return sorted(found, key=lambda pid: (pid != self._first.pid, pid))
 

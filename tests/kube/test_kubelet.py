@@ -89,6 +89,28 @@ def test_the_environment_is_what_the_pod_declares(server, kubelet, monkeypatch):
     )
 
 
+def test_mount_paths_are_folders_of_the_pod(server, kubelet, tmp_path):
+    mount = {"name": "scratch", "mountPath": str(tmp_path.parent)}
+    secret = {"name": "keys", "mountPath": "/etc/keys"}
+    server.create("Secret", {"metadata": {"name": "keys"}, "stringData": {"key": "secret"}})
+    (tmp_path / "own").write_text("of the test\n")
+    container = {
+        "volumeMounts": [mount, secret | {"readOnly": True}],
+        "env": [
+            {"name": "FILE", "value": f"{tmp_path.parent}/file"},
+            {"name": "OWN", "value": f"{tmp_path}/own"},
+        ],
+    }
+    volumes = [
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "keys", "secret": {"secretName": "keys"}},
+    ]
+    command = f"cat /etc/keys/key $OWN; echo written > $FILE; cat {tmp_path.parent}/file"
+    _, printed = run(server, command, container=container, volumes=volumes)
+    assert printed == "secretof the test\nwritten\n"
+    assert not (tmp_path.parent / "file").exists()
+
+
 def test_a_pod_listens_on_its_own_address(server, kubelet):
     listen = (
         "import os, socket; s = socket.create_server((os.environ['IP'], 8080)); s.accept(); "

@@ -248,6 +248,15 @@ def test_a_pod_that_ignores_sigterm_is_killed_when_its_grace_is_over(server, kub
     assert not any(is_alive(pid) for pid in processes)
 
 
+def test_a_pod_that_was_deleted_before_it_started_leaves(server):
+    server.create("Pod", pod_of("sleep 600", nodeName="node-0"))
+    server.delete("Pod", "a-pod")
+    assert "deletionTimestamp" in server.get("Pod", "a-pod")["metadata"]
+    with Kubelet(server):
+        server.wait_for(lambda: server.find("Pod", "a-pod") is None)
+    assert server.logs.text("a-pod") == ""
+
+
 def test_what_a_container_leaves_behind_ends_with_it(server, kubelet):
     code = (
         "import subprocess; "

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 
 from kube.conftest import pod_of
+from kube.errors import ApiError
 from kube.kubelet import Kubelet
 from kube.process import is_alive
 
@@ -335,16 +336,20 @@ def test_nothing_is_left_when_the_kubelet_ends(server):
     ("objects", "words"),
     [
         ([], "service account ml/trainer: not found"),
+        (["account", "restricted"], 'main" must set securityContext.runAsNonRoot=true'),
         (["account", "quota"], "exceeded quota: few, requested: requests.nvidia.com/gpu=1"),
     ],
 )
 def test_pods_that_may_not_be_are_refused(server, objects, words):
     if "account" in objects:
         server.create("ServiceAccount", {"metadata": {"name": "trainer"}})
+    if "restricted" in objects:
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        server.update("Namespace", "ml", lambda obj: obj["metadata"].update(labels=labels))
     if "quota" in objects:
         hard = {"requests.nvidia.com/gpu": "0"}
         server.create("ResourceQuota", {"metadata": {"name": "few"}, "spec": {"hard": hard}})
     container = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
     pod = pod_of("true", container=container, serviceAccountName="trainer")
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(ApiError, match=words):
         server.create("Pod", pod)

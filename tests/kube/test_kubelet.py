@@ -68,6 +68,7 @@ def test_init_containers_run_first_and_in_order(server, kubelet):
 def test_the_environment_is_what_the_pod_declares(server, kubelet, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the user")
     server.create("Secret", {"metadata": {"name": "keys"}, "stringData": {"KEY": "secret"}})
+    server.create("ConfigMap", {"metadata": {"name": "settings"}, "data": {"SIZE": "3 x 4"}})
     field = {"fieldRef": {"fieldPath": "status.podIP"}}
     container = {
         "env": [
@@ -78,15 +79,15 @@ def test_the_environment_is_what_the_pod_declares(server, kubelet, monkeypatch):
             {"name": "ONE", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "KEY"}}},
             {"name": "CORES", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
         ],
-        "envFrom": [{"secretRef": {"name": "keys"}}],
+        "envFrom": [{"secretRef": {"name": "keys"}}, {"configMapRef": {"name": "settings"}}],
         "resources": {"limits": {"cpu": "1500m"}},
         "args": ["ignored", "$(PLAIN)"],
     }
-    command = 'echo "$PLAIN $COMPOSED $IP $NAME $ONE $CORES $1 [$AWS_SECRET_ACCESS_KEY]"'
+    command = 'echo "$PLAIN $COMPOSED $IP $NAME $ONE $CORES $1 $SIZE [$AWS_SECRET_ACCESS_KEY]"'
     _, printed = run(server, command, container=container)
     address = server.get("Pod", "a-pod")["status"]["podIP"]
     assert printed == (
-        f"plain plain-secret-$(PLAIN)-$(UNKNOWN) {address} a-pod secret 2 plain []\n"
+        f"plain plain-secret-$(PLAIN)-$(UNKNOWN) {address} a-pod secret 2 plain 3 x 4 []\n"
     )
 
 

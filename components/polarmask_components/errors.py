@@ -12,6 +12,7 @@ ComponentError
         UnusableModelError         a stored file is damaged or of another release's format
         OtherCategoriesError       the champion finds other things: use another registry
     LaunchError                the training process ended with an error
+    ClusterError               the Kubernetes API can't be reached, or refuses
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -63,3 +64,7 @@ class OtherCategoriesError(RegistryError):
 
 class LaunchError(ComponentError):
     """The training process ended with an error."""
+
+
+class ClusterError(ComponentError):
+    """The Kubernetes API can't be reached, or does not allow what was asked."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from polarmask.run_folder import CHECKPOINT
 from polarmask_components.errors import LaunchError
 from polarmask_components.lifeline import die_with_parent, end_with_the_run
 from polarmask_components.signals import when_asked_to_end
@@ -112,4 +113,4 @@ def keep_model(run: Path, model: Path) -> None:
     The checkpoint is of use only until the model is done, and several times its size.
     """
     (run / "model").replace(model)
-    (run / "checkpoint.pt").unlink(missing_ok=True)
+    (run / CHECKPOINT).unlink(missing_ok=True)

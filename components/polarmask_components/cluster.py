@@ -4,8 +4,6 @@ A training of forty hours has to outlive a restart of the API server.
 """
 
 import json
-import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +14,10 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError, SSLError
 
 from polarmask_components.errors import ClusterError
+from polarmask_components.patience import PATIENCE_SECONDS, persist
 
-logger = logging.getLogger(__name__)
-
-PATIENCE_SECONDS = 15 * 60.0
 _BUSY = {408, 429, 500, 502, 503, 504}
 _REFUSED = {401, 403}
-_FIRST_PAUSE_SECONDS = 0.25
-_LONGEST_PAUSE_SECONDS = 30.0
 _SECONDS_PER_CALL = 30.0
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -84,33 +78,35 @@ def patiently(
         ApiException: Any other refusal, such as 404, 409 or 422.
     """
     options.setdefault("_request_timeout", _SECONDS_PER_CALL)
-    give_up = time.monotonic() + patience_seconds
-    pause = _FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return call(*args, **options)
-        except ApiException as error:
-            if error.status in _REFUSED:
-                raise ClusterError(_explain_refusal(error)) from error
-            if error.status not in _BUSY:
-                raise
-            problem: Exception = error
-            words = f"{error.status} {error.reason}"
-        except SSLError as error:
+    try:
+        return persist(
+            lambda: call(*args, **options),
+            whom="Kubernetes API",
+            passes=_passing,
+            patience_seconds=patience_seconds,
+        )
+    except (ApiException, HTTPError) as error:
+        words = _passing(error)
+        if words:
+            raise ClusterError(
+                f"the Kubernetes API gave no answer for {patience_seconds:.0f} s; the last try "
+                f"ended with: {words}"
+            ) from error
+        if isinstance(error, SSLError):
             raise ClusterError(
                 f"the Kubernetes API's certificate is not accepted: {error}; check the "
                 "certificate authority in the kubeconfig"
             ) from error
-        except HTTPError as error:
-            problem, words = error, str(error)
-        if time.monotonic() + pause > give_up:
-            raise ClusterError(
-                f"the Kubernetes API gave no answer for {patience_seconds:.0f} s; the last try "
-                f"ended with: {words}"
-            ) from problem
-        logger.warning("Kubernetes API: %s; next try in %.1f s", words, pause)
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        if isinstance(error, ApiException) and error.status in _REFUSED:
+            raise ClusterError(_explain_refusal(error)) from error
+        raise
+
+
+def _passing(error: Exception) -> str:
+    """Say what may pass by itself; "" for what will not."""
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}" if error.status in _BUSY else ""
+    return str(error) if isinstance(error, HTTPError) and not isinstance(error, SSLError) else ""
 
 
 def refusal_of(error: ApiException) -> str:

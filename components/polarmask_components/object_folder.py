@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, TypeVar
 
 from boto3.exceptions import Boto3Error
-from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+)
 
 from polarmask.files import sha256_of_file
 from polarmask_components.errors import StorageError
@@ -217,5 +222,5 @@ def _passing(error: Exception) -> str:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return str(error) if status in _BUSY else ""
-    passing = (ConnectionError, HTTPClientError)
+    passing = (ConnectionError, HTTPClientError, IncompleteReadError)
     return str(error) if isinstance(error, passing) else ""

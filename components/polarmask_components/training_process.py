@@ -1,7 +1,6 @@
 """What torchrun starts on a node of a training job: `polarmask train`, from the newest checkpoint.
 
-    torchrun -m polarmask_components.training_process --storage s3://bucket/training --job NAME \
-        --workspace /workspace -- train --preset tiny ...
+It takes a place in object storage and, after --, the arguments of `polarmask`.
 """
 
 import argparse
@@ -23,7 +22,7 @@ def main() -> int:
     Returns:
         The exit code of `polarmask`, or 1 if the newest checkpoint can't be had.
     """
-    parser = argparse.ArgumentParser(prog="training_process", description=__doc__)
+    parser = argparse.ArgumentParser(prog="training_process")
     parser.add_argument("--storage", required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--workspace", type=Path, required=True)

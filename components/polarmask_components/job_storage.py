@@ -105,7 +105,7 @@ class JobStorage:
         """Fetch the newest snapshot that is whole, if it is newer; return its step.
 
         Args:
-            to: Empty or absent folder.
+            to: Folder to make.
             newer_than: Step that the caller has already; -1 for none.
 
         Raises:
@@ -115,8 +115,11 @@ class JobStorage:
         for snapshot in self.snapshots():
             if snapshot.step <= newer_than:
                 return None
+            # Of its own: after an error some files may still be on their way.
+            own = to.with_name(f"{to.name}-{snapshot.step}")
             try:
-                self._fetch(snapshot.files, to, what=f"snapshot of step {snapshot.step}")
+                self._fetch(snapshot.files, own, what=f"snapshot of step {snapshot.step}")
+                own.replace(to)
             except StorageError as error:
                 logger.warning("snapshot of step %d can't be used: %s", snapshot.step, error)
                 problem = problem or error

@@ -1,6 +1,7 @@
 """A folder in object storage: many files at once, each verified, none fetched twice."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -152,7 +153,7 @@ class ObjectFolder:
 
     def _fetch(self, name: str, facts: FileFacts, to: Path, progress: Progress) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        part = to.with_name(f".{to.name}.part")
+        part = to.with_name(f".{to.name}.{threading.get_ident()}.part")
         with part.open("wb") as file:
             hashed = _HashedFile(file)
             self._persist(lambda: self._receive(name, facts, hashed, progress))

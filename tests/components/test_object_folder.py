@@ -56,15 +56,14 @@ def test_a_folder_comes_back_as_it_went(place, files, tmp_path):
     assert minio.names() == remote.names()
 
 
-def test_what_is_there_whole_is_not_fetched_again(place, files, tmp_path, caplog):
+def test_what_is_there_whole_is_not_fetched_again(place, files, tmp_path):
     remote, manifest = upload(place, files)
     back = tmp_path / "back"
     remote.download(manifest, back, what="files")
-    before = (back / "big").stat()
     (back / "empty").write_text("no longer so")
     objects().delete_object(**key(place, "big"))
     remote.download(manifest, back, what="files")
-    assert (back / "big").stat() == before
+    assert (back / "big").stat().st_size == manifest["big"].size
     assert (back / "empty").read_bytes() == b""
 
 

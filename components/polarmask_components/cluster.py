@@ -4,6 +4,7 @@ A training of forty hours has to outlive a restart of the API server.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ def connect() -> ApiClient:
         if _OWN_NAMESPACE.is_file():
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(client_configuration=settings)
+            config.load_kube_config(_kubeconfig(), client_configuration=settings)
     except (config.ConfigException, OSError) as error:
         raise ClusterError(
             f"no Kubernetes cluster: {error}; outside of a pod KUBECONFIG has to name a file that "
@@ -50,10 +51,15 @@ def own_namespace() -> str:
     if _OWN_NAMESPACE.is_file():
         return _OWN_NAMESPACE.read_text().strip()
     try:
-        _, current = config.list_kube_config_contexts()
+        _, current = config.list_kube_config_contexts(_kubeconfig())
     except (config.ConfigException, OSError):
         return "default"
     return str(current["context"].get("namespace") or "default")
+
+
+def _kubeconfig() -> str | None:
+    """Return what KUBECONFIG says now; None for the usual place."""
+    return os.environ.get("KUBECONFIG")
 
 
 def patiently(

@@ -107,6 +107,7 @@ class CuttingProxy:
         self._port, self.cuts, self._after = port, cuts, after
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
+        self._sockets = [self._listener]
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self):
@@ -116,6 +117,7 @@ class CuttingProxy:
             except OSError:
                 return
             server = socket.create_connection(("127.0.0.1", self._port))
+            self._sockets += [client, server]
             threading.Thread(target=self._pipe, args=(client, server, None), daemon=True).start()
             limit = self._after if self.cuts else None
             threading.Thread(target=self._pipe, args=(server, client, limit), daemon=True).start()
@@ -136,7 +138,10 @@ class CuttingProxy:
                 each.shutdown(socket.SHUT_RDWR)
 
     def close(self):
-        self._listener.close()
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
 
 def test_a_lost_connection_costs_what_was_not_received_yet(

@@ -4,13 +4,15 @@ How large the objects are, which level of the network learns them, what rays can
 and which strides, ranges and ray count follow from that.
 
 Dimension key
-    G: objects of one image    R: rays    2: (x, y) in pixels of the image
+    G: objects of one image    S: shapes that are drawn: objects, or all their parts
+    R: rays    2: (x, y) in pixels of the image
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, isfinite, log2
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from tqdm import tqdm
 from polarmask import masks
 from polarmask.coco import Annotation, CocoData, ImageRecord
 from polarmask.config import RunConfig
+from polarmask.errors import ConfigError
 from polarmask.evaluate import Evaluation, evaluate_predictions
 from polarmask.image_labels import label_image
 from polarmask.inference import Instances
@@ -107,7 +110,7 @@ class Inspection:
     instances: int
     crowds: int
     in_parts: int
-    """Objects of more than one part, of which one is learned."""
+    """Objects of more than one part, of which `labels.parts` learns one or all."""
     side_quantiles: tuple[float, float, float]
     """10, 50 and 90 percent of the objects are below this square root of area, network pixels."""
     size_counts: tuple[int, ...]
@@ -138,12 +141,12 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
     side_G = np.array([_side(image, a, config) for image, a in objects])
     reach_G = np.array([_reach(image, a, config) for image, a in objects])
     drawn = {
-        num_rays: _draw_from_rays(part, num_rays)
+        num_rays: _draw_from_rays(part, num_rays, config.labels.parts)
         for num_rays in dict.fromkeys((*RAY_COUNTS, config.model.num_rays))
     }
     bounds = tuple(_bound(part, num_rays, *drawn[num_rays]) for num_rays in RAY_COUNTS)
     predictions, iou_of = drawn[config.model.num_rays]
-    recommendation = recommend(side_G, reach_G, bounds)
+    recommendation = recommend(side_G, reach_G, [b for b in bounds if _can_run(config, b.num_rays)])
     ranked = sorted((iou, image, row) for (image, row), iou in iou_of.items())
     return Inspection(
         split=data.split,
@@ -162,6 +165,15 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
         recommendation=recommendation,
         recommended_levels=_levels(part, recommendation.apply(config)),
     )
+
+
+def _can_run(config: RunConfig, num_rays: int) -> bool:
+    """Tell whether the run takes this ray count: quarter turns need a multiple of 4."""
+    try:
+        replace(config, model=replace(config.model, num_rays=num_rays))
+    except ConfigError:
+        return False
+    return True
 
 
 def _part(data: CocoData, max_images: int) -> CocoData:
@@ -188,9 +200,9 @@ def _reach(image: ImageRecord, annotation: Annotation, config: RunConfig) -> flo
 
 
 def _draw_from_rays(
-    data: CocoData, num_rays: int
+    data: CocoData, num_rays: int, parts: Literal["largest", "all"]
 ) -> tuple[dict[int, Instances], dict[tuple[int, int], float]]:
-    """Draw every object back from exact rays around its mass centre.
+    """Draw every object back from exact rays around its mass centre, or each part around its own.
 
     Returns:
         Instances by image id, and mask IoU with the annotation by image id and row.
@@ -201,7 +213,7 @@ def _draw_from_rays(
         objects = [annotation for annotation in image.annotations if annotation.parts]
         if not objects:
             continue
-        found = _exact_instances(image, objects, data, num_rays)
+        found = _exact_instances(image, objects, data, num_rays, parts)
         predictions[image.id] = found
         for row, (rle, annotation) in enumerate(zip(found.rle(), objects, strict=True)):
             truth = masks.rle_from_segmentation(
@@ -212,24 +224,37 @@ def _draw_from_rays(
 
 
 def _exact_instances(
-    image: ImageRecord, objects: Sequence[Annotation], data: CocoData, num_rays: int
+    image: ImageRecord,
+    objects: Sequence[Annotation],
+    data: CocoData,
+    num_rays: int,
+    parts: Literal["largest", "all"],
 ) -> Instances:
-    polygons = Polygons.from_vertices([torch.from_numpy(a.parts[0]) for a in objects])
-    _, center_G2 = polygons.area_and_centroid()
-    ray_GR, _ = cast_rays(center_G2, torch.arange(len(objects)), polygons, num_rays)
+    shapes = [a.parts if parts == "all" else a.parts[:1] for a in objects]
+    count_G = np.array([len(each) for each in shapes])
+    first_G = np.cumsum(count_G) - count_G  # an object's parts stand together, the largest first
+    polygons = Polygons.from_vertices([torch.from_numpy(part) for each in shapes for part in each])
+    _, center_S2 = polygons.area_and_centroid()
+    ray_SR, _ = cast_rays(center_S2, torch.arange(len(center_S2)), polygons, num_rays)
     limit_2 = torch.tensor([image.width, image.height])
-    polygon_GR2 = decode_rays(center_G2, ray_GR).clamp(min=0).minimum(limit_2)
-    low_G2, high_G2 = polygon_GR2.amin(dim=1), polygon_GR2.amax(dim=1)
+    polygon_SR2 = decode_rays(center_S2, ray_SR).clamp(min=0).minimum(limit_2).float().numpy()
+    low_G2 = np.minimum.reduceat(polygon_SR2.min(axis=1), first_G)
+    high_G2 = np.maximum.reduceat(polygon_SR2.max(axis=1), first_G)
     categories = [data.categories[annotation.category] for annotation in objects]
     return Instances(
         image_hw=(image.height, image.width),
-        polygons=polygon_GR2.float().numpy(),
-        boxes_xywh=torch.cat([low_G2, high_G2 - low_G2], dim=1).float().numpy(),
+        polygons=polygon_SR2[first_G],
+        boxes_xywh=np.concatenate([low_G2, high_G2 - low_G2], axis=1),
         scores=np.ones(len(objects), dtype=np.float32),
         category_ids=np.array([category.id for category in categories], dtype=np.int64),
         category_names=tuple(category.name for category in categories),
-        centers=center_G2.float().numpy(),
-        ray_lengths=ray_GR.float().numpy(),
+        centers=center_S2.float().numpy()[first_G],
+        ray_lengths=ray_SR.float().numpy()[first_G],
+        further_parts={
+            row: polygon_SR2[first + 1 : first + count]
+            for row, (first, count) in enumerate(zip(first_G, count_G, strict=True))
+            if count > 1
+        },
     )
 
 

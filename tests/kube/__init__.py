@@ -1,4 +1,4 @@
-"""A small Kubernetes for tests: an API server over real HTTP, and controllers that run real processes.
+"""A small Kubernetes for tests: an API server over real HTTP, and pods that are processes.
 
     with KubeServer() as server, Kubelet(server), TrainingOperator(server):
         api = client.CoreV1Api(server.api_client())

@@ -270,8 +270,7 @@ def _verb(request, address):
     if request.method == "GET":
         if address.name:
             return "get"
-        watch = request.query.get("watch", "").lower() in ("true", "1")
-        return "watch" if watch else "list"
+        return "watch" if request.query.get("watch", "").lower() in ("true", "1") else "list"
     if request.method == "DELETE":
         return "delete" if address.name else "deletecollection"
     return {"POST": "create", "PUT": "update", "PATCH": "patch"}[request.method]

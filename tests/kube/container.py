@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from pathlib import Path
 
 from kube.clock import now
@@ -80,16 +81,13 @@ class Container:
             self.pod.record("Warning", "Failed", f"Failed to pull image {self.spec['image']}")
             return self._wait_as("ImagePullBackOff", message, pause=_RETRY)
         try:
-            volumes = self.pod.volumes()
             self.environment = environment_of(
-                *(self.pod.kubelet.server, self.pod.current(), self.spec, volumes)
+                *(self.pod.kubelet.server, self.pod.current(), self.spec),
+                volumes=self.pod.volumes(),
+                home=self.pod.folder,
             )
-            self.environment["HOME"] = str(self.pod.folder)
         except ConfigError as error:
-            reason = "CreateContainerConfigError"
-            if "waiting for the address" in str(error):
-                reason = "PodInitializing"
-            return self._wait_as(reason, str(error), pause=_RETRY)
+            return self._wait_as(error.reason, str(error), pause=_RETRY)
         return True
 
     def _wait_as(self, reason, message, pause=0.0):
@@ -116,7 +114,7 @@ class Container:
         """Start it and wait for its end; return the exit code."""
         entrypoint = (self.pod.kubelet.images or {}).get(self.spec["image"], [])
         given = [*(self.spec.get("command") or entrypoint), *self.spec.get("args", [])]
-        logs, run = self.pod.kubelet.server.logs, None
+        logs = self.pod.kubelet.server.logs
         run = logs.start(self.pod.pod, self.name)
         started_at = now()
         self.ending = ""
@@ -130,12 +128,12 @@ class Container:
             return self._end(128, "StartError", started_at, f"{given}: {error}")
         with self._lock:
             self._processes = processes
+            if self.pod.stopping.is_set():  # `stop` may have looked just before
+                processes.signal(signal.SIGKILL)
         self._state = {"running": {"startedAt": started_at}}
         prober = Prober(self)
         self.pod.report()
         prober.start()
-        if self.pod.stopping.is_set():  # came in between
-            processes.signal(signal.SIGKILL)
         code = processes.wait()
         prober.stop()
         logs.finish(run)
@@ -175,10 +173,17 @@ class Container:
             processes = self._processes
         if processes is None:
             return
-        killer = threading.Timer(grace, processes.signal, [signal.SIGKILL])
-        killer.daemon = True
-        killer.start()
+        deadline = time.monotonic() + grace
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook and grace:
-            run_hook(self, hook, grace, lambda: processes.is_alive)
-        processes.signal(signal.SIGTERM)
+            run_hook(self, hook, grace, processes.ended)
+        if grace:
+            processes.signal(signal.SIGTERM)
+        if not processes.ended.wait(max(0.0, deadline - time.monotonic())):
+            processes.signal(signal.SIGKILL)
+
+    def execute(self, command, timeout):
+        """Run a command in it, for at most `timeout` seconds; tell whether it succeeded."""
+        with self._lock:
+            processes = self._processes
+        return processes is not None and processes.execute(self.command(command), timeout)

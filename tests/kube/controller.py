@@ -44,8 +44,8 @@ class Controller:
             seen = self.server.store.revision
             try:
                 pause = self.reconcile()
-            except ApiError:  # somebody was faster: look again
-                pause = 0.01
+            except ApiError:  # somebody was faster, or it is refused: look again
+                pause = 0.1
             except Exception as error:
                 self._failure = error
                 return

@@ -9,22 +9,19 @@ import sys
 from pathlib import Path
 
 from kube.errors import ApiError
+from kube.quantity import quantity
 
-_QUANTITY = re.compile(r"^([0-9.]+)([a-zA-Z]*)$")
-_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_UNITS |= {f"{letter}i": 1024 ** (power + 1) for power, letter in enumerate("KMGT")}
+_SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
 # Stand for what a container has of its own: a network and a limit of cores.
 _OF_THE_MACHINE = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 class ConfigError(Exception):
-    """A container can't be configured yet: a Secret, a ConfigMap or a name is missing."""
+    """A container can't be configured yet: a Secret, a ConfigMap or an address is missing."""
 
-
-def quantity(text):
-    """Return a quantity as a number: `500m`, `16Gi`, `2`."""
-    number, unit = _QUANTITY.match(str(text)).groups()
-    return float(number) * _UNITS[unit]
+    def __init__(self, message, reason="CreateContainerConfigError"):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Volumes:
@@ -63,8 +60,16 @@ class Volumes:
         if not folders:
             return lambda text: text
         paths = "|".join(re.escape(path) for path in sorted(folders, key=len, reverse=True))
-        pattern = re.compile(rf"(?<![\w./-])({paths})(?![\w.-])")
-        return lambda text: pattern.sub(lambda found: folders[found[1]], text)
+        pattern = re.compile(rf"(?<![\w./-])({paths})(/[\w./-]*)?(?![\w.-])")
+
+        def replaced(found):
+            path = Path(found[0])
+            # A test's own file in a folder below a /tmp that the pod mounts, too.
+            if path.parent.exists() and path.parent != Path(found[1]) and found[2]:
+                return found[0]
+            return folders[found[1]] + (found[2] or "")
+
+        return lambda text: pattern.sub(replaced, text)
 
 
 def read_map(server, kind, reference, namespace):
@@ -80,35 +85,45 @@ def read_map(server, kind, reference, namespace):
     return obj.get("stringData", {}) | (coded if kind == "Secret" else obj.get("data", {}))
 
 
-def environment_of(server, pod, container, volumes):
+def environment_of(server, pod, container, *, volumes, home):
     """Return the environment of a container: clean but for what the pod declares.
+
+    Args:
+        server: Where Secrets and Services are.
+        pod: The pod with its status of now.
+        container: The container's part of its spec.
+        volumes: The pod's `Volumes`.
+        home: A folder of the pod: what a process leaves there goes with it.
 
     Raises:
         ConfigError: Something that it refers to is not there (yet).
     """
-    namespace = pod["metadata"]["namespace"]
-    environment = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
+    own = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), *_SYSTEM_PATH]),
         "HOSTNAME": pod["metadata"]["name"],
         "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "TMPDIR": str(home),
         **_OF_THE_MACHINE,
     }
+    namespace = pod["metadata"]["namespace"]
+    declared = {}
     for source in container.get("envFrom", []):
         kind = "Secret" if "secretRef" in source else "ConfigMap"
         reference = source.get("secretRef") or source["configMapRef"]
         for name, value in read_map(server, kind, reference, namespace).items():
-            environment[source.get("prefix", "") + name] = value
+            declared[source.get("prefix", "") + name] = value
     for entry in container.get("env", []):
         if "valueFrom" in entry:
             value = _value_from(server, pod, container, entry["valueFrom"])
         else:
-            value = expand(entry.get("value", ""), environment)
+            value = expand(entry.get("value", ""), declared)
         if value is not None:
-            environment[entry["name"]] = value
+            declared[entry["name"]] = value
     in_folders = volumes.mapping(container)
-    return {
+    return own | {
         name: in_folders(_with_address(server, namespace, value))
-        for name, value in environment.items()
+        for name, value in declared.items()
     }
 
 
@@ -169,4 +184,4 @@ def _with_address(server, namespace, value):
     for pod in server.list("Pod", labels, namespace=namespace):
         if address := pod.get("status", {}).get("podIP"):
             return f"{address}{colon}{port}"
-    raise ConfigError(f"waiting for the address of {name}")
+    raise ConfigError(f"waiting for the address of {name}", "PodInitializing")

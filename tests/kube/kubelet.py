@@ -6,9 +6,9 @@ import signal
 
 from kube.clock import now
 from kube.controller import Controller, set_condition
-from kube.environment import quantity
 from kube.errors import ApiError
 from kube.pod_runner import PodRunner
+from kube.quantity import quantity, requests_of
 from kube.selectors import matches_map
 
 
@@ -102,7 +102,7 @@ class Kubelet(Controller):
                 return f"node(s) had untolerated taint {{{taint['key']}}}"
         allocatable = node["status"]["allocatable"]
         used = self._used_on(node["metadata"]["name"])
-        for name, amount in _requests(spec).items():
+        for name, amount in requests_of(spec).items():
             has = quantity(allocatable.get(name, "0"))
             if (name in allocatable or "/" in name) and used.get(name, 0) + amount > has:
                 return f"Insufficient {name}"
@@ -112,7 +112,7 @@ class Kubelet(Controller):
         used = {}
         for pod in self.server.store.list("Pod", fields=f"spec.nodeName={node}"):
             if pod["status"]["phase"] in ("Pending", "Running"):
-                for name, amount in _requests(pod["spec"]).items():
+                for name, amount in requests_of(pod["spec"]).items():
                     used[name] = used.get(name, 0) + amount
         return used
 
@@ -174,16 +174,3 @@ def _tolerates(toleration, taint):
         return toleration.get("key") in (None, "", taint["key"])
     same = toleration.get("key"), toleration.get("value", "")
     return same == (taint["key"], taint.get("value", ""))
-
-
-def _requests(spec):
-    """Return what a pod's containers ask for together; a limit stands for a missing request."""
-    total = {}
-    for container in spec["containers"]:
-        resources = container.get("resources") or {}
-        for name, amount in {
-            **resources.get("limits", {}),
-            **resources.get("requests", {}),
-        }.items():
-            total[name] = total.get(name, 0) + quantity(amount)
-    return total

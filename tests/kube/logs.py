@@ -72,6 +72,7 @@ class LogBook:
             is_over: Called between lines: whether the server stops.
         """
         position = self._first(run, query)
+        stamped = query.get("timestamps", "").lower() == "true"
         while True:
             with self.changed:
                 waiting = position == len(run.lines) and follow and not run.finished
@@ -80,7 +81,7 @@ class LogBook:
                 batch = run.lines[position:]
                 over = not batch and (run.finished or not follow)
             for time, text in batch:
-                yield f"{time} {text}" if query.get("timestamps") == "true" else text
+                yield f"{time} {text}" if stamped else text
             position += len(batch)
             if over or is_over():
                 return

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 from kube.clock import now, seconds_since
 from kube.controller import Controller, is_controlled_by, is_true, owner_of, set_condition
+from kube.errors import ApiError
 from kube.training_environment import environment_of, port_of
 
 _LABEL = "training.kubeflow.org"
@@ -180,7 +181,11 @@ class TrainingOperator(Controller):
         }
         if self.server.find("Service", name, meta["namespace"]) is None:
             self.server.create("Service", service, meta["namespace"])
-        self.server.create("Pod", pod, meta["namespace"])
+        try:
+            self.server.create("Pod", pod, meta["namespace"])
+        except ApiError as error:
+            self.record(job, "Warning", "FailedCreatePod", f"Error creating: {error}")
+            raise
 
     def _delete_replica(self, pod):
         namespace = pod["metadata"]["namespace"]

@@ -119,8 +119,16 @@ def forget(target, applied, body):
             left.pop(name, None)
         elif isinstance(value, dict) and isinstance(left.get(name), dict):
             left[name] = forget(left[name], value, body[name])
-        elif key := _merge_key(name, value if isinstance(value, list) else []):
-            wanted = {item.get(key) for item in body[name]}
-            gone = {item[key] for item in value} - wanted
-            left[name] = [item for item in left.get(name, []) if item.get(key) not in gone]
+        elif isinstance(value, list) and (key := _merge_key(name, value)):
+            left[name] = _forget_items(left.get(name) or [], value, body[name], key)
     return left
+
+
+def _forget_items(items, applied, body, key):
+    before = {item[key]: item for item in applied}
+    now = {item.get(key): item for item in body}
+    return [
+        forget(item, before[item[key]], now[item[key]]) if item.get(key) in before else item
+        for item in items
+        if item.get(key) not in before or item.get(key) in now
+    ]

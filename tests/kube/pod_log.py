@@ -12,7 +12,7 @@ def pod_log(pod, logs, query, is_over):
     if container not in known:
         message = f"container {container} is not valid for pod {name}"
         raise ApiError(400, "BadRequest", message)
-    previous = query.get("previous") == "true"
+    previous = query.get("previous", "").lower() == "true"
     run = logs.run_of(pod, container, previous=previous)
     if run is None and previous:
         message = f'previous terminated container "{container}" in pod "{name}" not found'

@@ -3,9 +3,7 @@
 import http.client
 import signal
 import socket
-import subprocess
 import threading
-import time
 
 
 class Prober:
@@ -55,7 +53,7 @@ class Prober:
                 if until_success:
                     return True
                 failures = 0
-            else:
+            elif not self._container.pod.stopping.is_set():
                 failures += 1
             if failures >= probe.get("failureThreshold", 3):
                 kind = "Startup" if until_success else "Liveness"
@@ -97,8 +95,8 @@ def _succeeds(container, probe):
             port = _port(container, probe["tcpSocket"]["port"])
             socket.create_connection((container.pod.address, port), timeout).close()
             return True
-        return _execute(container, probe["exec"]["command"], timeout)
-    except (OSError, http.client.HTTPException, subprocess.TimeoutExpired):
+        return container.execute(probe["exec"]["command"], timeout)
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -122,30 +120,22 @@ def _port(container, port):
     return next(each["containerPort"] for each in ports if each.get("name") == port)
 
 
-def _execute(container, command, timeout):
-    done = subprocess.run(
-        container.command(command),
-        env=container.environment,
-        cwd=container.folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-    )
-    return done.returncode == 0
+def run_hook(container, hook, grace, ended):
+    """Run a preStop hook for at most `grace` seconds; nobody asks how it went.
 
-
-def run_hook(container, hook, grace, is_alive):
-    """Run a preStop hook for at most `grace` seconds; nobody asks how it went."""
+    Args:
+        container: The container that shall stop.
+        hook: Its hook.
+        grace: Seconds.
+        ended: Set when the container ends by itself.
+    """
     if "sleep" in hook:
-        deadline = time.monotonic() + min(grace, hook["sleep"]["seconds"])
-        while time.monotonic() < deadline and is_alive():
-            time.sleep(0.02)
+        ended.wait(min(grace, hook["sleep"]["seconds"]))
         return
     try:
         if "httpGet" in hook:
             _get(container, hook["httpGet"], grace)
         else:
-            _execute(container, hook["exec"]["command"], grace)
-    except (OSError, http.client.HTTPException, subprocess.TimeoutExpired):
+            container.execute(hook["exec"]["command"], grace)
+    except (OSError, http.client.HTTPException):
         container.pod.record("Warning", "FailedPreStopHook", "PreStopHook failed")

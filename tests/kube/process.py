@@ -12,6 +12,25 @@ from pathlib import Path
 _MARK = "KUBE_TESTS_CONTAINER"
 
 
+def is_alive(pid):
+    """Tell whether a process runs; a zombie that nobody has reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def _environment_at(path):
+    """Return the entries of /proc/*/environ; it is empty for a moment after a program starts."""
+    for _ in range(20):
+        if data := path.read_bytes():
+            return data.split(b"\0")
+        path.with_name("exe").readlink()  # OSError: a zombie, or a thread of the kernel
+        time.sleep(0.001)
+    return []
+
+
 class Processes:
     """One start of a container: its first process and all that descend from it.
 
@@ -29,9 +48,12 @@ class Processes:
     def __init__(self, command, environment, folder, write):
         self._mark = f"{_MARK}={uuid.uuid4()}"
         name, value = self._mark.split("=")
+        self._environment = environment | {name: value}
+        self._folder = folder
+        self.ended = threading.Event()
         self._first = subprocess.Popen(
             command,
-            env=environment | {name: value},
+            env=self._environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -59,7 +81,24 @@ class Processes:
         code = self._first.wait()
         self._end_all()
         self._reader.join()
+        self.ended.set()
         return 128 - code if code < 0 else code
+
+    def execute(self, command, timeout):
+        """Run a command beside them, as `kubectl exec` does; tell whether it succeeded."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                command,
+                env=self._environment,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=timeout,
+                check=False,
+            )
+            return done.returncode == 0
+        return False
 
     def signal(self, number):
         """Send a signal to the first process; SIGKILL reaches all."""
@@ -74,7 +113,7 @@ class Processes:
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                if mark in path.read_bytes().split(b"\0"):
+                if mark in _environment_at(path):
                     found.append(int(path.parent.name))
         return sorted(found, key=lambda pid: (pid != self._first.pid, pid))
 

@@ -1,21 +1,18 @@
 """The API server: HTTP around the store, with faults on order."""
 
 import json
-import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
-import yaml
 from kubernetes import client
 
 from kube.access import bind
-from kube.api import Answer, Api, Request
+from kube.api import Api
 from kube.errors import ApiError
-from kube.faults import Fault, Faults
+from kube.faults import Faults
+from kube.http_server import HttpServer
 from kube.kinds import KINDS, definition_of, kind_of
 from kube.logs import LogBook
 from kube.store import Store
@@ -37,6 +34,7 @@ class KubeServer:
         self.logs = LogBook()
         self.faults = Faults()
         self.requests = []  # "METHOD /path?query", in their order
+        self.failures = []  # tracebacks of requests that our own code could not answer
         self._stopping = False
         self._clients = []
         self.api = Api(self.store, self.logs, namespace, lambda: self._stopping)
@@ -61,10 +59,12 @@ class KubeServer:
             each.rest_client.pool_manager.clear()
             each.close()
         self._hang_up()
+        if self.failures:
+            raise AssertionError("\n".join(self.failures))
 
     def _listen(self, port):
         self._stopping = False
-        self._http = _Http(("127.0.0.1", port), _handler_of(self))
+        self._http = HttpServer(port, self)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -127,7 +127,7 @@ class KubeServer:
         return self.store.list(kind, where, labels=labels, fields=fields)
 
     def update(self, kind, name, change, *, status=False, namespace=None):
-        """Let `change` alter the object in place; `status` stores its status instead of the rest."""
+        """Let `change` alter the object in place; store its `status`, or all the rest."""
         where = self._where(kind, namespace)
         return self.store.update(kind, name, where, change, status=status)
 
@@ -148,15 +148,17 @@ class KubeServer:
         return {each["type"] for each in conditions if each["status"] == "True"}
 
     def wait_for(self, condition, timeout=20.0):
-        """Wait until `condition()` is true after some change; return what it returned.
+        """Wait until `condition()` is true, asking after every change; return what it returned.
 
         Raises:
             TimeoutError: It was not, in `timeout` seconds.
         """
-        with self.store.changed:
-            answer = self.store.changed.wait_for(condition, timeout)
-        if not answer:
-            raise TimeoutError(f"not within {timeout} s; events: {self.events()}")
+        deadline = time.monotonic() + timeout
+        while not (answer := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {timeout} s; events: {self.events()}")
+            with self.store.changed:
+                self.store.changed.wait(0.05)  # it may hang on what is no object, too
         return answer
 
     def events(self):
@@ -171,107 +173,3 @@ class KubeServer:
         if not kind_of(kind).namespaced:
             return ""
         return self.namespace if namespace is None else namespace
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, *arguments):
-        self._connections = set()
-        super().__init__(*arguments)
-
-    def process_request(self, request, client_address):
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request):
-        self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def cut_connections(self):
-        for connection in list(self._connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request, client_address):
-        """Say nothing of clients that went away."""
-
-
-class _Cut(Exception):
-    """A fault closes the connection."""
-
-
-def _handler_of(server):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def log_message(self, *_):
-            """Print nothing: `server.requests` has it."""
-
-        def serve(self):
-            line = f"{self.command} {self.path}"
-            server.requests.append(line)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = server.faults.strike(line) or Fault("")
-            try:
-                self._reply(self._answer(body, fault), fault)
-            except _Cut:
-                self.close_connection = True
-            except OSError:  # the client went away
-                self.close_connection = True
-
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
-
-        def _answer(self, body, fault):
-            time.sleep(fault.delay)
-            if fault.drop:
-                raise _Cut
-            try:
-                if fault.status:
-                    reason = {409: "Conflict", 429: "TooManyRequests"}.get(fault.status, "Fault")
-                    raise ApiError(fault.status, reason, "a fault that the test ordered")
-                answer = server.api.answer(self._request(body))
-            except ApiError as error:
-                answer = Answer(error.body(), status=error.status)
-            if fault.lose_answer:
-                raise _Cut
-            return answer
-
-        def _request(self, body):
-            url = urlsplit(self.path)
-            headers = self.headers
-            return Request(
-                method=self.command,
-                path=url.path,
-                query=dict(parse_qsl(url.query, keep_blank_values=True)),
-                body=yaml.safe_load(body) if body[:1] not in (b"{", b"[") else json.loads(body),
-                content_type=headers.get("Content-Type", ""),
-                user=server.api.user_of(
-                    headers.get("Authorization"), headers.get("Impersonate-User")
-                ),
-            )
-
-        def _reply(self, answer, fault):
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.content_type)
-            if answer.lines is None:
-                data = json.dumps(answer.body).encode()
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-                return
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for number, line in enumerate(answer.lines):
-                if number == fault.cut_after:
-                    raise _Cut
-                time.sleep(fault.line_delay)
-                data = line.encode()
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-            if fault.cut_after is not None:
-                raise _Cut
-            self.wfile.write(b"0\r\n\r\n")
-
-    return Handler

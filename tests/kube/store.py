@@ -7,6 +7,7 @@ import uuid
 from copy import deepcopy
 from dataclasses import dataclass
 
+from kube.admission import admit
 from kube.clock import now
 from kube.errors import ApiError, conflict, invalid, not_found
 from kube.kinds import kind_of
@@ -72,6 +73,8 @@ class Store:
             problems = problems_of(obj)
             if problems:
                 raise invalid(api, meta["name"], problems)
+            if kind == "Pod":
+                admit(self, obj, namespace)
             key = (kind, namespace, meta["name"])
             if key in self._objects:
                 message = f'{api.resource} "{meta["name"]}" already exists'

@@ -1,5 +1,6 @@
 """What `polarmask inspect` says of data, against data whose answer is known."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +52,38 @@ def test_the_worst_come_first_and_are_drawn(data, inspection):
     assert len(ious) == inspection.instances
     first = worst_pictures(inspection, data)[0]
     assert f"IoU {ious[0]:.2f}" in first[2]
+
+
+def two_squares(folder):
+    """Return a picture of one object: squares of 40 x 40 and 30 x 30 pixels, apart."""
+    squares = [[10, 10, 50, 10, 50, 50, 10, 50], [60, 60, 90, 60, 90, 90, 60, 90]]
+    area = 40 * 40 + 30 * 30
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "pair"}],
+        "annotations": [
+            {
+                **{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": area},
+                **{"bbox": [10, 10, 80, 80], "segmentation": squares},
+            }
+        ],
+    }
+    (folder / "images").mkdir()
+    Image.new("RGB", (100, 100)).save(folder / "images" / "a.png")
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "instances_train.json").write_text(json.dumps(document))
+    return load_coco(folder, "train")
+
+
+@pytest.mark.parametrize(("parts", "lowest", "highest"), [("largest", 0.6, 0.64), ("all", 0.97, 1)])
+def test_bound_counts_the_parts_that_are_learned(tmp_path, parts, lowest, highest):
+    run = override(tiny(), ["model.box_branch=true", f"labels.parts={parts}"])
+    seen = inspect_data(two_squares(tmp_path), run)
+    assert seen.in_parts == 1
+    assert lowest <= seen.bounds[1].mean_iou <= highest  # the large square is 0.64 of the object
+    box_4 = seen.predictions[1].boxes_xywh[0]
+    end = 90 if parts == "all" else 50
+    np.testing.assert_allclose(box_4, [10, 10, end - 10, end - 10], atol=1)
 
 
 def test_a_part_of_large_data_is_spread_over_it(data):

@@ -30,6 +30,7 @@ def inspection_page(
     """Return a self-contained HTML page below 2 MB."""
     low, middle, high = inspection.side_quantiles
     part = inspection.images < inspection.images_in_all
+    learned = "all parts" if config.labels.parts == "all" else "the largest part"
     tiles = [
         Tile(
             "images",
@@ -37,9 +38,7 @@ def inspection_page(
             f"of {inspection.images_in_all:,}, evenly spread" if part else "all of the split",
         ),
         Tile("objects", f"{inspection.instances:,}", f"{inspection.crowds:,} crowd regions"),
-        Tile(
-            "in several parts", f"{inspection.in_parts:,}", "objects; the largest part is learned"
-        ),
+        Tile("in several parts", f"{inspection.in_parts:,}", f"objects; learned: {learned}"),
         Tile("size", f"{middle:.0f} px", f"median; 80 % are from {low:.0f} to {high:.0f}"),
         Tile(
             "upper-bound AP",
@@ -103,7 +102,7 @@ def worst_pictures(
         found = inspection.predictions[image_id]
         shapes = [
             Shape(annotation.parts, YELLOW, opacity=0.2),
-            Shape((found.polygons[row],), SKY, opacity=0.25, center=found.centers[row]),
+            Shape(tuple(found.parts(row)), SKY, opacity=0.25, center=found.centers[row]),
         ]
         picture = draw_shapes(read_image(data.image_path(record)), shapes, side=_PICTURE_SIDE)
         name = data.categories[annotation.category].name

@@ -66,14 +66,14 @@ def run_job(job: TrainingJob, storage: JobStorage, api: ApiClient, *, pace: Pace
         ClusterError: The cluster can't be reached or refuses.
         SystemExit: SIGTERM or SIGHUP came; the job is deleted.
     """
-    result = _finished(job, storage)
-    if result is not None:
-        logger.info("%s holds the result already", storage.where)
-        return result
     launched = _Launched(job, api, pace)
     with when_asked_to_end(lambda *_: sys.exit(_ENDED_BY_SIGTERM)), launched:
-        launched.submit()
-        launched.follow(storage)
+        if _finished(job, storage) is None:
+            launched.submit()
+            launched.follow(storage)
+        else:
+            logger.info("%s holds the result already", storage.where)
+            launched.take_over()
     result = _finished(job, storage)
     if result is None:
         raise LaunchError(f"{launched.what} succeeded, but left no result in {storage.where}")
@@ -129,8 +129,7 @@ class _Launched:
             if "deletionTimestamp" in there["metadata"]:
                 self._wait_until_gone()
                 continue
-            notes = there["metadata"].get("annotations", {})
-            if notes.get(SPEC_ANNOTATION) != self._job.spec_sha256:
+            if not self._asks_for_the_same(there):
                 raise LaunchError(
                     f"{self.what} is there already and asks for something else; delete it (kubectl "
                     f"-n {self._job.namespace} delete pytorchjob {self._job.name}), or start a new "
@@ -143,6 +142,15 @@ class _Launched:
             logger.info("%s of an earlier try failed: replaced", self.what)
             self._delete()
             self._wait_until_gone()
+
+    def take_over(self) -> None:
+        """Make a job of an earlier try, if it is there still, one to be removed."""
+        there = self._get()
+        self._is_ours = there is not None and self._asks_for_the_same(there)
+
+    def _asks_for_the_same(self, there: Mapping[str, Any]) -> bool:
+        notes = there["metadata"].get("annotations", {})
+        return bool(notes.get(SPEC_ANNOTATION) == self._job.spec_sha256)
 
     def _create(self) -> bool:
         """Return whether it worked; False if the name is taken."""

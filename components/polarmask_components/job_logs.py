@@ -1,6 +1,7 @@
 """The log of a job's first node, live; lost connections and restarts neither end nor repeat it."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 from kubernetes.client import ApiClient, CoreV1Api
@@ -9,11 +10,13 @@ from urllib3.exceptions import HTTPError
 
 from polarmask_components.pytorchjob import CONTAINER, TrainingJob
 
-_SECONDS_BETWEEN_TRIES = 1.0
+_SECONDS_BETWEEN_TRIES = 0.5
 _SECONDS_TO_CONNECT = 5
 _SECONDS_OF_SILENCE = 60
 """After this the stream is opened anew: it may be dead without a word."""
 _SECONDS_TO_DRAIN = 5.0
+_SECONDS_TO_BE_SURE = 10
+"""That an opened log begins before the last line that was heard."""
 
 
 class JobLog:
@@ -24,13 +27,17 @@ class JobLog:
         self._namespace = job.namespace
         self._pod = f"{job.name}-{'worker' if job.min_nodes else 'master'}-0"
         self._last = ""
-        """Time of the last line that was printed."""
+        """Time of the last line that was printed, by the node's clock."""
+        self._heard = 0.0
+        """When that was, by this machine's."""
+        self._give_up = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def close(self, *, drain: bool) -> None:
         """Stop; `drain` waits for the last words, some seconds at most."""
+        self._give_up = time.monotonic() + _SECONDS_TO_DRAIN
         self._closing.set()
         if drain:
             self._thread.join(_SECONDS_TO_DRAIN)
@@ -42,12 +49,16 @@ class JobLog:
                 for line in self._lines(follow=not is_last):
                     self._print(line)
             except (ApiException, HTTPError, OSError):
-                pass  # not started yet, gone already, or a lost connection
+                # Not started yet, gone already, or a lost connection.
+                is_last = is_last and time.monotonic() > self._give_up
             if is_last:
                 return
-            self._closing.wait(_SECONDS_BETWEEN_TRIES)
+            time.sleep(_SECONDS_BETWEEN_TRIES)
 
     def _lines(self, *, follow: bool) -> Iterator[str]:
+        options = {}
+        if self._last:  # a log of days is not read anew from its start
+            options["since_seconds"] = round(time.monotonic() - self._heard) + _SECONDS_TO_BE_SURE
         answer = self._core.read_namespaced_pod_log(
             self._pod,
             self._namespace,
@@ -56,6 +67,7 @@ class JobLog:
             timestamps=True,
             _preload_content=False,
             _request_timeout=(_SECONDS_TO_CONNECT, _SECONDS_OF_SILENCE),
+            **options,
         )
         try:
             rest = b""
@@ -66,8 +78,8 @@ class JobLog:
             answer.close()
 
     def _print(self, line: str) -> None:
-        """Print a line that is newer than the last: opened anew, a stream begins at the start."""
-        time, _, text = line.partition(" ")
-        if time > self._last:
-            self._last = time
+        """Print a line that is newer than the last: what is opened anew begins before it."""
+        stamp, _, text = line.partition(" ")
+        if stamp > self._last:
+            self._last, self._heard = stamp, time.monotonic()
             print(text, flush=True)  # noqa: T201  # into the log of the step

@@ -6,6 +6,7 @@ The pods run small scripts instead of the training; `test_training_pod_faults.py
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -184,23 +185,23 @@ def test_T09_api_server_restarts_during_training_and_nothing_is_lost(cluster, la
 def test_T10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_over(
     cluster, launch, good, monkeypatch
 ):
-    monkeypatch.setattr("polarmask_components.job_launcher.patiently", impatient)
-    monkeypatch.setattr("polarmask_components.job_pods.patiently", impatient)
+    for module in ("job_launcher", "job_pods"):
+        monkeypatch.setattr(f"polarmask_components.{module}.patiently", impatient)
+
+    gave_up = threading.Event()
 
     def vanish():
         wait_for_line(cluster, "step=3")
         with cluster.server.outage():
-            time.sleep(8)
+            gave_up.wait(60)
 
-    with meanwhile(vanish), pytest.raises(ClusterError, match="gave no answer for 2 s"):
-        launch(job_of(good))
-    uid = cluster.server.get("PyTorchJob", NAME)["metadata"]["uid"]
-    monkeypatch.undo()
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    with meanwhile(vanish):
+        with pytest.raises(ClusterError, match="gave no answer for 2 s"):
+            launch(job_of(good))
+        gave_up.set()
+    assert cluster.server.get("PyTorchJob", NAME)
     launch(job_of(good))
-    posts = [line for line in cluster.server.requests if line.startswith("POST")]
-    assert len(posts) in (1, 2)
-    assert uid
+    assert len([line for line in cluster.server.requests if line.startswith("POST")]) == 1
 
 
 def impatient(call, *args, **options):
@@ -309,9 +310,8 @@ def test_T23_success_without_a_result_is_a_failure(cluster, launch):
 def test_T24_failed_job_of_an_earlier_try_is_replaced(cluster, launch, good):
     cluster.server.create("PyTorchJob", job_of(good).manifest())
     failed = {"type": "Failed", "status": "True", "message": "earlier"}
-    cluster.server.update(
-        *("PyTorchJob", NAME, lambda obj: obj.update(status={"conditions": [failed]})), status=True
-    )
+    status = {"conditions": [failed], "completionTime": "2026-01-01T00:00:00Z"}
+    cluster.server.update("PyTorchJob", NAME, lambda obj: obj.update(status=status), status=True)
     launch(job_of(good))
 
 
@@ -342,9 +342,8 @@ def test_T27_finished_job_that_was_removed_meanwhile_counts_by_its_result(cluste
 
     with meanwhile(finish):
         launch(job_of(good.replace("\nfor", "\n" + good.splitlines()[-1] + "\nfor")))
-    before = len(cluster.server.requests)
     launch(job_of(good))
-    assert len(cluster.server.requests) == before  # nothing was asked of the cluster again
+    assert len([line for line in cluster.server.requests if line.startswith("POST")]) == 1
 
 
 def test_T28_cluster_without_training_operator_is_told_apart(tmp_path, launch, cluster):
@@ -402,7 +401,8 @@ def launcher(cluster):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

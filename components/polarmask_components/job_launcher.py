@@ -246,6 +246,11 @@ class _Launched:
         refusal = self._pods.refusal()
         if refusal:
             raise self._failure("can't work, and another try would not help")
+        if self._pods.restarts() > self._job.most_restarts:
+            raise self._failure(
+                f"failed again after {self._job.most_restarts} restarts, "
+                f"{settings.max_restarts} a node (train_job.max_restarts)"
+            )
         stuck = self._pods.stuck(self._pace.stuck)
         if stuck:
             raise self._failure(f"can't start: {stuck}")

@@ -69,6 +69,8 @@ class _Seen:
     stuck_since: float | None = None
     crashes: dict[str, Crash] = field(default_factory=dict)
     """By time of end."""
+    restarts: dict[str, int] = field(default_factory=dict)
+    """By the pod's uid: a pod that is evicted comes back as another one."""
 
 
 class JobPods:
@@ -93,6 +95,7 @@ class JobPods:
             seen.problem = waiting or _unschedulable(pod) or _evicted(pod)
             is_stuck = waiting.partition(":")[0] in _STUCK
             seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
+            seen.restarts[pod.metadata.uid] = _restarts(pod)
             self._note_crashes(pod, seen)
 
     def _note_crashes(self, pod: Any, seen: _Seen) -> None:  # noqa: ANN401  # V1Pod has no types
@@ -126,6 +129,10 @@ class JobPods:
             )
             return text
         return "(its log can't be had)"
+
+    def restarts(self) -> int:
+        """Return how often containers were started again and pods evicted."""
+        return sum(number for seen in self._seen.values() for number in seen.restarts.values())
 
     def stuck(self, seconds: float) -> str:
         """Say why a pod can't start, if it has not been able to for so long; else ""."""
@@ -177,6 +184,11 @@ class JobPods:
             if event.involved_object.name in names
         ]
         return list(dict.fromkeys(own))[-_EVENTS_TOLD:]
+
+
+def _restarts(pod: Any) -> int:  # noqa: ANN401
+    restarts = sum(status.restart_count for status in pod.status.container_statuses or ())
+    return int(restarts) + (pod.status.reason == "Evicted")
 
 
 def _waiting(pod: Any) -> str:  # noqa: ANN401

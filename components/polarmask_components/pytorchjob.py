@@ -20,6 +20,8 @@ _SECONDS_TO_STOP = 120
 """Workers finish their step, and the last checkpoint goes to object storage."""
 _SECONDS_KEPT = 24 * 3600
 """A finished job whose launcher is gone; else the launcher removes it at once."""
+_SPARE_ROUNDS = 2
+"""The launcher gives up first: it looks at the pods before they go, the operator does not."""
 _STATES = ("Failed", "Succeeded", "Suspended", "Restarting", "Running", "Created")
 """In this order: the list of conditions has none."""
 
@@ -55,6 +57,11 @@ class TrainingJob:
             del asked[name]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def most_restarts(self) -> int:
+        """Restarts of all pods together; one crash restarts every pod."""
+        return self.nodes * self.settings.max_restarts
+
     def manifest(self) -> dict[str, Any]:
         """Return the PyTorchJob."""
         metadata: dict[str, Any] = {
@@ -78,8 +85,7 @@ class TrainingJob:
         settings = self.settings
         policy: dict[str, Any] = {
             "cleanPodPolicy": "Running",
-            # Restarts of all pods are summed up, and one crash restarts every pod.
-            "backoffLimit": self.nodes * settings.max_restarts + 1,
+            "backoffLimit": self.most_restarts + _SPARE_ROUNDS * self.nodes + 1,
             "activeDeadlineSeconds": round(settings.deadline_hours * 3600),
             "ttlSecondsAfterFinished": _SECONDS_KEPT,
         }

@@ -215,7 +215,7 @@ def test_T11_training_that_always_fails_is_given_up_with_exit_codes_and_last_wor
     words = str(caught.value)
     assert f"{NAME}-master-0 ended with exit code 7 (Error)" in words
     assert "| RuntimeError: the GPU fell off the bus" in words
-    assert "backoff limit (train_job.max_restarts)" in words
+    assert "failed again after 2 restarts, 1 a node (train_job.max_restarts)" in words
 
 
 def test_T12_training_that_fails_once_is_started_again_in_place(cluster, launch, good):

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from kube.operator import TrainingOperator
 from kube.server import KubeServer
 from polarmask.cli import main as polarmask
 from polarmask_components.file_manifest import manifest_of
+from polarmask_components.job_storage import JobStorage
 from polarmask_components.object_folder import ObjectFolder
+from polarmask_components.pytorchjob import job_name
 
 ROOT = Path(__file__).parents[2]
 PRESET = "tiny"
@@ -162,3 +163,62 @@ def test_two_nodes_train_from_and_to_object_storage(machines):
     assert "step=6/6" in machines.log()
     stored = ObjectFolder.from_uri(f"{machines.place}/training").names()
     assert not [name for name in stored if name.endswith(("latest.json", "inputs.json"))]
+
+
+def kill_at_random(machines, dice, step_process):
+    """Kill one training process and the launcher, without warning; return the next launcher."""
+    os.kill(dice.choice(machines.trainers()), signal.SIGKILL)
+    time.sleep(dice.uniform(0, 2))
+    step_process.kill()
+    step_process.wait()
+    return machines.start_step(**FULL)
+
+
+FULL = {"run_id": "full", "nodes": 2, "processes_per_node": 2}
+KILLS = 5
+
+
+def wait_for_snapshot(machines, process, newer_than, timeout):
+    """Wait for a checkpoint in object storage; return its step."""
+    storage = JobStorage(f"{machines.place}/training", job_name(FULL["run_id"]))
+    give_up = time.monotonic() + timeout
+    while True:
+        assert process.poll() is None, machines.log()[-6000:]
+        assert time.monotonic() < give_up, machines.log()[-6000:]
+        snapshots = storage.snapshots()
+        if snapshots and snapshots[0].step > newer_than:
+            return snapshots[0].step
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_killed_workers_and_launchers_cost_nothing_but_time(machines):
+    """Five times both; the model is as good as that of an unbroken run on this machine."""
+    data = ROOT / "data"
+    put_inputs(machines, data)
+    dice = random.Random(0)
+    process = machines.start_step(**FULL)
+    step = 0
+    for _ in range(KILLS):
+        step = wait_for_snapshot(machines, process, step, 1200)
+        time.sleep(dice.uniform(0, 5))  # some steps further
+        process = kill_at_random(machines, dice, process)
+    finish(machines, process, 2400)
+    steps = steps_of(machines)
+    assert steps == list(range(1, len(steps) + 1))  # each step once, none lost
+
+    local = machines.folder / "local"
+    flags = ["--data", str(data), "--labels", str(machines.folder / "labels")]
+    assert polarmask(["train", f"--preset={PRESET}", *flags, "--out", str(local)]) == 0
+    found = [
+        mask_ap(machines, model, data) for model in (machines.folder / "out/model", local / "model")
+    ]
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+def mask_ap(machines, model, data):
+    out = machines.folder / f"report of {model.parent.name}"
+    assert (
+        polarmask(["evaluate", "--model", str(model), "--data", str(data), "--out", str(out)]) == 0
+    )
+    return json.loads((out / "evaluation.json").read_text())["mask_ap"]

@@ -1,11 +1,6 @@
 """A small cluster for each test, and what has to hold after every fault."""
 
-import json
-import os
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 

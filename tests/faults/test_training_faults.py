@@ -170,7 +170,7 @@ def test_a_bad_moment_of_the_api_costs_time_only(cluster, launch, good, capfd, f
         assert lines == ALL_STEPS
 
 
-def test_T09_api_server_restarts_during_training_and_nothing_is_lost(cluster, launch, good, capfd):
+def test_t09_api_server_restarts_during_training_and_nothing_is_lost(cluster, launch, good, capfd):
     def restart():
         wait_for_line(cluster, "step=3")
         with cluster.server.outage():
@@ -182,7 +182,7 @@ def test_T09_api_server_restarts_during_training_and_nothing_is_lost(cluster, la
     assert lines == ALL_STEPS
 
 
-def test_T10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_over(
+def test_t10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_over(
     cluster, launch, good, monkeypatch
 ):
     for module in ("job_launcher", "job_pods"):
@@ -208,7 +208,7 @@ def impatient(call, *args, **options):
     return patiently(call, *args, **{**options, "patience_seconds": 2.0})
 
 
-def test_T11_training_that_always_fails_is_given_up_with_exit_codes_and_last_words(cluster, launch):
+def test_t11_training_that_always_fails_is_given_up_with_exit_codes_and_last_words(cluster, launch):
     job = job_of(fails("RuntimeError: the GPU fell off the bus", 7), settings={"max_restarts": 1})
     with pytest.raises(LaunchError) as caught:
         launch(job)
@@ -218,11 +218,11 @@ def test_T11_training_that_always_fails_is_given_up_with_exit_codes_and_last_wor
     assert "failed again after 2 restarts, 1 a node (train_job.max_restarts)" in words
 
 
-def test_T12_training_that_fails_once_is_started_again_in_place(cluster, launch, good):
+def test_t12_training_that_fails_once_is_started_again_in_place(cluster, launch, good):
     launch(job_of(ONCE.format("sys.exit(1)") + good))
 
 
-def test_T13_killed_process_is_started_again(cluster, launch, good):
+def test_t13_killed_process_is_started_again(cluster, launch, good):
     def kill():
         wait_for_line(cluster, "step=5")
         cluster.kubelet.kill_pod(f"{NAME}-master-0")
@@ -231,7 +231,7 @@ def test_T13_killed_process_is_started_again(cluster, launch, good):
         launch(job_of(good))
 
 
-def test_T14_node_that_vanishes_is_replaced_by_another(cluster, launch, good):
+def test_t14_node_that_vanishes_is_replaced_by_another(cluster, launch, good):
     def lose():
         wait_for_line(cluster, "step=5")
         cluster.kubelet.lose_node(cluster.server.get("Pod", f"{NAME}-master-0")["spec"]["nodeName"])
@@ -241,7 +241,7 @@ def test_T14_node_that_vanishes_is_replaced_by_another(cluster, launch, good):
     assert cluster.server.logs.text(f"{NAME}-master-0").count("step=1\n") == 2
 
 
-def test_T15_training_out_of_memory_names_the_parameter_that_gives_more(cluster, launch):
+def test_t15_training_out_of_memory_names_the_parameter_that_gives_more(cluster, launch):
     job = job_of(FOREVER, nodes=1, settings={"max_restarts": 0})
 
     def kill():
@@ -253,25 +253,25 @@ def test_T15_training_out_of_memory_names_the_parameter_that_gives_more(cluster,
     assert "exit code 137 (OOMKilled); raise train_job.memory" in str(caught.value)
 
 
-def test_T16_setting_that_can_never_work_ends_the_job_at_the_first_try(cluster, launch):
+def test_t16_setting_that_can_never_work_ends_the_job_at_the_first_try(cluster, launch):
     with pytest.raises(LaunchError, match=r"(?s)another try would not help.*optim\.lr is too high"):
         launch(job_of(fails("optim.lr is too high", 2)))
 
 
-def test_T17_image_that_is_not_there_is_named_with_its_parameter(cluster, launch):
+def test_t17_image_that_is_not_there_is_named_with_its_parameter(cluster, launch):
     cluster.kubelet.images = {}
     with pytest.raises(LaunchError, match=r"can't start: .*trainer:1.*mend train_job\.image"):
         launch(job_of(FOREVER))
 
 
-def test_T18_secret_that_is_not_there_is_named_with_its_parameter(cluster, launch):
+def test_t18_secret_that_is_not_there_is_named_with_its_parameter(cluster, launch):
     job = job_of(FOREVER)
     job = replace(job, settings=replace(job.settings, secret="storage"))
     with pytest.raises(LaunchError, match=r'secret "storage" not found; mend train_job\.secret'):
         launch(job)
 
 
-def test_T19_gpus_that_no_node_has_end_the_wait_in_words(cluster, launch):
+def test_t19_gpus_that_no_node_has_end_the_wait_in_words(cluster, launch):
     job = job_of(FOREVER, settings={"gpus_per_node": 8, "start_timeout_minutes": 0.02})
     with pytest.raises(LaunchError) as caught:
         launch(job)
@@ -281,19 +281,19 @@ def test_T19_gpus_that_no_node_has_end_the_wait_in_words(cluster, launch):
     )
 
 
-def test_T20_queue_that_never_admits_the_job_is_named(cluster, launch):
+def test_t20_queue_that_never_admits_the_job_is_named(cluster, launch):
     job = job_of(FOREVER, settings={"queue": "spare", "start_timeout_minutes": 0.02})
     with pytest.raises(LaunchError, match=r"the queue 'spare' \(train_job\.queue\)"):
         launch(job)
 
 
-def test_T21_training_that_hangs_ends_at_its_deadline(cluster, launch):
+def test_t21_training_that_hangs_ends_at_its_deadline(cluster, launch):
     job = job_of(FOREVER, settings={"deadline_hours": 2 / 3600})
     with pytest.raises(LaunchError, match=r"deadline \(train_job\.deadline_hours\)"):
         launch(job)
 
 
-def test_T22_job_that_is_deleted_by_hand_is_a_failure(cluster, launch):
+def test_t22_job_that_is_deleted_by_hand_is_a_failure(cluster, launch):
     def delete():
         wait_for_line(cluster, "step=1")
         cluster.server.delete("PyTorchJob", NAME)
@@ -302,12 +302,12 @@ def test_T22_job_that_is_deleted_by_hand_is_a_failure(cluster, launch):
         launch(job_of(FOREVER))
 
 
-def test_T23_success_without_a_result_is_a_failure(cluster, launch):
+def test_t23_success_without_a_result_is_a_failure(cluster, launch):
     with pytest.raises(LaunchError, match="succeeded, but left no result in s3://bucket"):
         launch(job_of("print('done')"))
 
 
-def test_T24_failed_job_of_an_earlier_try_is_replaced(cluster, launch, good):
+def test_t24_failed_job_of_an_earlier_try_is_replaced(cluster, launch, good):
     cluster.server.create("PyTorchJob", job_of(good).manifest())
     failed = {"type": "Failed", "status": "True", "message": "earlier"}
     status = {"conditions": [failed], "completionTime": "2026-01-01T00:00:00Z"}
@@ -315,7 +315,7 @@ def test_T24_failed_job_of_an_earlier_try_is_replaced(cluster, launch, good):
     launch(job_of(good))
 
 
-def test_T25_job_of_the_same_run_with_other_settings_is_refused_and_left_alone(
+def test_t25_job_of_the_same_run_with_other_settings_is_refused_and_left_alone(
     cluster, launch, good
 ):
     cluster.server.create("PyTorchJob", job_of(FOREVER, flags=("--set", "seed=1")).manifest())
@@ -325,7 +325,7 @@ def test_T25_job_of_the_same_run_with_other_settings_is_refused_and_left_alone(
     cluster.server.delete("PyTorchJob", NAME)
 
 
-def test_T26_old_job_that_does_not_go_away_is_named(cluster, launch, good):
+def test_t26_old_job_that_does_not_go_away_is_named(cluster, launch, good):
     old = job_of(good).manifest()
     old["metadata"]["finalizers"] = ["example.com/stuck"]
     cluster.server.create("PyTorchJob", old)
@@ -335,7 +335,7 @@ def test_T26_old_job_that_does_not_go_away_is_named(cluster, launch, good):
     cluster.server.update("PyTorchJob", NAME, lambda obj: obj["metadata"].pop("finalizers"))
 
 
-def test_T27_finished_job_that_was_removed_meanwhile_counts_by_its_result(cluster, launch, good):
+def test_t27_finished_job_that_was_removed_meanwhile_counts_by_its_result(cluster, launch, good):
     def finish():
         wait_for_line(cluster, "step=19")
         cluster.server.delete("PyTorchJob", NAME)
@@ -346,18 +346,18 @@ def test_T27_finished_job_that_was_removed_meanwhile_counts_by_its_result(cluste
     assert len([line for line in cluster.server.requests if line.startswith("POST")]) == 1
 
 
-def test_T28_cluster_without_training_operator_is_told_apart(tmp_path, launch, cluster):
+def test_t28_cluster_without_training_operator_is_told_apart(tmp_path, launch, cluster):
     cluster.server.delete("CustomResourceDefinition", "pytorchjobs.kubeflow.org", "")
     with pytest.raises(LaunchError, match=r"knows no PyTorchJob .* install training-operator v1"):
         launch(job_of(FOREVER))
 
 
-def test_T29_namespace_that_is_not_there_is_named_with_its_parameter(cluster, launch):
+def test_t29_namespace_that_is_not_there_is_named_with_its_parameter(cluster, launch):
     with pytest.raises(LaunchError, match=r"nowhere.* train_job\.namespace has to exist"):
         launch(job_of(FOREVER, namespace="nowhere"))
 
 
-def test_T30_service_account_without_rights_is_told_which_role_it_needs(tmp_path, monkeypatch):
+def test_t30_service_account_without_rights_is_told_which_role_it_needs(tmp_path, monkeypatch):
     with KubeServer(rules={"nobody": []}) as server:
         kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig", account="nobody")
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
@@ -366,7 +366,7 @@ def test_T30_service_account_without_rights_is_told_which_role_it_needs(tmp_path
             run_job(job, Storage(job, tmp_path / "result"), connect(), pace=PACE)
 
 
-def test_T31_operator_that_does_not_run_is_told_apart(tmp_path, monkeypatch):
+def test_t31_operator_that_does_not_run_is_told_apart(tmp_path, monkeypatch):
     with KubeServer() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
         job = job_of(FOREVER, settings={"start_timeout_minutes": 0.01})
@@ -406,7 +406,7 @@ def launcher(cluster):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_T32_launcher_that_is_asked_to_end_deletes_its_job(cluster, launcher, number):
+def test_t32_launcher_that_is_asked_to_end_deletes_its_job(cluster, launcher, number):
     process = launcher()
     wait_for_line(cluster, "step=1", timeout=60)
     process.send_signal(number)
@@ -414,7 +414,7 @@ def test_T32_launcher_that_is_asked_to_end_deletes_its_job(cluster, launcher, nu
     assert process.returncode == 143
 
 
-def test_T33_launcher_that_is_killed_finds_its_job_again(cluster, launcher):
+def test_t33_launcher_that_is_killed_finds_its_job_again(cluster, launcher):
     process = launcher()
     wait_for_line(cluster, "step=1", timeout=60)
     uid = cluster.server.get("PyTorchJob", NAME)["metadata"]["uid"]

@@ -3,6 +3,7 @@
 Endpoint and credentials come from the environment, as boto3 reads it.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ _CONFIG = Config(
 
 def s3_client() -> "S3Client":
     """Return a client; threads may share it."""
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # or each tells of its credentials
     return boto3.client("s3", config=_CONFIG)
 
 

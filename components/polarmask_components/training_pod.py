@@ -41,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("botocore").setLevel(logging.WARNING)
     # The first process of a container gets no SIGTERM that it does not ask for.
     with when_asked_to_end(lambda *_: sys.exit(_ENDED_BY_SIGTERM)):
         try:
             _run(options)
-        except LaunchError:  # its own words have passed through already
-            reason = refusal_file(options.workspace)
-            return REFUSED if reason.is_file() else 1
+        except LaunchError as error:
+            # Once more, without torchrun's long report: the launcher shows the last lines.
+            logger.error("training pod: %s", error)
+            return REFUSED if refusal_file(options.workspace).is_file() else 1
         except (ComponentError, OSError) as error:
             logger.error("training pod: %s", error)
             return 1

@@ -91,7 +91,7 @@ def test_t37_storage_key_that_is_not_accepted_is_told(job, cluster):
 
 def test_t38_bucket_that_is_not_there_is_told(job):
     with pytest.raises(StorageError, match=r"NoSuchBucket"):
-        JobStorage("s3://no-such-bucket/training", NAME).write_inputs({})
+        JobStorage("s3://no-such-bucket/training", NAME).inputs()
 
 
 def test_t39_data_that_is_no_coco_folder_ends_the_job_at_the_first_try(job):

@@ -187,8 +187,9 @@ class JobPods:
 
 
 def _restarts(pod: Any) -> int:  # noqa: ANN401
-    restarts = sum(status.restart_count for status in pod.status.container_statuses or ())
-    return int(restarts) + (pod.status.reason == "Evicted")
+    restarts: int = sum(status.restart_count for status in pod.status.container_statuses or ())
+    evictions: bool = pod.status.reason == "Evicted"
+    return restarts + evictions
 
 
 def _waiting(pod: Any) -> str:  # noqa: ANN401

@@ -76,12 +76,6 @@ def unneeded_token(spec):
         yield "gets a token of the cluster"
 
 
-def unlimited_volumes(spec):
-    for volume in spec.get("volumes", []):
-        if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
-            yield f"volume {volume['name']} may fill the node"
-
-
 def unknown_mounts(spec):
     known = {volume["name"] for volume in spec.get("volumes", [])}
     for container in [*spec.get("initContainers", []), *spec["containers"]]:
@@ -226,7 +220,7 @@ def unguarded_namespaces(objects):
             yield f"{name_of(thing)}: does not enforce `restricted`"
 
 
-POD_RULES = (unrestricted_pod, unneeded_token, unlimited_volumes, unknown_mounts)
+POD_RULES = (unrestricted_pod, unneeded_token, unknown_mounts)
 CONTAINER_RULES = (unrestricted_container, unlimited_container, unpinned_image, unprobed_server)
 OBJECT_RULES = (
     unmatched_selectors,

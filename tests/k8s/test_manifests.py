@@ -73,7 +73,6 @@ FAULTS = {
         {"name": "node", "hostPath": {"path": "/"}}
     ),
     "gets a token": lambda o: without(server(o), "automountServiceAccountToken"),
-    "may fill the node": lambda o: server(o)["volumes"][0].update(emptyDir={}),
     "is no volume": lambda o: server(o)["volumes"].pop(),
     "may gain privileges": lambda o: without(
         torchserve(o)["securityContext"], "allowPrivilegeEscalation"

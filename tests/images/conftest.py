@@ -51,6 +51,7 @@ def run(docker, images):
         return docker(
             *("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL"),
             *("--security-opt=no-new-privileges", "--env=OMP_NUM_THREADS=1", *flags),
+            *("--hostname=pod", "--add-host=pod:127.0.0.1"),  # torch looks its own name up
             *("--entrypoint", command[0], images[image], *command[1:]),
             check=check,
         )

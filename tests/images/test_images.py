@@ -106,7 +106,8 @@ def test_a_compiled_step_executes_in_the_image_of_ops(run, shared):
     }
     arguments = [json.dumps(executor_input) if a == "{{$}}" else a for a in container["args"]]
     run("ops", *container["command"], *arguments, mounts=[f"{shared}:/minio"])
-    assert json.loads((shared / "Output").read_text()) is False
+    output = json.loads((shared / "executor_output.json").read_text())
+    assert output["parameterValues"] == {"Output": False}
     assert "measured" in (shared / "bucket" / "verdict").read_text()
 
 

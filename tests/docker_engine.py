@@ -24,7 +24,7 @@ class Docker:
     def __call__(self, *arguments, check=True, time_out=600):
         """Run one command; return what it printed, errors behind it."""
         done = self.run(*arguments, time_out=time_out)
-        assert not check or done.returncode == 0, f"docker {arguments}\n{done.stderr[-4000:]}"
+        assert not check or done.returncode == 0, f"docker {arguments}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def run(self, *arguments, time_out=600):

@@ -126,7 +126,7 @@ def archive(run, tmp_path_factory):
     polarmask("polarmask", "precompute", *data, "--out", "/work/labels", "--preset", "tiny")
     polarmask(
         *("torchrun", "--nproc-per-node=2", "-m", "polarmask", "train", "--preset=tiny", *data),
-        *("--labels", "/work/labels", "--out", "/work/run", "--set", "train.epochs=1"),
+        *("--labels", "/work/labels", "--out", "/work/run", "--set", "optim.epochs=1"),
     )
     packed = polarmask(
         *("python", "-m", "polarmask_serving", "archive", "--model", "/work/run/model"),

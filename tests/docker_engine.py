@@ -91,7 +91,15 @@ def engine(folder):
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        for left in mounts_below(folder):
+            subprocess.run(["umount", "--lazy", left], check=True)
         shutil.rmtree(folder)
+
+
+def mounts_below(folder):
+    """Return what an engine that has ended leaves mounted, the innermost first."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return sorted((each for each in places if each.startswith(f"{folder}/")), reverse=True)
 
 
 def make_base(docker, folder):

@@ -1,7 +1,6 @@
 """The three images, built once from nothing but this checkout and the package index."""
 
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ TAG = TRAINER_IMAGE.partition(":")[2]
 
 
 @pytest.fixture(scope="session")
-def docker():
-    """An engine; a folder of its own is short enough for sockets and gone afterwards."""
-    with engine(Path(tempfile.mkdtemp(prefix="polarmask-docker-"))) as docker:
+def docker(tmp_path_factory):
+    """An engine."""
+    with engine(tmp_path_factory.mktemp("docker")) as docker:
         yield docker
 
 

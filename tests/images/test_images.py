@@ -161,7 +161,8 @@ def test_the_server_gets_healthy_answers_and_ends_when_asked(server, docker, arc
         time.sleep(1)
     picture = next((archive.parent / "data" / "images").glob("val*.png")).read_bytes()
     url = f"http://{POD_IP}:8080/predictions/polarmask"
-    with urllib.request.urlopen(urllib.request.Request(url, picture), timeout=60) as answer:
+    request = urllib.request.Request(url, picture, {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.load(answer)["model"] == {"name": "polarmask", "version": "7"}
     with urllib.request.urlopen(f"http://{POD_IP}:8082/metrics", timeout=10) as answer:
         assert b"polarmask_stage_seconds" in answer.read()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_repository import make_data_repository
 from factories import make_tiny_coco
 
 pytestmark = pytest.mark.images
@@ -29,9 +30,14 @@ POD_IP = "127.77.0.1"
 @pytest.fixture
 def shared(tmp_path):
     """A folder that the user of the images may write to."""
-    tmp_path.chmod(0o777)
-    os.chown(tmp_path, 1000, 1000)
+    give_away(tmp_path)
     return tmp_path
+
+
+def give_away(folder):
+    """Let the user of the images own a folder and what is in it."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 1000, 1000, follow_symlinks=False)
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -87,28 +93,56 @@ def test_the_image_of_a_step_holds_all_that_the_step_imports(name, run):
     run(image, "python", "-c", "\n".join(f"import {module}" for module in modules))
 
 
-def test_a_compiled_step_executes_in_the_image_of_ops(run, shared):
-    """As Kubeflow's launcher starts it: the command of the compiled pipeline, values as JSON."""
-    container = EXECUTORS["exec-gate-model"]["container"]
-    page = {
-        "name": "verdict",
-        "type": {"schemaTitle": "system.Markdown", "schemaVersion": "0.0.1"},
-        "uri": "minio://bucket/verdict",
-    }
+@pytest.fixture
+def run_step(run, shared):
+    """Run a compiled step as Kubeflow's launcher does: its own command, values as JSON.
+
+    Artifacts lie below the folder `shared`, as the launcher mounts them.
+    """
+
+    def run_step(name, values, outputs=(), *, mounts=()):
+        container = EXECUTORS[f"exec-{name}"]["container"]
+        image = container["image"].partition(":")[0].removeprefix("polarmask-")
+        artifacts = {
+            output: {
+                "artifacts": [{"type": {"schemaTitle": kind}, "uri": f"minio://bucket/{output}"}]
+            }
+            for output, kind in outputs
+        }
+        executor_input = {
+            "inputs": {"parameterValues": values},
+            "outputs": {"artifacts": artifacts, "outputFile": "/minio/output.json"},
+        }
+        arguments = [json.dumps(executor_input) if a == "{{$}}" else a for a in container["args"]]
+        run(image, *container["command"], *arguments, mounts=[f"{shared}:/minio", *mounts])
+        return json.loads((shared / "output.json").read_text()).get("parameterValues")
+
+    return run_step
+
+
+def test_a_compiled_step_executes_in_the_image_of_ops(run_step, shared):
     values = {"mask_ap": 0.3, "floor_ap": 0.25, "champion_ap": 0.4, "champion_reason": "measured"}
-    executor_input = {
-        "inputs": {"parameterValues": values},
-        "outputs": {
-            "parameters": {"Output": {"outputFile": "/minio/Output"}},
-            "artifacts": {"verdict": {"artifacts": [page]}},
-            "outputFile": "/minio/executor_output.json",
-        },
-    }
-    arguments = [json.dumps(executor_input) if a == "{{$}}" else a for a in container["args"]]
-    run("ops", *container["command"], *arguments, mounts=[f"{shared}:/minio"])
-    output = json.loads((shared / "executor_output.json").read_text())
-    assert output["parameterValues"] == {"Output": False}
+    output = run_step("gate-model", values, [("verdict", "system.Markdown")])
+    assert output == {"Output": False}
     assert "measured" in (shared / "bucket" / "verdict").read_text()
+
+
+def test_data_is_found_by_ops_and_fetched_by_the_trainer(run_step, shared, tmp_path_factory):
+    """git and DVC work where nothing but /tmp can be written."""
+    folder = make_data_repository(tmp_path_factory.mktemp("repository"))
+    give_away(folder)
+    repository, mounts = "file:///repository", [f"{folder}:/repository:ro"]
+    asked = {"repository": repository, "revision": "v1"}
+    found = run_step("resolve-data", asked, mounts=mounts)
+    ingested = [("dataset", "system.Dataset"), ("page", "system.HTML")]
+    run_step("ingest-coco", {"repository": repository, **found}, ingested, mounts=mounts)
+    assert len(list((shared / "bucket" / "dataset" / "images").iterdir())) == 12
+
+
+def test_all_images_hold_the_same_code(run):
+    """Results are kept by the code's version: one image finds it, another one computes."""
+    ask = "from polarmask_components.code_version import code_version; print(code_version())"
+    assert len({run(image, "python", "-c", ask) for image in IMAGES}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +150,7 @@ def archive(run, tmp_path_factory):
     """A model trained and packed in the trainer image."""
     work = tmp_path_factory.mktemp("work")
     make_tiny_coco(work / "data")
-    for path in (work, *work.rglob("*")):
-        os.chown(path, 1000, 1000)
+    give_away(work)
 
     def polarmask(*command):
         return run("trainer", *command, mounts=[f"{work}:/work"])

@@ -1,0 +1,116 @@
+"""Calls to Kubeflow Pipelines: each is bounded in time, and fails in words.
+
+`kfp.Client` brings host, token and the generated API. Its own methods are left alone: they wait
+without limit for an answer, and for ever for a run that was cancelled.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import kfp
+from kfp_server_api import ApiException
+from urllib3.exceptions import HTTPError
+
+from polarmask_pipelines.errors import KubeflowError
+
+PATIENCE_SECONDS = 30.0
+_SECONDS_PER_CALL = 30
+_LONGEST_PAUSE_SECONDS = 15.0
+_BUSY = {429, 500, 502, 503, 504}
+_PAGE_SIZE = 200
+# Without a namespace, kfp.Client's constructor asks /healthz five times, five seconds apart.
+_NAMESPACE_NOT_USED = "none"
+
+
+class KubeflowCalls:
+    """The generated API of one server.
+
+    Attributes:
+        host: Address of UI and API.
+        api: The generated services: `api.runs.run_service_get_run` and so on.
+        models: The generated types of request bodies.
+    """
+
+    def __init__(self, host: str, *, token: str = "") -> None:
+        if not host.startswith(("http://", "https://")):
+            raise KubeflowError(
+                f"{host!r} is no address of Kubeflow Pipelines: give --host or set KFP_HOST to "
+                "http(s)://..., for example http://127.0.0.1:8080 after `kubectl port-forward "
+                "--namespace kubeflow service/ml-pipeline-ui 8080:80`"
+            )
+        self.host = host.rstrip("/")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it warns of servers before 2.0
+            self.api = kfp.Client(
+                host=host, namespace=_NAMESPACE_NOT_USED, existing_token=token or None
+            )
+        self.models = self.api.api_models
+
+    def all(self, call: Callable[..., Any], field: str, **arguments: str) -> list[Any]:
+        """Return what all pages of a list hold."""
+        found: list[Any] = []
+        token = ""
+        while True:
+            page = self.read(call, page_size=_PAGE_SIZE, page_token=token, **arguments)
+            found += getattr(page, field) or []
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def read(
+        self,
+        call: Callable[..., Any],
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        **arguments: object,
+    ) -> Any:  # noqa: ANN401  # the generated client has no types
+        """Ask; ask again while the server is busy or away."""
+        give_up = time.monotonic() + patience_seconds
+        pause = 0.25
+        while True:
+            try:
+                return call(_request_timeout=_SECONDS_PER_CALL, **arguments)
+            except ApiException as error:
+                problem: Exception = error
+                if error.status not in _BUSY or time.monotonic() + pause > give_up:
+                    raise self._refusal(error) from error
+            except HTTPError as error:
+                problem = error
+                if time.monotonic() + pause > give_up:
+                    raise KubeflowError(self._no_answer(problem)) from error
+            except (AttributeError, TypeError, ValueError) as error:
+                raise KubeflowError(
+                    f"{self.host} does not answer as Kubeflow Pipelines does; if there is a login "
+                    "before it, put a token into KFP_TOKEN"
+                ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def write(self, call: Callable[..., Any], **arguments: object) -> Any:  # noqa: ANN401
+        """Change something, once: what was heard although no answer came must not be repeated."""
+        try:
+            return call(_request_timeout=_SECONDS_PER_CALL, **arguments)
+        except ApiException as error:
+            raise self._refusal(error) from error
+        except HTTPError as error:
+            raise KubeflowError(
+                f"{self._no_answer(error)}. The request may have been heard: look there before "
+                "you repeat it"
+            ) from error
+
+    def _refusal(self, error: ApiException) -> KubeflowError:
+        try:
+            said = json.loads(error.body)
+            words = said.get("message") or said.get("error_message") or said.get("error")
+        except (TypeError, ValueError, AttributeError):
+            words = error.reason
+        if error.status in (401, 403):
+            words = f"{words}; put a token that may do this into KFP_TOKEN"
+        return KubeflowError(f"{self.host} refused ({error.status}): {words}")
+
+    def _no_answer(self, error: Exception) -> str:
+        reason = getattr(error, "reason", None) or error
+        return f"{self.host} gave no answer: {reason}; check --host or KFP_HOST"

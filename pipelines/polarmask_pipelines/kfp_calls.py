@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import kfp
@@ -49,12 +50,27 @@ class KubeflowCalls:
             )
         self.models = self.api.api_models
 
+    def is_multi_user(self) -> bool:
+        """Tell whether the server has several users, each in a namespace; fail if it is none.
+
+        The generated client would take a login page for an answer without content.
+        """
+        ask = self.api.healthzs.healthz_service_get_healthz
+        answer = self.read(partial(ask, _preload_content=False), patience_seconds=0)
+        try:
+            return bool(json.loads(answer.data).get("multi_user"))
+        except (ValueError, AttributeError) as error:
+            raise KubeflowError(
+                f"{self.host} does not answer as Kubeflow Pipelines does; if there is a login "
+                "before it, put a token into KFP_TOKEN"
+            ) from error
+
     def all(self, call: Callable[..., Any], field: str, **arguments: str) -> list[Any]:
         """Return what all pages of a list hold."""
         found: list[Any] = []
         token = ""
         while True:
-            page = self.read(call, page_size=_PAGE_SIZE, page_token=token, **arguments)
+            page = self.read(partial(call, page_size=_PAGE_SIZE, page_token=token, **arguments))
             found += getattr(page, field) or []
             token = page.next_page_token
             if not token:
@@ -81,11 +97,6 @@ class KubeflowCalls:
                 problem = error
                 if time.monotonic() + pause > give_up:
                     raise KubeflowError(self._no_answer(problem)) from error
-            except (AttributeError, TypeError, ValueError) as error:
-                raise KubeflowError(
-                    f"{self.host} does not answer as Kubeflow Pipelines does; if there is a login "
-                    "before it, put a token into KFP_TOKEN"
-                ) from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

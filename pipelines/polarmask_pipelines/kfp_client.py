@@ -71,10 +71,7 @@ class Kubeflow:
         self._calls = KubeflowCalls(host, token=token)
         self._api, self._models = self._calls.api, self._calls.models
         self._namespace = {"namespace": namespace} if namespace else {}
-        health = self._calls.read(
-            self._api.healthzs.healthz_service_get_healthz, patience_seconds=0
-        )
-        if health.multi_user and not namespace:
+        if self._calls.is_multi_user() and not namespace:
             raise KubeflowError(
                 f"{self._calls.host} serves several users: give --namespace or set KFP_NAMESPACE"
             )
@@ -167,13 +164,7 @@ class Kubeflow:
         """Return where people look at a run."""
         return f"{self._calls.host}/#/runs/details/{run_id}"
 
-    def follow(
-        self,
-        run_id: str,
-        tell: Callable[[str], None],
-        *,
-        seconds_between_looks: float = _SECONDS_BETWEEN_LOOKS,
-    ) -> RunState:
+    def follow(self, run_id: str, tell: Callable[[str], None]) -> RunState:
         """Wait until a run ended; tell each state it comes to."""
         told = ""
         while True:
@@ -183,7 +174,7 @@ class Kubeflow:
                 told = now.state
             if now.state in _ENDED:
                 return now
-            time.sleep(seconds_between_looks)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _state(self, run_id: str) -> RunState:
         run = self._calls.read(

@@ -10,12 +10,12 @@ import json
 import re
 import threading
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
+from kube.faults import Fault, Faults
 from kube.kfp_rules import (
     BODIES,
     QUERIES,
@@ -30,25 +30,13 @@ _PREFIX = "/apis/v2beta1"
 _PAGE_SIZE, _MAX_PAGE_SIZE = 20, 200
 
 
-@dataclass
-class Fault:
-    """What befalls the next requests that match."""
-
-    match: str
-    """Regular expression for `METHOD /path`."""
-    status: int = 503
-    """0 drops the connection."""
-    times: int = 1
-    body: bytes = b'{"code": 14, "message": "upstream is not ready", "details": []}'
-    after: bool = False
-    """The request is carried out, and its answer gets lost."""
-
-
 class KfpServer:
     """One API server on a free port of 127.0.0.1.
 
     Attributes:
         requests: `METHOD /path` of all requests so far.
+        faults: See `kube.faults`; streams are not known here.
+        login_page: Whether something before the server answers all with a page of its own.
         experiments, pipelines, versions, runs, recurring_runs: By id, as the API shows them.
     """
 
@@ -56,7 +44,8 @@ class KfpServer:
         self.multi_user = multi_user
         self.token = token
         self.requests = []
-        self.faults = []
+        self.faults = Faults()
+        self.login_page = False
         self.experiments, self.pipelines, self.versions = {}, {}, {}
         self.runs, self.recurring_runs = {}, {}
         self._packages = {}
@@ -274,20 +263,22 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         what = f"{self.command} {url.path}"
         self.kfp.requests.append(what)
-        fault = next((f for f in self.kfp.faults if f.times and re.search(f.match, what)), None)
-        if fault:
-            fault.times -= 1
+        fault = self.kfp.faults.strike(what) or Fault("")
+        if fault.drop:
+            self.close_connection = True
+            return
         try:
-            if fault and not fault.after:
-                self._say(fault.status, fault.body)
-                return
-            status, content = 200, self._answer(url, raw)
+            if fault.status:
+                raise RefusalError(fault.status, "a fault that the test ordered")
+            status, content = 200, json.dumps(self._answer(url, raw))
         except RefusalError as refusal:
-            status, content = refusal.status, _words(refusal, url.path)
-        if fault:
-            self._say(fault.status, fault.body)
+            status, content = refusal.status, json.dumps(_words(refusal, url.path))
+        if fault.lose_answer:
+            self.close_connection = True
+        elif self.kfp.login_page:
+            self._say(200, "<html>Log in</html>")
         else:
-            self._say(status, json.dumps(content).encode())
+            self._say(status, content)
 
     def _answer(self, url, raw):
         if self.kfp.token and self.headers.get("Authorization") != f"Bearer {self.kfp.token}":
@@ -302,14 +293,12 @@ class _Handler(BaseHTTPRequestHandler):
         return self.kfp.answer(self.command, url.path, query, body, upload)
 
     def _say(self, status, content):
-        if not status:
-            self.close_connection = True
-            return
+        data = content.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(data)
 
 
 def _words(refusal, path):

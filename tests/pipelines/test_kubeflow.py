@@ -9,7 +9,8 @@ import time
 import pytest
 import yaml
 
-from kube.kfp_server import Fault, KfpServer
+from kube.faults import Fault
+from kube.kfp_server import KfpServer
 from polarmask_pipelines.__main__ import main
 from polarmask_pipelines.package import Package, compile_package
 
@@ -66,10 +67,10 @@ def test_service_account_goes_with_the_run(kfp_server):
     assert only(kfp_server.runs)["service_account"] == "polarmask-pipeline"
 
 
-@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("SKIPPED", 0)])
-def test_waiting_ends_with_the_run(kfp_server, capsys, state, code):
+@pytest.mark.parametrize("state", ["SUCCEEDED", "SKIPPED"])
+def test_waiting_ends_with_the_run(kfp_server, capsys, state):
     after_start(kfp_server, lambda run: kfp_server.set_state(run, state))
-    assert main(["submit", "--wait"]) == code
+    assert main(["submit", "--wait"]) == 0
     assert state.lower() in capsys.readouterr().out
 
 
@@ -89,11 +90,13 @@ def test_cancelled_run_ends_the_wait(kfp_server):
 
 
 def test_waiting_outlives_a_server_that_restarts(kfp_server, capsys):
-    faults = [Fault("GET .*/runs/", status=0, times=5), Fault("GET .*/runs/", times=2)]
-    kfp_server.faults.extend(faults)
+    faults = [
+        kfp_server.faults.add(Fault("GET .*/runs/", drop=True, times=5)),
+        kfp_server.faults.add(Fault("GET .*/runs/", status=503, times=2)),
+    ]
     after_start(kfp_server, lambda run: kfp_server.set_state(run, "SUCCEEDED"))
     assert main(["submit", "--wait"]) == 0
-    assert [fault.times for fault in faults] == [0, 0]
+    assert [fault.hits for fault in faults] == [5, 2]
 
 
 def test_interrupted_wait_leaves_the_run_alone(kfp_server):
@@ -202,7 +205,7 @@ def test_dry_run_of_apply_changes_nothing(kfp_server, capsys, arguments):
 
 def test_what_a_cut_off_apply_left_is_mended_by_the_next(kfp_server, capsys):
     assert main(NIGHTLY) == 0
-    kfp_server.faults.append(Fault("DELETE", status=0, times=4))
+    kfp_server.faults.add(Fault("DELETE", drop=True, times=4))
     changed = [*NIGHTLY, "--cron", "0 3 * * *"]
     assert main(changed) == 2
     assert len(kfp_server.recurring_runs) == 2
@@ -212,7 +215,7 @@ def test_what_a_cut_off_apply_left_is_mended_by_the_next(kfp_server, capsys):
 
 
 def test_an_apply_whose_answer_got_lost_makes_no_second_schedule(kfp_server, capsys):
-    kfp_server.faults.append(Fault("POST .*/recurringruns", status=0, after=True))
+    kfp_server.faults.add(Fault("POST .*/recurringruns", lose_answer=True))
     assert main(NIGHTLY) == 2
     assert "may have been heard" in capsys.readouterr().err
     assert main(NIGHTLY) == 0
@@ -324,17 +327,16 @@ def test_server_of_several_users_needs_a_namespace(no_settings_of_the_user, caps
 
 
 def test_login_page_in_the_way_is_told(kfp_server, capsys):
-    kfp_server.faults.append(Fault("healthz", status=200, body=b"<html>log in</html>"))
+    kfp_server.login_page = True
     assert main(["submit"]) == 2
     assert "does not answer as Kubeflow Pipelines" in capsys.readouterr().err
 
 
 def test_refusal_is_told_in_the_server_s_words(kfp_server, capsys):
-    kfp_server.faults.append(
-        Fault("POST .*/runs", status=400, body=b'{"code": 3, "message": "quota is used up"}')
-    )
+    kfp_server.faults.add(Fault("POST .*/runs", status=400))
     assert main(["submit"]) == 2
-    assert capsys.readouterr().err == f"error: {kfp_server.url} refused (400): quota is used up\n"
+    words = f"error: {kfp_server.url} refused (400): a fault that the test ordered\n"
+    assert capsys.readouterr().err == words
 
 
 def test_archived_experiment_is_told(kfp_server, capsys):
@@ -345,7 +347,7 @@ def test_archived_experiment_is_told(kfp_server, capsys):
 
 
 def test_a_busy_server_is_asked_again(kfp_server):
-    kfp_server.faults.append(Fault("GET .*/pipelines", status=503, times=2))
+    kfp_server.faults.add(Fault("GET .*/pipelines", status=503, times=2))
     assert main(["submit"]) == 0
 
 

@@ -33,28 +33,24 @@ class Access:
         return f"{self.resource}.{self.group}" if self.group else self.resource
 
 
-_WATCHING = (
-    *(Access(verb, "pods") for verb in ("get", "list", "watch")),
-    Access("get", "pods/log"),
-    Access("list", "events"),
-)
+_WATCHING = (Access("list", "pods"), Access("get", "pods/log"))
 TRAINING_ACCESS = (
-    *(
-        Access(verb, "pytorchjobs", "kubeflow.org")
-        for verb in ("create", "get", "list", "watch", "delete")
-    ),
+    *(Access(verb, "pytorchjobs", "kubeflow.org") for verb in ("create", "get", "delete")),
     *_WATCHING,
+    Access("list", "events"),
 )
 DEPLOYMENT_ACCESS = (
     *(Access(verb, "deployments", "apps") for verb in ("get", "patch")),
     Access("get", "services"),
     *_WATCHING,
 )
+OWN_POD_ACCESS = Access("get", "pods")
+"""In the namespace of the step itself: whose the job is to be."""
 NODES_ACCESS = Access("list", "nodes")
 QUOTA_ACCESS = Access("list", "resourcequotas")
 """Of these two preflight knows more; runs do without."""
 
-REQUIRED_ACCESS = frozenset({*TRAINING_ACCESS, *DEPLOYMENT_ACCESS})
+REQUIRED_ACCESS = frozenset({*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS})
 
 
 def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = "") -> bool:

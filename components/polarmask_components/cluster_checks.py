@@ -20,6 +20,7 @@ from polarmask_components.cluster import connect, own_namespace, patiently, refu
 from polarmask_components.cluster_access import (
     DEPLOYMENT_ACCESS,
     NODES_ACCESS,
+    OWN_POD_ACCESS,
     PATIENCE_SECONDS,
     QUOTA_ACCESS,
     TRAINING_ACCESS,
@@ -111,6 +112,7 @@ def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
     job = use.job
     if job is not None:
         namespace = job.namespace or own_namespace()
+        findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own_namespace()))
         findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
         findings.add(partial(_check_operator, api))
         findings.add(partial(_check_image, job))

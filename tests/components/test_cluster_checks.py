@@ -102,7 +102,7 @@ def test_all_failures_are_told_at_once(as_pipeline, data_repository, s3_environm
     for words in (
         "no revision 'no-such-branch'",
         "s3://no-such-bucket/registry: ",
-        "namespace other: no right to create, get, list, watch, delete pytorchjobs.kubeflow.org",
+        "namespace other: no right to create, get, delete pytorchjobs.kubeflow.org",
         "namespace other: no right to get pods/log; bind the Role",
         "polarmask-trainer:latest names no version",
         "namespace ml: no right to get, patch deployments.apps",  # the Role names one Deployment

@@ -5,6 +5,13 @@ import pytest
 
 from kube.kfp_server import KfpServer
 from polarmask_pipelines import kfp_client
+from polarmask_pipelines.package import compile_package
+
+
+@pytest.fixture(scope="session")
+def package():
+    """The compiled pipeline, once for all tests."""
+    return compile_package({})
 
 
 @pytest.fixture
@@ -16,8 +23,9 @@ def no_settings_of_the_user(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def kfp_server(no_settings_of_the_user, monkeypatch):
+def kfp_server(no_settings_of_the_user, monkeypatch, package):
     """Start a server that KFP_HOST leads to."""
+    monkeypatch.setattr("polarmask_pipelines.package.compile_package", lambda _: package)
     monkeypatch.setattr(kfp_client, "_SECONDS_BETWEEN_LOOKS", 0.01)
     with KfpServer() as server:
         monkeypatch.setenv("KFP_HOST", server.url)

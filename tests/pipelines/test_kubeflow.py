@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,7 +13,6 @@ import yaml
 from kube.faults import Fault
 from kube.kfp_server import KfpServer
 from polarmask_pipelines.__main__ import main
-from polarmask_pipelines.package import Package, compile_package
 
 NIGHTLY = ["schedule", "apply", "nightly", "--cron", "0 2 * * *"]
 
@@ -171,9 +171,9 @@ def test_a_changed_schedule_replaces_the_old_one(kfp_server, capsys, change):
     assert posts == ["POST", "DELETE"]  # never without one
 
 
-def test_new_code_replaces_the_schedule(kfp_server, monkeypatch):
+def test_new_code_replaces_the_schedule(kfp_server, monkeypatch, package):
     assert main(NIGHTLY) == 0
-    changed = Package("polarmask-train-and-deploy", compile_package({}).text + "# changed\n")
+    changed = replace(package, text=package.text + "# changed\n")
     monkeypatch.setattr("polarmask_pipelines.package.compile_package", lambda _: changed)
     assert main(NIGHTLY) == 0
     newest = list(kfp_server.versions.values())[-1]["pipeline_version_id"]

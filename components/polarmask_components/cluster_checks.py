@@ -52,27 +52,27 @@ class ClusterUse:
     """Of the data."""
 
 
+class Note(str):
+    """What could not be found out, or need not stop the run."""
+
+
 @dataclass
 class Findings:
-    """What checks found."""
+    """What checks found, a line each."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What could not be found out, and what need not stop the run."""
 
     def add(self, check: Callable[[], Iterable[str]]) -> None:
-        """Run a check; what it yields or raises is a problem, or a note if it says so."""
+        """Run a check; what it yields or raises is a problem, unless it is a Note."""
         try:
             for line in check():
-                kind = self.notes if line.startswith(_NOTE) else self.problems
-                kind.append(_one_line(line.removeprefix(_NOTE)))
+                kind = self.notes if isinstance(line, Note) else self.problems
+                kind.append(_one_line(line))
         except ComponentError as error:
             self.problems.append(_one_line(str(error)))
         except ApiException as error:
             self.problems.append(f"the Kubernetes API refused: {refusal_of(error)}")
-
-
-_NOTE = "note: "
 
 
 def check_cluster(use: ClusterUse) -> list[str]:
@@ -154,7 +154,7 @@ def _check_gpus(api: ApiClient, job: JobSettings, nodes: int) -> Iterator[str]:
     if not job.gpus_per_node:
         return
     if not is_allowed(api, NODES_ACCESS, namespace=""):
-        yield f"{_NOTE}whether nodes have {job.gpu_resource} is not known: no right to list nodes"
+        yield Note(f"whether nodes have {job.gpu_resource} is not known: no right to list nodes")
         return
     listed = patiently(CoreV1Api(api).list_node, patience_seconds=PATIENCE_SECONDS)
     room = sum(
@@ -174,7 +174,7 @@ def _check_gpus(api: ApiClient, job: JobSettings, nodes: int) -> Iterator[str]:
 
 def _check_quota(api: ApiClient, job: JobSettings, nodes: int, namespace: str) -> Iterator[str]:
     if not is_allowed(api, QUOTA_ACCESS, namespace=namespace):
-        yield f"{_NOTE}quotas of namespace {namespace} are not known: no right to list them"
+        yield Note(f"quotas of namespace {namespace} are not known: no right to list them")
         return
     listed = patiently(
         CoreV1Api(api).list_namespaced_resource_quota,
@@ -200,8 +200,8 @@ def _problems_of_quota(quota: Any, job: JobSettings, nodes: int) -> Iterator[str
                 "train_job or train_nodes, or have the quota raised"
             )
         elif wanted > parse_quantity(hard) - parse_quantity(used.get(name, "0")):
-            yield (
-                f"{_NOTE}{where} has {used[name]} of {hard} {name} in use; training waits until "
+            yield Note(
+                f"{where} has {used[name]} of {hard} {name} in use; training waits until "
                 f"there is room for {nodes} x {amount}"
             )
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from kfp import compiler
 
+from polarmask_components.image_reference import problem_of_image
+from polarmask_components.images import OPS_IMAGE, TRAINER_IMAGE
+from polarmask_pipelines.errors import ParameterError
 from polarmask_pipelines.train_and_deploy import train_and_deploy
 
 _VERSION_DIGITS = 12
@@ -34,7 +37,15 @@ def compile_package(defaults: Mapping[str, Any]) -> Package:
 
     Args:
         defaults: Values that its parameters have unless a run says otherwise.
+
+    Raises:
+        ParameterError: An image of the steps has no name, or none of one version.
     """
+    images = {"POLARMASK_TRAINER_IMAGE": TRAINER_IMAGE, "POLARMASK_OPS_IMAGE": OPS_IMAGE}
+    for variable, image in images.items():
+        problem = problem_of_image(image)
+        if problem:
+            raise ParameterError(f"{variable}: {problem}")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(train_and_deploy, str(path), pipeline_parameters=dict(defaults))

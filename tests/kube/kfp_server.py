@@ -248,6 +248,7 @@ def _passes(filter_text, item):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     kfp: KfpServer
 
     def log_message(self, *_):

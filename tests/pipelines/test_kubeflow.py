@@ -384,3 +384,10 @@ def test_compiling_with_defaults_leaves_the_next_compilation_alone(tmp_path):
         assert main(["compile", "--out", str(tmp_path / name), *given]) == 0
     assert (tmp_path / "a").read_text() == (tmp_path / "c").read_text()
     assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
+
+
+def test_image_of_no_version_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("polarmask_pipelines.package.OPS_IMAGE", "polarmask-ops:latest")
+    assert main(["compile", "--out", str(tmp_path / "team.yaml")]) == 2
+    assert "POLARMASK_OPS_IMAGE: image polarmask-ops:latest names" in capsys.readouterr().err
+    assert not (tmp_path / "team.yaml").exists()

@@ -5,7 +5,6 @@ without limit for an answer, and for ever for a run that was cancelled.
 """
 
 import json
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +14,11 @@ import kfp
 from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError
 
+from polarmask_components.patience import persist
 from polarmask_pipelines.errors import KubeflowError
 
-PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 30.0
 _SECONDS_PER_CALL = 30
-_LONGEST_PAUSE_SECONDS = 15.0
 _BUSY = {429, 500, 502, 503, 504}
 _PAGE_SIZE = 200
 # Without a namespace, kfp.Client's constructor asks /healthz five times, five seconds apart.
@@ -76,52 +75,51 @@ class KubeflowCalls:
             if not token:
                 return found
 
-    def read(
-        self,
-        call: Callable[..., Any],
-        *,
-        patience_seconds: float = PATIENCE_SECONDS,
-        **arguments: object,
-    ) -> Any:  # noqa: ANN401  # the generated client has no types
+    def read(self, call: Callable[..., Any], *, patience_seconds: float = _PATIENCE_SECONDS) -> Any:  # noqa: ANN401  # the generated client has no types
         """Ask; ask again while the server is busy or away."""
-        give_up = time.monotonic() + patience_seconds
-        pause = 0.25
-        while True:
-            try:
-                return call(_request_timeout=_SECONDS_PER_CALL, **arguments)
-            except ApiException as error:
-                problem: Exception = error
-                if error.status not in _BUSY or time.monotonic() + pause > give_up:
-                    raise self._refusal(error) from error
-            except HTTPError as error:
-                problem = error
-                if time.monotonic() + pause > give_up:
-                    raise KubeflowError(self._no_answer(problem)) from error
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        try:
+            return persist(
+                partial(call, _request_timeout=_SECONDS_PER_CALL),
+                whom=self.host,
+                passes=_what_passes,
+                patience_seconds=patience_seconds,
+            )
+        except (ApiException, HTTPError) as error:
+            raise KubeflowError(self._in_words(error)) from error
 
     def write(self, call: Callable[..., Any], **arguments: object) -> Any:  # noqa: ANN401
         """Change something, once: what was heard although no answer came must not be repeated."""
         try:
             return call(_request_timeout=_SECONDS_PER_CALL, **arguments)
         except ApiException as error:
-            raise self._refusal(error) from error
+            raise KubeflowError(self._in_words(error)) from error
         except HTTPError as error:
             raise KubeflowError(
-                f"{self._no_answer(error)}. The request may have been heard: look there before "
-                "you repeat it"
+                f"{self._in_words(error)}. The request may have been heard: look there before you "
+                "repeat it"
             ) from error
 
-    def _refusal(self, error: ApiException) -> KubeflowError:
-        try:
-            said = json.loads(error.body)
-            words = said.get("message") or said.get("error_message") or said.get("error")
-        except (TypeError, ValueError, AttributeError):
-            words = error.reason
+    def _in_words(self, error: ApiException | HTTPError) -> str:
+        if isinstance(error, HTTPError):
+            reason = getattr(error, "reason", None) or error
+            return f"{self.host} gave no answer: {reason}; check --host or KFP_HOST"
+        words = " ".join(_refusal_of(error).split())
         if error.status in (401, 403):
-            words = f"{words}; put a token that may do this into KFP_TOKEN"
-        return KubeflowError(f"{self.host} refused ({error.status}): {words}")
+            words += "; put a token that may do this into KFP_TOKEN"
+        return f"{self.host} refused ({error.status}): {words}"
 
-    def _no_answer(self, error: Exception) -> str:
-        reason = getattr(error, "reason", None) or error
-        return f"{self.host} gave no answer: {reason}; check --host or KFP_HOST"
+
+def _what_passes(error: Exception) -> str:
+    """Return in words what may pass by itself, or ""."""
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}" if error.status in _BUSY else ""
+    return str(getattr(error, "reason", None) or error) if isinstance(error, HTTPError) else ""
+
+
+def _refusal_of(error: ApiException) -> str:
+    """Return the server's own words; uploads have a form of their own."""
+    try:
+        said = json.loads(error.body)
+        return str(said.get("message") or said["error_message"])
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return str(error.reason)

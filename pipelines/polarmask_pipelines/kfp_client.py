@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from polarmask_components.patience import PATIENCE_SECONDS
 from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_calls import KubeflowCalls
 from polarmask_pipelines.package import Package
 
-_PATIENCE_WHILE_FOLLOWING_SECONDS = 15 * 60.0
 _SECONDS_BETWEEN_LOOKS = 5.0
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
@@ -178,9 +179,8 @@ class Kubeflow:
 
     def _state(self, run_id: str) -> RunState:
         run = self._calls.read(
-            self._api.runs.run_service_get_run,
-            patience_seconds=_PATIENCE_WHILE_FOLLOWING_SECONDS,
-            run_id=run_id,
+            partial(self._api.runs.run_service_get_run, run_id=run_id),
+            patience_seconds=PATIENCE_SECONDS,
         )
         tasks = (run.run_details and run.run_details.task_details) or []
         failed = [each.display_name for each in tasks if each.state == "FAILED"]

@@ -112,7 +112,8 @@ class KfpServer:
         size = min(int(query.get("page_size") or _PAGE_SIZE), _MAX_PAGE_SIZE)
         begin = int(query.get("page_token") or 0)
         more = {"next_page_token": str(begin + size)} if begin + size < len(found) else {}
-        return {key: found[begin : begin + size], "total_size": len(found), **more}
+        page = {key: found[begin : begin + size], "total_size": len(found)} if found else {}
+        return page | more  # as protobuf, which leaves out what is empty
 
     def one_of(self, kind, identity, **_):
         table = getattr(self, kind)

@@ -1,6 +1,6 @@
 """Find in seconds what would otherwise stop a run on a cluster after an hour; all of it at once."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,17 +39,24 @@ _TARGET = "kubernetes://"
 class ClusterUse:
     """What a run wants of a cluster and of what lies around it."""
 
+    repository: str
+    revision: str
+    """Of the data."""
+    registry: str
+    """Folder or s3://bucket/prefix."""
     job: JobSettings | None = None
     """Of the training; None if it runs in the step itself."""
     nodes: int = 1
     """That train at the same time, at least."""
+    storage: str = ""
+    """s3://bucket/prefix of the training's checkpoints and result."""
     target: str = ""
     """`kubernetes://NAMESPACE/NAME` of the Deployment; anything else is not looked at."""
-    storage: Sequence[str] = ()
-    """Places s3://bucket/prefix that the run writes to."""
-    repository: str
-    revision: str
-    """Of the data."""
+
+    @property
+    def deploys(self) -> bool:
+        """Whether the model is served in a cluster."""
+        return self.target.startswith(_TARGET)
 
 
 class Note(str):
@@ -86,20 +93,27 @@ def check_cluster(use: ClusterUse) -> list[str]:
     """
     findings = Findings()
     findings.add(partial(_check_data, use.repository, use.revision))
-    for uri in dict.fromkeys(use.storage):
-        if uri.startswith("s3://"):
-            findings.add(partial(problems_of_bucket, uri))
-    if use.job is not None or use.target.startswith(_TARGET):
+    findings.add(partial(_check_storage, "deploy_registry", use.registry, shared=use.deploys))
+    if use.job is not None:
+        findings.add(partial(_check_storage, "train_storage", use.storage, shared=True))
+    if use.job is not None or use.deploys:
         _check_kubernetes(use, findings)
     if findings.problems:
         lines = "".join(f"\n- {problem}" for problem in findings.problems)
-        raise PreflightError(f"{len(findings.problems)} things would stop this run:{lines}")
+        raise PreflightError(f"this run would be stopped by:{lines}")
     return findings.notes
 
 
 def _check_data(repository: str, revision: str) -> Iterator[str]:
     check_reachable(repository, revision)
     yield from ()
+
+
+def _check_storage(parameter: str, uri: str, *, shared: bool) -> Iterator[str]:
+    if uri.startswith("s3://"):
+        yield from problems_of_bucket(uri)
+    elif shared:
+        yield f"{parameter} is {uri!r}, and pods share no disk; write s3://bucket/prefix"
 
 
 def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
@@ -118,7 +132,7 @@ def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
         findings.add(partial(_check_image, job))
         findings.add(partial(_check_gpus, api, job, use.nodes))
         findings.add(partial(_check_quota, api, job, use.nodes, namespace))
-    if use.target.startswith(_TARGET):
+    if use.deploys:
         findings.add(partial(_check_deployment, api, use.target))
 
 

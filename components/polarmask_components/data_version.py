@@ -130,6 +130,34 @@ def hash_of_folder(folder: Path) -> str:
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
+def check_reachable(repository: str, revision: str) -> None:
+    """Look whether cache or remote hold the list of a revision's files, without fetching them.
+
+    Raises:
+        DataVersionError: No such data, or the remote can't be reached or lacks it.
+    """
+    from dvc.api import DVCFileSystem
+
+    version = resolve(repository, revision)
+    with _checkout(repository, version.commit) as path:
+        try:
+            repo = DVCFileSystem(str(path), rev=version.commit).repo
+            is_there = repo.cache.local.exists(version.hash) or (
+                repo.cloud.get_remote_odb().exists(version.hash)
+            )
+            repo.close()
+        except Exception as error:  # DVC lets through whatever its remotes raise
+            raise MissingObjectsError(
+                f"the DVC remote of {repository} can't be reached: {error}; check its address and "
+                "credentials"
+            ) from error
+    if not is_there:
+        raise MissingObjectsError(
+            f"the DVC remote of {repository} lacks the data of {revision}; run `dvc push` where "
+            "the data was added"
+        )
+
+
 @contextmanager
 def _checkout(repository: str, commit: str | None = None) -> Iterator[Path]:
     """Yield the top of a checkout: the given one as it is, or a temporary clone of a URL."""

@@ -14,6 +14,7 @@ ComponentError
     LaunchError                the training process ended with an error
     StorageError               object storage can't be used, or what was stored is not there whole
     ClusterError               the Kubernetes API can't be reached, or refuses
+    PreflightError             would stop the run later; a line for each thing, and how to mend it
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -73,3 +74,7 @@ class ClusterError(ComponentError):
 
 class StorageError(ComponentError):
     """Object storage can't be used, or what was stored there is missing or damaged."""
+
+
+class PreflightError(ComponentError):
+    """Things that would stop the run later, one line each."""

@@ -91,7 +91,12 @@ class Promotion:
 
 
 def open_registry(uri: str) -> "Registry":
-    """Open a registry; it is created by its first model.
+    """Open a registry; it is created by its first model. The place is one for `open_objects`."""
+    return Registry(open_objects(uri))
+
+
+def open_objects(uri: str) -> ObjectStore:
+    """Open the place where a registry and what stands beside it lie.
 
     Args:
         uri: A folder, `file:///folder`, or `s3://bucket/prefix`. For S3 the endpoint and
@@ -104,12 +109,12 @@ def open_registry(uri: str) -> "Registry":
     if scheme == "s3" and separator:
         from polarmask_components.registry_s3 import S3Objects
 
-        return Registry(S3Objects.from_uri(uri))
+        return S3Objects.from_uri(uri)
     if (separator and scheme != "file") or not uri:
         raise RegistryError(f"{uri!r} is no registry; give a folder or s3://bucket/prefix")
     from polarmask_components.registry_local import LocalObjects
 
-    return Registry(LocalObjects(Path(rest if separator else uri)))
+    return LocalObjects(Path(rest if separator else uri))
 
 
 class Registry:

@@ -1,7 +1,6 @@
-"""Command line: python -m polarmask_pipelines compile | run | demo | stop."""
+"""Command line: python -m polarmask_pipelines run | demo | stop | compile | submit | schedule."""
 
 import argparse
-import inspect
 import json
 import os
 import shlex
@@ -12,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from polarmask.errors import PolarMaskError
 from polarmask_components.errors import ComponentError
+from polarmask_pipelines.commands import add_command, add_kubeflow_commands, add_param
+from polarmask_pipelines.errors import PipelineError
+from polarmask_pipelines.parameters import read_parameters
 from polarmask_serving.errors import ServingError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
-    except (PolarMaskError, ComponentError, ServingError, OSError) as error:
+    except (PolarMaskError, ComponentError, ServingError, PipelineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,11 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, "compile", "write the pipeline as Kubeflow reads it")
+    command = add_command(
+        commands,
+        "compile",
+        "write the pipeline as Kubeflow reads it",
+        "--param deploy_registry=s3://team/registry --out team.yaml",
+    )
     command.add_argument("--out", type=Path, default=COMPILED, help=f"file (default: {COMPILED})")
+    add_param(command)
     command.set_defaults(command=_compile)
 
-    command = _add(
+    command = add_command(
         commands,
         "run",
         "run the pipeline on this machine; the champion's server stays",
@@ -59,72 +67,32 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="run folder; champion and cache lie beside, shared/"
     )
     command.add_argument("--preset", default="tiny", help="name of a known run (default: tiny)")
-    command.add_argument(
-        "--param",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help=f"parameter of the pipeline; may be repeated: {', '.join(_parameters())}",
-    )
+    add_param(command)
     command.set_defaults(command=_run)
 
-    command = _add(commands, "demo", f"run preset tiny into {DEMO}; KEEP=1 keeps the server")
+    command = add_command(commands, "demo", f"run preset tiny into {DEMO}; KEEP=1 keeps the server")
     command.set_defaults(command=_demo)
 
-    command = _add(commands, "stop", "end the server that a run left", "runs/shared/server")
+    command = add_command(commands, "stop", "end the server that a run left", "runs/shared/server")
     command.add_argument("server", type=Path, help="folder of the server")
     command.set_defaults(command=_stop)
+
+    add_kubeflow_commands(commands)
     return parser
 
 
-def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    what: str,
-    example: str = "",
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=what,
-        description=what,
-        epilog=f"example: python -m polarmask_pipelines {name} {example}".strip(),
-    )
-
-
-def _parameters() -> dict[str, type]:
-    """Return the pipeline's parameters and their types."""
-    from polarmask_pipelines.train_and_deploy import train_and_deploy
-
-    signature = inspect.signature(train_and_deploy.pipeline_func)
-    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
-
-
 def _compile(options: argparse.Namespace) -> int:
-    from kfp import compiler
+    from polarmask.files import write_text
+    from polarmask_pipelines.package import compile_package
 
-    from polarmask_pipelines.train_and_deploy import train_and_deploy
-
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(train_and_deploy, str(options.out))
+    write_text(options.out, compile_package(read_parameters(options.param)).text)
     print(f"written: {options.out}")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    types = _parameters()
-    parameters: dict[str, Any] = {}
-    for assignment in options.param:
-        name, separator, value = assignment.partition("=")
-        if not separator or name not in types:
-            known = ", ".join(types)
-            print(f"--param {assignment!r}: write NAME=VALUE; names: {known}", file=sys.stderr)
-            return 2
-        try:
-            parameters[name] = types[name](value)
-        except ValueError:
-            print(f"--param {assignment!r}: not of type {types[name].__name__}", file=sys.stderr)
-            return 2
-    return _run_and_tell(options.out, {"train_preset": options.preset, **parameters}, keep=True)
+    parameters = {"train_preset": options.preset, **read_parameters(options.param)}
+    return _run_and_tell(options.out, parameters, keep=True)
 
 
 def _demo(_: argparse.Namespace) -> int:

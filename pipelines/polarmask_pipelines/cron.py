@@ -1,0 +1,83 @@
+"""Five cron fields to Kubeflow's six: it counts seconds first, and misreads five."""
+
+import re
+from dataclasses import dataclass
+
+from polarmask_pipelines.errors import CronError
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    lowest: int
+    highest: int
+    names: tuple[str, ...] = ()
+    """Of the values, from the lowest on."""
+
+
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_FIELDS = (
+    _Field("minute", 0, 59),
+    _Field("hour", 0, 23),
+    _Field("day of month", 1, 31),
+    _Field("month", 1, 12, _MONTHS),
+    _Field("day of week", 0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")),
+)
+_PART = re.compile(r"(\*|\w+(?:-\w+)?)(?:/(\d+))?")
+_LONGEST_MONTH_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+def with_seconds(expression: str) -> str:
+    """Return a five-field cron expression as Kubeflow reads it: at second 0.
+
+    Raises:
+        CronError: Not five fields, a value out of range, or a day that never comes.
+    """
+    fields = expression.split()
+    if len(fields) != len(_FIELDS):
+        raise CronError(
+            f"cron {expression!r} has {len(fields)} fields; write five: minute, hour, day of "
+            "month, month, day of week, as in '0 2 * * *' for every day at two"
+        )
+    values = [_values(text, field) for text, field in zip(fields, _FIELDS, strict=True)]
+    _, _, days, months, _ = values
+    if fields[4] == "*" and all(
+        day > _LONGEST_MONTH_DAYS[month - 1] for day in days for month in months
+    ):
+        raise CronError(f"cron {expression!r}: no such month has a day {min(days)}")
+    return " ".join(["0", *fields])
+
+
+def _values(text: str, field: _Field) -> set[int]:
+    """Return the values that a field stands for."""
+    values: set[int] = set()
+    for part in text.split(","):
+        found = _PART.fullmatch(part)
+        if not found:
+            raise CronError(
+                f"cron: {field.name} {text!r} can't be read; write *, 5, 1-5, */15, or several "
+                "of these with commas"
+            )
+        span, step = found[1], int(found[2] or 1)
+        if span == "*":
+            first, last = field.lowest, field.highest
+        else:
+            ends = [_value(end, field) for end in span.split("-")]
+            first, last = ends[0], ends[-1]
+            if found[2] and len(ends) == 1:
+                last = field.highest
+        if first > last or step < 1:
+            raise CronError(f"cron: {field.name} {part!r} is an empty range")
+        values.update(range(first, last + 1, step))
+    return values
+
+
+def _value(text: str, field: _Field) -> int:
+    if text.upper() in field.names:
+        return field.lowest + field.names.index(text.upper())
+    if not text.isdecimal() or not field.lowest <= int(text) <= field.highest:
+        raise CronError(
+            f"cron: {field.name} is {text!r}; it goes from {field.lowest} to {field.highest}"
+            + (f" or {field.names[0]} to {field.names[-1]}" if field.names else "")
+        )
+    return int(text)

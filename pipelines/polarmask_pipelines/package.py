@@ -1,0 +1,52 @@
+"""The compiled pipeline: one file, named by its content."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kfp import compiler
+
+from polarmask_components.image_reference import problem_of_image
+from polarmask_components.images import OPS_IMAGE, TRAINER_IMAGE
+from polarmask_pipelines.errors import ParameterError
+from polarmask_pipelines.train_and_deploy import train_and_deploy
+
+_VERSION_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pipeline as Kubeflow reads it."""
+
+    name: str
+    """Of the pipeline."""
+    text: str
+    """YAML."""
+
+    @property
+    def version(self) -> str:
+        """The hash of the content: equal pipelines are one version."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:_VERSION_DIGITS]
+
+
+def compile_package(defaults: Mapping[str, Any]) -> Package:
+    """Compile the pipeline.
+
+    Args:
+        defaults: Values that its parameters have unless a run says otherwise.
+
+    Raises:
+        ParameterError: An image of the steps has no name, or none of one version.
+    """
+    images = {"POLARMASK_TRAINER_IMAGE": TRAINER_IMAGE, "POLARMASK_OPS_IMAGE": OPS_IMAGE}
+    for variable, image in images.items():
+        problem = problem_of_image(image)
+        if problem:
+            raise ParameterError(f"{variable}: {problem}")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(train_and_deploy, str(path), pipeline_parameters=dict(defaults))
+        return Package(train_and_deploy.name, path.read_text(encoding="utf-8"))

@@ -1,0 +1,139 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from polarmask_components.check_changed import check_changed
+from polarmask_components.errors import RegistryError
+from polarmask_components.registry import open_objects, open_registry
+from polarmask_components.remember_run import remember_run
+from polarmask_components.run_fingerprint import RunInputs, decide, remember
+
+INPUTS = RunInputs(
+    data_hash="a59d.dir",
+    code_version="c0de",
+    preset="tiny",
+    overrides="optim.epochs=2 seed=1",
+    floor_ap=0.25,
+    model_name="polarmask",
+    target="kubernetes://ml/polarmask",
+)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def uri(request, tmp_path):
+    if request.param == "folder":
+        return str(tmp_path / "a registry")
+    request.getfixturevalue("s3_environment")
+    return f"s3://polarmask/{tmp_path.name}/registry"
+
+
+@pytest.fixture
+def objects(uri):
+    return open_objects(uri)
+
+
+def goes_on(objects, inputs=INPUTS):
+    return decide(objects, inputs, only_if_changed=True)
+
+
+def test_first_run_goes_on_and_its_twin_stops(objects):
+    assert goes_on(objects).goes_on
+    remember(objects, INPUTS)
+    decision = goes_on(objects)
+    assert not decision.goes_on
+    assert "nothing to do: data a59d.dir, code c0de" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data_hash": "beef.dir"}, "the data changed from a59d.dir to beef.dir"),
+        ({"code_version": "beef"}, "the code changed from c0de to beef"),
+        ({"preset": "coco-r50-1x"}, "none with these settings"),
+        ({"overrides": "optim.epochs=3 seed=1"}, "none with these settings"),
+        ({"floor_ap": 0.3}, "none with these settings"),
+        ({"model_name": "other"}, "none with these settings"),
+        ({"target": "kubernetes://ml/other"}, "none with these settings"),
+    ],
+)
+def test_every_change_lets_the_run_go_on_and_is_named(objects, change, words):
+    remember(objects, INPUTS)
+    decision = goes_on(objects, replace(INPUTS, **change))
+    assert decision.goes_on
+    assert words in decision.reason
+
+
+def test_spelling_that_means_the_same_is_no_change(objects):
+    remember(objects, INPUTS)
+    same = replace(INPUTS, overrides="  optim.epochs=2   seed=1 ")
+    assert not goes_on(objects, same).goes_on
+
+
+def test_data_that_went_back_is_a_change(objects):
+    newer = replace(INPUTS, data_hash="beef.dir")
+    remember(objects, INPUTS)
+    remember(objects, newer)
+    assert goes_on(objects, INPUTS).goes_on  # the champion learned from the newer
+
+
+def test_schedules_with_different_settings_do_not_wake_each_other(objects):
+    other = replace(INPUTS, preset="coco-r50-1x")
+    remember(objects, INPUTS)
+    remember(objects, other)
+    assert not goes_on(objects, INPUTS).goes_on
+    assert not goes_on(objects, other).goes_on
+
+
+def test_who_does_not_ask_goes_on(objects):
+    remember(objects, INPUTS)
+    assert decide(objects, INPUTS, only_if_changed=False).goes_on
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"format_version": 9}', b"\xff"])
+def test_damaged_memory_lets_the_run_go_on_and_is_written_anew(objects, content):
+    objects.write(INPUTS.name, content, expected_tag=None)
+    assert "can't be read" in goes_on(objects).reason
+    remember(objects, INPUTS)
+    assert not goes_on(objects).goes_on
+
+
+def test_of_two_that_remember_at_once_none_fails(objects, monkeypatch):
+    write = objects.write
+    rival = replace(INPUTS, data_hash="beef.dir")
+
+    def write_after_a_rival(name, data, *, expected_tag):
+        monkeypatch.setattr(objects, "write", write)
+        remember(objects, rival)
+        return write(name, data, expected_tag=expected_tag)
+
+    monkeypatch.setattr(objects, "write", write_after_a_rival)
+    remember(objects, INPUTS)
+    assert not goes_on(objects).goes_on
+
+
+def test_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RegistryError, match="may write to"):
+        remember(open_objects(str(tmp_path / "file" / "registry")), INPUTS)
+
+
+def test_the_champion_is_not_touched(objects, uri):
+    remember(objects, INPUTS)
+    assert open_registry(uri).champion_version() is None
+
+
+def test_steps_remember_and_decide(uri, tmp_path):
+    given = {name: getattr(INPUTS, name) for name in INPUTS.__dataclass_fields__}
+    note = SimpleNamespace(path=str(tmp_path / "note.md"))
+
+    def check(**changed):
+        return check_changed.python_func(
+            **(given | changed), registry=uri, only_if_changed=True, note=note
+        )
+
+    assert check() is True
+    assert remember_run.python_func(**given, registry=uri) is None
+    assert check() is False
+    assert "nothing to do" in (tmp_path / "note.md").read_text()
+    assert check(data_hash="beef.dir") is True

@@ -1,0 +1,393 @@
+"""The commands that speak with Kubeflow, through the real `kfp.Client` to an imitated server."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from kube.faults import Fault
+from kube.kfp_server import KfpServer
+from polarmask_pipelines.__main__ import main
+
+NIGHTLY = ["schedule", "apply", "nightly", "--cron", "0 2 * * *"]
+
+
+def only(table):
+    (found,) = table.values()
+    return found
+
+
+def run_parameters(thing):
+    return thing["runtime_config"]["parameters"]
+
+
+# submit
+
+
+def test_first_submit_uploads_makes_the_experiment_and_runs(kfp_server, capsys):
+    assert main(["submit", "--param", "train_preset=tiny", "--param", "train_nodes=2"]) == 0
+    run = only(kfp_server.runs)
+    assert run_parameters(run) == {"train_preset": "tiny", "train_nodes": 2}
+    assert run["experiment_id"] == only(kfp_server.experiments)["experiment_id"]
+    version = only(kfp_server.versions)
+    assert (
+        run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+    )
+    assert re.fullmatch("[0-9a-f]{12}", version["name"])
+    said = capsys.readouterr().out
+    assert f"version {version['name']}: upload" in said
+    assert f"{kfp_server.url}/#/runs/details/{run['run_id']}" in said
+
+
+def test_second_submit_uploads_nothing(kfp_server, capsys):
+    assert main(["submit"]) == 0
+    before = len(kfp_server.changes())
+    assert main(["submit", "--name", "again"]) == 0
+    assert kfp_server.changes()[before:] == ["POST /apis/v2beta1/runs"]
+    assert [run["display_name"] for run in kfp_server.runs.values()][1] == "again"
+    assert "there already" in capsys.readouterr().out
+
+
+def test_dry_run_of_submit_says_what_would_be_done_and_does_nothing(kfp_server, capsys):
+    assert main(["submit", "--dry-run", "--param", "train_preset=tiny"]) == 0
+    assert kfp_server.changes() == []
+    said = capsys.readouterr().out
+    assert "experiment  polarmask: make" in said
+    assert "train_preset=tiny" in said
+    assert "nothing was changed" in said
+
+
+def test_service_account_goes_with_the_run(kfp_server):
+    assert main(["submit", "--service-account", "polarmask-pipeline"]) == 0
+    assert only(kfp_server.runs)["service_account"] == "polarmask-pipeline"
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "SKIPPED"])
+def test_waiting_ends_with_the_run(kfp_server, capsys, state):
+    after_start(kfp_server, lambda run: kfp_server.set_state(run, state))
+    assert main(["submit", "--wait"]) == 0
+    assert state.lower() in capsys.readouterr().out
+
+
+def test_failed_run_names_its_tasks_and_fails_the_command(kfp_server, capsys):
+    after_start(
+        kfp_server, lambda run: kfp_server.set_state(run, "FAILED", failed=["train"], error="dead")
+    )
+    assert main(["submit", "--wait"]) == 1
+    said = capsys.readouterr().out
+    assert "failed      train" in said
+    assert "error       dead" in said
+
+
+def test_cancelled_run_ends_the_wait(kfp_server):
+    after_start(kfp_server, lambda run: kfp_server.set_state(run, "CANCELED"))
+    assert main(["submit", "--wait"]) == 1
+
+
+def test_waiting_outlives_a_server_that_restarts(kfp_server, capsys):
+    faults = [
+        kfp_server.faults.add(Fault("GET .*/runs/", drop=True, times=5)),
+        kfp_server.faults.add(Fault("GET .*/runs/", status=503, times=2)),
+    ]
+    after_start(kfp_server, lambda run: kfp_server.set_state(run, "SUCCEEDED"))
+    assert main(["submit", "--wait"]) == 0
+    assert [fault.hits for fault in faults] == [5, 2]
+
+
+def test_interrupted_wait_leaves_the_run_alone(kfp_server):
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "polarmask_pipelines", "submit", "--wait"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in waiting.stdout:
+            if "pending" in line:
+                break
+        waiting.send_signal(2)
+        rest, _ = waiting.communicate(timeout=30)
+    finally:
+        waiting.kill()
+    assert waiting.returncode == 130
+    assert "the run goes on" in rest
+    assert only(kfp_server.runs)["state"] == "PENDING"
+
+
+def after_start(server, do):
+    """Do something to the run once there is one."""
+
+    def wait():
+        deadline = time.monotonic() + 30
+        while not server.runs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        do(next(iter(server.runs)))
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# schedule
+
+
+def test_applying_twice_is_applying_once(kfp_server, capsys):
+    assert main(NIGHTLY) == 0
+    first = dict(only(kfp_server.recurring_runs))
+    before = len(kfp_server.changes())
+    assert "create nightly" in capsys.readouterr().out
+    assert main(NIGHTLY) == 0
+    assert kfp_server.changes()[before:] == []
+    assert only(kfp_server.recurring_runs) == first
+    assert "keep nightly" in capsys.readouterr().out
+
+
+def test_a_schedule_runs_one_at_a_time_and_makes_up_for_nothing(kfp_server):
+    assert main([*NIGHTLY, "--param", "data_revision=main"]) == 0
+    made = only(kfp_server.recurring_runs)
+    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
+    assert (made["max_concurrency"], made["no_catchup"]) == ("1", True)
+    assert made["mode"] == "ENABLE"
+    assert run_parameters(made)["data_revision"] == "main"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--cron", "0 3 * * *"],
+        ["--param", "eval_floor_ap=0.3"],
+        ["--service-account", "other"],
+    ],
+)
+def test_a_changed_schedule_replaces_the_old_one(kfp_server, capsys, change):
+    assert main(NIGHTLY) == 0
+    old = only(kfp_server.recurring_runs)["recurring_run_id"]
+    assert main([*NIGHTLY, *change]) == 0
+    assert only(kfp_server.recurring_runs)["recurring_run_id"] != old
+    assert "replace nightly" in capsys.readouterr().out
+    posts = [each.split()[0] for each in kfp_server.changes()[-2:]]
+    assert posts == ["POST", "DELETE"]  # never without one
+
+
+def test_new_code_replaces_the_schedule(kfp_server, monkeypatch, package):
+    assert main(NIGHTLY) == 0
+    changed = replace(package, text=package.text + "# changed\n")
+    monkeypatch.setattr("polarmask_pipelines.package.compile_package", lambda _: changed)
+    assert main(NIGHTLY) == 0
+    newest = list(kfp_server.versions.values())[-1]["pipeline_version_id"]
+    reference = only(kfp_server.recurring_runs)["pipeline_version_reference"]
+    assert len(kfp_server.versions) == 2
+    assert reference["pipeline_version_id"] == newest
+
+
+def test_pausing_and_going_on_keep_the_schedule(kfp_server):
+    assert main(NIGHTLY) == 0
+    identity = only(kfp_server.recurring_runs)["recurring_run_id"]
+    assert main([*NIGHTLY, "--paused"]) == 0
+    assert only(kfp_server.recurring_runs)["mode"] == "DISABLE"
+    assert main(NIGHTLY) == 0
+    assert only(kfp_server.recurring_runs)["mode"] == "ENABLE"
+    assert only(kfp_server.recurring_runs)["recurring_run_id"] == identity
+
+
+@pytest.mark.parametrize("arguments", [NIGHTLY, [*NIGHTLY, "--paused"]])
+def test_dry_run_of_apply_changes_nothing(kfp_server, capsys, arguments):
+    assert main([*arguments, "--dry-run"]) == 0
+    assert kfp_server.changes() == []
+    assert main(NIGHTLY) == 0
+    before = len(kfp_server.changes())
+    assert main([*arguments, "--cron", "5 5 * * *", "--dry-run"]) == 0
+    assert kfp_server.changes()[before:] == []
+    assert "replace nightly: 5 5 * * *" in capsys.readouterr().out
+
+
+def test_what_a_cut_off_apply_left_is_mended_by_the_next(kfp_server, capsys):
+    assert main(NIGHTLY) == 0
+    kfp_server.faults.add(Fault("DELETE", drop=True, times=4))
+    changed = [*NIGHTLY, "--cron", "0 3 * * *"]
+    assert main(changed) == 2
+    assert len(kfp_server.recurring_runs) == 2
+    assert main(changed) == 0
+    assert "remove doubles of nightly" in capsys.readouterr().out
+    assert only(kfp_server.recurring_runs)["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
+
+
+def test_an_apply_whose_answer_got_lost_makes_no_second_schedule(kfp_server, capsys):
+    kfp_server.faults.add(Fault("POST .*/recurringruns", lose_answer=True))
+    assert main(NIGHTLY) == 2
+    assert "may have been heard" in capsys.readouterr().err
+    assert main(NIGHTLY) == 0
+    assert "keep nightly" in capsys.readouterr().out
+    assert len(kfp_server.recurring_runs) == 1
+
+
+def make_foreign(kfp_server, name, number=1):
+    """Make recurring runs as a person would in the UI."""
+    ours = dict(only(kfp_server.recurring_runs))
+    for index in range(number):
+        theirs = {**ours, "recurring_run_id": f"foreign-{index}", "display_name": name}
+        kfp_server.recurring_runs[f"foreign-{index}"] = {**theirs, "description": "mine"}
+
+
+def test_recurring_runs_of_others_stay_whatever_their_name(kfp_server, capsys):
+    assert main(NIGHTLY) == 0
+    make_foreign(kfp_server, "nightly")
+    assert main([*NIGHTLY, "--cron", "0 3 * * *"]) == 0
+    assert main(["schedule", "delete", "nightly"]) == 0
+    assert list(kfp_server.recurring_runs) == ["foreign-0"]
+    assert main(["schedule", "delete", "nightly"]) == 2
+    assert "was not made by `schedule apply`" in capsys.readouterr().err
+
+
+def test_a_schedule_is_found_behind_many_pages(kfp_server):
+    assert main(NIGHTLY) == 0
+    ours = kfp_server.recurring_runs.copy()
+    make_foreign(kfp_server, "other", number=450)
+    identity, run = ours.popitem()
+    del kfp_server.recurring_runs[identity]
+    kfp_server.recurring_runs[identity] = run  # last
+    before = len(kfp_server.changes())
+    assert main(NIGHTLY) == 0
+    assert kfp_server.changes()[before:] == []
+
+
+def test_list_shows_what_is_ours(kfp_server, capsys):
+    assert main(["schedule", "list"]) == 0
+    assert "no schedules in experiment polarmask" in capsys.readouterr().out
+    assert main([*NIGHTLY, "--param", "data_revision=main"]) == 0
+    assert main(["schedule", "apply", "weekly", "--cron", "0 4 * * 0", "--paused"]) == 0
+    make = dict(next(iter(kfp_server.recurring_runs.values())))
+    kfp_server.recurring_runs["foreign"] = {**make, "description": ""}
+    capsys.readouterr()
+    assert main(["schedule", "list"]) == 0
+    nightly, weekly, others = capsys.readouterr().out.splitlines()
+    assert re.match(r"nightly +on +0 2 \* \* \* +data_revision=main", nightly)
+    assert re.match(r"weekly +paused +0 4 \* \* 0", weekly)
+    assert others == "and 1 made by others"
+
+
+def test_delete_is_idempotent_and_has_a_dry_run(kfp_server, capsys):
+    assert main(NIGHTLY) == 0
+    before = len(kfp_server.changes())
+    assert main(["schedule", "delete", "nightly", "--dry-run"]) == 0
+    assert kfp_server.changes()[before:] == []
+    assert main(["schedule", "delete", "nightly"]) == 0
+    assert kfp_server.recurring_runs == {}
+    assert main(["schedule", "delete", "nightly"]) == 0
+    assert "no schedule nightly" in capsys.readouterr().out
+
+
+def test_wrong_cron_is_told_before_anything_is_asked(kfp_server, capsys):
+    assert main(["schedule", "apply", "nightly", "--cron", "0 0 2 * * *"]) == 2
+    assert "has 6 fields; write five" in capsys.readouterr().err
+    assert kfp_server.requests == []
+
+
+# the way to the server
+
+
+def test_no_host_is_told_with_how_to_get_one(no_settings_of_the_user, capsys):
+    assert main(["submit"]) == 2
+    assert "KFP_HOST" in capsys.readouterr().err
+
+
+def test_host_that_nobody_listens_at_is_told_at_once(kfp_server, capsys):
+    with KfpServer() as gone:
+        pass
+    began = time.monotonic()
+    assert main(["submit", "--host", gone.url]) == 2
+    assert time.monotonic() - began < 10
+    said = capsys.readouterr().err
+    assert "gave no answer" in said
+    assert "Connection refused" in said
+    assert said.count("\n") == 1
+
+
+def test_token_is_sent_and_its_lack_explained(no_settings_of_the_user, monkeypatch, capsys):
+    with KfpServer(token="secret") as server:
+        assert main(["submit", "--host", server.url]) == 2
+        said = capsys.readouterr().err
+        assert "refused (401)" in said
+        assert "KFP_TOKEN" in said
+        monkeypatch.setenv("KFP_TOKEN", "secret")
+        assert main(["submit", "--host", server.url]) == 0
+        assert len(server.runs) == 1
+
+
+def test_server_of_several_users_needs_a_namespace(no_settings_of_the_user, capsys):
+    with KfpServer(multi_user=True) as server:
+        assert main(["submit", "--host", server.url]) == 2
+        assert "give --namespace" in capsys.readouterr().err
+        for _ in range(2):
+            assert main(["submit", "--host", server.url, "--namespace", "team"]) == 0
+        assert only(server.experiments)["namespace"] == "team"
+        assert only(server.pipelines)["namespace"] == "team"
+
+
+def test_login_page_in_the_way_is_told(kfp_server, capsys):
+    kfp_server.login_page = True
+    assert main(["submit"]) == 2
+    assert "does not answer as Kubeflow Pipelines" in capsys.readouterr().err
+
+
+def test_refusal_is_told_in_the_server_s_words(kfp_server, capsys):
+    kfp_server.faults.add(Fault("POST .*/runs", status=400))
+    assert main(["submit"]) == 2
+    words = f"error: {kfp_server.url} refused (400): a fault that the test ordered\n"
+    assert capsys.readouterr().err == words
+
+
+def test_archived_experiment_is_told(kfp_server, capsys):
+    assert main(["submit"]) == 0
+    only(kfp_server.experiments)["storage_state"] = "ARCHIVED"
+    assert main(["submit"]) == 2
+    assert "experiment polarmask is archived" in capsys.readouterr().err
+
+
+def test_a_busy_server_is_asked_again(kfp_server):
+    kfp_server.faults.add(Fault("GET .*/pipelines", status=503, times=2))
+    assert main(["submit"]) == 0
+
+
+def test_help_of_each_command_has_an_example(capsys):
+    for command in (
+        ["submit"],
+        ["compile"],
+        ["schedule", "apply"],
+        ["schedule", "list"],
+        ["schedule", "delete"],
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        assert f"example: python -m polarmask_pipelines {' '.join(command)}" in " ".join(
+            capsys.readouterr().out.split()
+        )
+
+
+# compile
+
+
+def test_compiled_defaults_are_the_team_s(tmp_path):
+    out = tmp_path / "team.yaml"
+    given = ["--param", "train_preset=tiny", "--param", "eval_floor_ap=0.5"]
+    assert main(["compile", "--out", str(out), *given]) == 0
+    parameters = yaml.safe_load(out.read_text())["root"]["inputDefinitions"]["parameters"]
+    assert parameters["train_preset"]["defaultValue"] == "tiny"
+    assert parameters["eval_floor_ap"]["defaultValue"] == 0.5
+    assert parameters["data_revision"]["defaultValue"] == "HEAD"
+
+
+def test_compiling_with_defaults_leaves_the_next_compilation_alone(tmp_path):
+    for name, given in (("a", []), ("b", ["--param", "train_preset=tiny"]), ("c", [])):
+        assert main(["compile", "--out", str(tmp_path / name), *given]) == 0
+    assert (tmp_path / "a").read_text() == (tmp_path / "c").read_text()
+    assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
+
+
+def test_image_of_no_version_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("polarmask_pipelines.package.OPS_IMAGE", "polarmask-ops:latest")
+    assert main(["compile", "--out", str(tmp_path / "team.yaml")]) == 2
+    assert "POLARMASK_OPS_IMAGE: image polarmask-ops:latest names" in capsys.readouterr().err
+    assert not (tmp_path / "team.yaml").exists()

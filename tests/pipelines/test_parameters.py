@@ -1,0 +1,51 @@
+import pytest
+
+from polarmask_pipelines import parameters
+from polarmask_pipelines.errors import ParameterError
+from polarmask_pipelines.parameters import read_parameters
+
+TYPES = {"text": str, "number": int, "share": float, "only_if": bool, "job": dict}
+
+
+@pytest.fixture(autouse=True)
+def pipeline_of_all_types(monkeypatch):
+    monkeypatch.setattr(parameters, "pipeline_parameters", lambda: TYPES)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("text=a=b c", "a=b c"),
+        ("text=", ""),
+        ("number=-3", -3),
+        ("share=1e-3", 0.001),
+        ("only_if=true", True),
+        ("only_if=false", False),
+        ('job={"gpu": {"count": 8}}', {"gpu": {"count": 8}}),
+    ],
+)
+def test_value_is_of_the_type_that_the_pipeline_states(assignment, value):
+    name = assignment.partition("=")[0]
+    assert read_parameters([assignment]) == {name: value}
+
+
+def test_last_of_two_counts():
+    assert read_parameters(["number=1", "number=2"]) == {"number": 2}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("nummer=1", "names: text, number, share, only_if, job"),
+        ("number", "write NAME=VALUE"),
+        ("number=1.5", "not of type int"),
+        ("share=nan", "not of type float"),
+        ("only_if=True", "write true or false"),
+        ("job=[1]", "write a JSON object"),
+        ("job={", "write a JSON object"),
+    ],
+)
+def test_what_is_no_such_value_is_named(assignment, words):
+    with pytest.raises(ParameterError) as caught:
+        read_parameters([assignment])
+    assert words in str(caught.value)

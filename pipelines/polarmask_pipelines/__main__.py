@@ -138,6 +138,9 @@ def _tell(outcome: "Outcome", out: Path) -> None:
     from polarmask_pipelines.results import SUMMARY, shorten
 
     summary = outcome.summary
+    if summary.mask_ap is None:
+        print("\nnothing to do, so nothing was trained; the line of check-changed says why")
+        return
     if summary.nothing_changed:
         print("\nnothing changed: data, code and parameters are those of an earlier run")
     print(f"\nmask AP  {summary.mask_ap:.3f}, AP50 {summary.mask_ap50:.3f}")

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from kfp import local
 
+from polarmask.errors import ConfigError
 from polarmask_components.errors import ComponentError
 from polarmask_components.lifeline import lifeline
 from polarmask_components.local_server import Deployment, is_serving, stop_server
@@ -29,6 +30,7 @@ LOCK = ".lock"
 STEPS = (
     "preflight",
     "resolve-data",
+    "check-changed",
     "ingest-coco",
     "check-champion",
     "precompute-rays",
@@ -37,6 +39,7 @@ STEPS = (
     "evaluate-champion",
     "gate-model",
     "deploy-torchserve",
+    "remember-run",
     "notify",
 )
 _SECONDS_TO_END = 45
@@ -70,6 +73,7 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         parameters: Of the pipeline. Registry and server lie in `shared_folder(out)` unless named.
 
     Raises:
+        ConfigError: The model is to be served elsewhere.
         LaunchError: Another run is going on in the folder.
         KeyboardInterrupt: On SIGINT, SIGTERM and SIGHUP, after all processes of the run ended.
     """
@@ -79,8 +83,14 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         "deploy_model_name": "polarmask",
         "deploy_registry": str(shared / "registry"),
         "deploy_target": str(shared / "server"),
+        "train_on": "here",
         **parameters,
     }
+    if "://" in parameters["deploy_target"]:
+        raise ConfigError(
+            f"deploy_target is {parameters['deploy_target']}: a run on this machine serves on this "
+            "machine, from a folder; take `submit` to run and serve in a cluster"
+        )
     target = Path(parameters["deploy_target"])
     with lifeline(out / LOCK), console(out / LOG) as person, _no_process_stays(target):
         began = time.monotonic()

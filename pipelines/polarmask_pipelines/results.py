@@ -24,6 +24,8 @@ def describe(result: TaskResult) -> str:
     match result.name:
         case "resolve-data":
             return f"data {outputs['data_hash'][:8]} of commit {outputs['data_commit'][:8]}"
+        case "check-changed":
+            return Path(outputs["note"].path).read_text(encoding="utf-8").strip()
         case "ingest-coco":
             facts = outputs["dataset"].metadata
             problems = int(facts["train_problems"] + facts["val_problems"])

@@ -4,6 +4,7 @@ from kfp import dsl
 from kfp.dsl.pipeline_task import PipelineTask
 
 from polarmask_components.check_champion import check_champion
+from polarmask_components.check_changed import check_changed
 from polarmask_components.deploy_torchserve import deploy_torchserve
 from polarmask_components.evaluate import evaluate
 from polarmask_components.evaluate_champion import evaluate_champion
@@ -12,6 +13,7 @@ from polarmask_components.ingest_coco import ingest_coco
 from polarmask_components.notify import notify
 from polarmask_components.precompute_rays import precompute_rays
 from polarmask_components.preflight import preflight
+from polarmask_components.remember_run import remember_run
 from polarmask_components.resolve_data import resolve_data
 from polarmask_components.train import train
 
@@ -33,13 +35,18 @@ def train_and_deploy(
     data_revision: str = "HEAD",
     deploy_model_name: str = "polarmask",
     deploy_registry: str = "s3://polarmask/registry",
-    deploy_target: str = "runs/shared/server",
+    deploy_target: str = "kubernetes://polarmask/polarmask",
     eval_floor_ap: float = 0.25,
     notify_webhook: str = "",
+    run_only_if_changed: bool = False,
+    train_job: dict = {},  # noqa: B006 KFP reads defaults from the signature
+    train_min_nodes: int = 0,
     train_nodes: int = 1,
+    train_on: str = "pytorchjob",
     train_preset: str = "coco-r50-1x",
     train_processes_per_node: int = 0,
     train_set: str = "",
+    train_storage: str = "s3://polarmask/training",
 ) -> None:
     """Train, judge and serve one model.
 
@@ -50,13 +57,19 @@ def train_and_deploy(
         data_revision: Commit, tag or branch of it.
         deploy_model_name: In the server's URLs.
         deploy_registry: Folder or s3://bucket/prefix that remembers the champion.
-        deploy_target: Folder of the TorchServe of this machine.
+        deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or folder of the TorchServe of this
+            machine.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
         notify_webhook: http(s) address that is told how the run ended; empty for none.
+        run_only_if_changed: Stop early if data, code and settings are those of the last run.
+        train_job: Pods of the training job: gpus_per_node, memory, tolerations, queue and more.
+        train_min_nodes: Nodes that an elastic job can go on with; 0 for a fixed number.
         train_nodes: Machines to train on.
+        train_on: pytorchjob, or here: in the step itself.
         train_preset: Name of a known run.
         train_processes_per_node: Training processes on each machine; 0 fits them to it.
         train_set: Settings to change, section.field=value, separated by spaces.
+        train_storage: s3://bucket/prefix for checkpoints of the training job.
     """
     told = notify(webhook=notify_webhook)
     _present(told, "Notify", cached=False)
@@ -70,69 +83,107 @@ def train_and_deploy(
             registry=deploy_registry,
             model_name=deploy_model_name,
             webhook=notify_webhook,
+            repository=data_repository,
+            revision=data_revision,
+            target=deploy_target,
+            train_on=train_on,
+            train_job=train_job,
+            train_min_nodes=train_min_nodes,
+            train_storage=train_storage,
         )
         _present(checked, "Preflight", cached=False)
 
         resolved = resolve_data(repository=data_repository, revision=data_revision).after(checked)
         _present(resolved, "Resolve data version", cached=False)
+        data_hash = resolved.outputs["data_hash"]
         code_version = resolved.outputs["code_version"]
 
-        ingested = ingest_coco(
-            repository=data_repository,
-            data_commit=resolved.outputs["data_commit"],
-            data_hash=resolved.outputs["data_hash"],
+        settings = {
+            "preset": train_preset,
+            "overrides": train_set,
+            "floor_ap": eval_floor_ap,
+            "model_name": deploy_model_name,
+            "target": deploy_target,
+            "registry": deploy_registry,
+        }
+        changed = check_changed(
+            data_hash=data_hash,
             code_version=code_version,
+            only_if_changed=run_only_if_changed,
+            **settings,
         )
-        ingested.set_retry(num_retries=2, backoff_duration="5s")  # remotes have bad moments
-        _present(ingested, "Ingest COCO data")
-        dataset = ingested.outputs["dataset"]
+        _present(changed, "Check for changes", cached=False)
 
-        comparable = check_champion(dataset=dataset, registry=deploy_registry)
-        _present(comparable, "Check champion", cached=False)
-
-        labelled = precompute_rays(
-            dataset=dataset,
-            label_settings=checked.output,
-            code_version=code_version,
-        ).after(comparable)
-        _present(labelled, "Precompute ray labels")
-
-        trained = train(
-            dataset=dataset,
-            labels=labelled.outputs["labels"],
-            preset=train_preset,
-            overrides=train_set,
-            code_version=code_version,
-            nodes=train_nodes,
-            processes_per_node=train_processes_per_node,
-        )
-        _present(trained, "Train")
-        model = trained.outputs["model"]
-
-        evaluated = evaluate(model=model, dataset=dataset, code_version=code_version)
-        _present(evaluated, "Evaluate candidate")
-
-        champion = evaluate_champion(
-            dataset=dataset, registry=deploy_registry, code_version=code_version
-        ).after(evaluated)  # as late as possible: another run may promote meanwhile
-        _present(champion, "Evaluate champion", cached=False)
-
-        passed = gate_model(
-            mask_ap=evaluated.outputs["Output"],
-            floor_ap=eval_floor_ap,
-            champion_ap=champion.outputs["mask_ap"],
-            champion_reason=champion.outputs["reason"],
-        )
-        _present(passed, "Gate", cached=False)
-
-        with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 KFP builds a condition of it
-            deployed = deploy_torchserve(
-                model=model,
-                sample=evaluated.outputs["sample"],
-                metrics=evaluated.outputs["metrics"],
-                registry=deploy_registry,
-                target=deploy_target,
-                model_name=deploy_model_name,
-                champion_version=champion.outputs["version"],
+        with dsl.If(changed.outputs["Output"] == True, name="changed"):  # noqa: E712 KFP builds a condition of it
+            ingested = ingest_coco(
+                repository=data_repository,
+                data_commit=resolved.outputs["data_commit"],
+                data_hash=data_hash,
+                code_version=code_version,
             )
-            _present(deployed, "Deploy to TorchServe", cached=False)
+            ingested.set_retry(num_retries=2, backoff_duration="5s")  # remotes have bad moments
+            _present(ingested, "Ingest COCO data")
+            dataset = ingested.outputs["dataset"]
+
+            comparable = check_champion(dataset=dataset, registry=deploy_registry)
+            _present(comparable, "Check champion", cached=False)
+
+            labelled = precompute_rays(
+                dataset=dataset,
+                label_settings=checked.output,
+                code_version=code_version,
+            ).after(comparable)
+            _present(labelled, "Precompute ray labels")
+
+            trained = train(
+                dataset=dataset,
+                labels=labelled.outputs["labels"],
+                preset=train_preset,
+                overrides=train_set,
+                code_version=code_version,
+                nodes=train_nodes,
+                processes_per_node=train_processes_per_node,
+                on=train_on,
+                job=train_job,
+                min_nodes=train_min_nodes,
+                storage=train_storage,
+            )
+            _present(trained, "Train")
+            model = trained.outputs["model"]
+
+            evaluated = evaluate(model=model, dataset=dataset, code_version=code_version)
+            _present(evaluated, "Evaluate candidate")
+
+            champion = evaluate_champion(
+                dataset=dataset, registry=deploy_registry, code_version=code_version
+            ).after(evaluated)  # as late as possible: another run may promote meanwhile
+            _present(champion, "Evaluate champion", cached=False)
+
+            passed = gate_model(
+                mask_ap=evaluated.outputs["Output"],
+                floor_ap=eval_floor_ap,
+                champion_ap=champion.outputs["mask_ap"],
+                champion_reason=champion.outputs["reason"],
+            )
+            _present(passed, "Gate", cached=False)
+
+            with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 as above
+                deployed = deploy_torchserve(
+                    model=model,
+                    sample=evaluated.outputs["sample"],
+                    metrics=evaluated.outputs["metrics"],
+                    registry=deploy_registry,
+                    target=deploy_target,
+                    model_name=deploy_model_name,
+                    champion_version=champion.outputs["version"],
+                )
+                _present(deployed, "Deploy to TorchServe", cached=False)
+                remembered = remember_run(
+                    data_hash=data_hash, code_version=code_version, **settings
+                ).after(deployed)
+                _present(remembered, "Remember this run", cached=False)
+            with dsl.Else(name="stopped"):
+                remembered = remember_run(
+                    data_hash=data_hash, code_version=code_version, **settings
+                )
+                _present(remembered, "Remember this run", cached=False)

@@ -4,6 +4,7 @@ Kubeflow's local runner has no hooks, and its log names neither outputs nor reus
 two functions that all its orchestrators call for a task are wrapped while a run lasts.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from typing import Any, Literal, Protocol
 
 from kfp.local import status, task_dispatcher
 from kfp.local.orchestrator import task_executor
+
+_SECOND = re.compile(r"-\d+$")
+"""What KFP appends to a step's name where the pipeline has it twice, as in two branches."""
 
 TaskStatus = Literal["succeeded", "reused", "failed", "skipped"]
 
@@ -57,7 +61,7 @@ def watched(observer: Observer) -> Iterator[None]:
         succeeded: TaskStatus = "succeeded" if runs > runs_before else "reused"
         observer.task_ends(
             TaskResult(
-                name=task_name,
+                name=_SECOND.sub("", task_name),
                 status=succeeded if ended == status.Status.SUCCESS else "failed",
                 seconds=time.monotonic() - began,
                 outputs=outputs,

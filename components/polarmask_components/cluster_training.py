@@ -23,6 +23,8 @@ from polarmask_components.s3 import read_uri
 
 _OWN_POD = "KFP_POD_NAME"
 """Set by Kubeflow in the containers of steps."""
+_RUN_LABEL = "pipeline/runid"
+"""Kubeflow's label of the pods of a run, the same when a step is tried again."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ClusterRequest:
     """Fields of `JobSettings`."""
     storage: str
     run_id: str
-    """The same each time this run is tried."""
+    """The same each time this run is tried; empty takes that of the Kubeflow run."""
 
 
 def train_on_cluster(
@@ -102,25 +104,27 @@ def make_job(
         ConfigError: Names the parameter of the pipeline that can't work.
     """
     settings = read_job_settings(request.job)
-    processes = request.processes_per_node or settings.gpus_per_node or 1
+    processes = settings.processes_per_node(request.processes_per_node)
     if processes < 1:
         raise ConfigError(f"train_processes_per_node is {processes}: give 1 or more, or 0")
     check_shares(
         batch, nodes=request.nodes, min_nodes=request.min_nodes, processes_per_node=processes
     )
-    if not request.run_id:
-        raise ConfigError(
-            "run_id is empty: the step needs the id of its run, to find its job again"
-        )
     _require_object_storage(request.storage, "train_storage")
     for uri in (data, labels):
         _require_object_storage(uri, "an input of training on a cluster")
-    image, owner = _of_own_pod(api)
+    own = _own_pod(api)
+    run_id = request.run_id or own.run_id
+    if not run_id:
+        raise ConfigError(
+            "this step is no pod of a Kubeflow run, so give it a run_id: the same each time it is "
+            "tried, to find its job again"
+        )
     namespace = settings.namespace or own_namespace()
     return TrainingJob(
-        name=job_name(request.run_id),
+        name=job_name(run_id),
         namespace=namespace,
-        image=settings.image or image,
+        image=settings.image or own.image,
         nodes=request.nodes,
         min_nodes=request.min_nodes,
         processes_per_node=processes,
@@ -130,7 +134,7 @@ def make_job(
         storage=request.storage,
         flags=tuple(flags),
         # No object may belong to one of another namespace.
-        owner=owner if namespace == own_namespace() else None,
+        owner=own.workflow if namespace == own_namespace() else None,
     )
 
 
@@ -141,30 +145,33 @@ def _require_object_storage(uri: str, what: str) -> None:
         raise ConfigError(f"{what}: {error}; pods on a cluster share no disk") from error
 
 
-def _of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
-    """Return this step's image, and a reference to the workflow it belongs to, if any.
+@dataclass(frozen=True, kw_only=True)
+class _OwnPod:
+    """What the pod of this step tells of it."""
 
-    A job that belongs to the workflow is deleted with it.
-    """
+    image: str = TRAINER_IMAGE
+    run_id: str = ""
+    """Of the Kubeflow run; empty outside of one."""
+    workflow: dict[str, Any] | None = None
+    """Reference to the workflow of the run: a job that belongs to it is deleted with it."""
+
+
+def _own_pod(api: ApiClient) -> _OwnPod:
     name = os.environ.get(_OWN_POD)
     if not name:
-        return TRAINER_IMAGE, None
+        return _OwnPod()
     try:
         pod = patiently(CoreV1Api(api).read_namespaced_pod, name, own_namespace())
     except ApiException as error:
         raise ClusterError(f"this step's own pod {name} can't be read: {error.reason}") from error
     images = {container.name: container.image for container in pod.spec.containers}
-    owner = next(
-        (
-            {
-                "apiVersion": each.api_version,
-                "kind": each.kind,
-                "name": each.name,
-                "uid": each.uid,
-            }
-            for each in pod.metadata.owner_references or ()
-            if each.kind == "Workflow"
-        ),
-        None,
+    owners = (
+        {"apiVersion": each.api_version, "kind": each.kind, "name": each.name, "uid": each.uid}
+        for each in pod.metadata.owner_references or ()
+        if each.kind == "Workflow"
     )
-    return images.get("main", TRAINER_IMAGE), owner
+    return _OwnPod(
+        image=images.get("main", TRAINER_IMAGE),
+        run_id=(pod.metadata.labels or {}).get(_RUN_LABEL, ""),
+        workflow=next(owners, None),
+    )

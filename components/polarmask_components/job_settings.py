@@ -73,6 +73,10 @@ class JobSettings:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be above 0")
 
+    def processes_per_node(self, asked: int) -> int:
+        """Return how many processes train on a node: as many as asked for, or one for each GPU."""
+        return asked or self.gpus_per_node or 1
+
 
 _ADAPTER: TypeAdapter[JobSettings] = TypeAdapter(JobSettings)
 

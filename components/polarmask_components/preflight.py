@@ -1,5 +1,7 @@
 """Step: fail in seconds instead of after an hour."""
 
+from typing import Any
+
 from kfp import dsl
 
 from polarmask_components.images import TRAINER_IMAGE
@@ -15,8 +17,17 @@ def preflight(
     registry: str,
     model_name: str,
     webhook: str,
+    repository: str = "",
+    revision: str = "",
+    target: str = "",
+    train_on: str = "here",
+    train_job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+    train_min_nodes: int = 0,
+    train_storage: str = "",
 ) -> str:
-    """Check the parameters, the champion registry, and what the last step needs to serve.
+    """Check the parameters, the champion registry, and what training and serving need.
+
+    What a run on a cluster lacks is told all at once: data, rights, storage, images, GPUs, quota.
 
     Args:
         preset: Name of a known run.
@@ -27,26 +38,41 @@ def preflight(
         registry: Folder or s3://bucket/prefix of the champion registry.
         model_name: In the server's URLs.
         webhook: Address that is told how the run ended; empty for none.
+        repository: Git checkout or URL that holds the data. Of use on a cluster only, as revision.
+        revision: Commit, tag or branch of it.
+        target: kubernetes://NAMESPACE/NAME of a Deployment, or a folder of this machine.
+        train_on: `here` or `pytorchjob`.
+        train_job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
+        train_min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
+        train_storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
 
     Returns:
         What ray labels depend on, as JSON.
     """
     from polarmask_components.notification import check_webhook
     from polarmask_components.registry import open_registry
-    from polarmask_components.run_settings import check_settings, label_settings_text
-    from polarmask_serving.launch import check_installed
-    from polarmask_serving.names import check_url_name
+    from polarmask_components.run_checks import PlannedRun, check_run
+    from polarmask_components.run_settings import label_settings_text
 
-    config = check_settings(
-        preset_name=preset,
-        overrides=overrides,
-        nodes=nodes,
-        processes_per_node=processes_per_node,
-        floor_ap=floor_ap,
-    )
     check_webhook(webhook)
-    check_url_name("deploy_model_name", model_name)
-    check_installed()
+    config = check_run(
+        PlannedRun(
+            preset=preset,
+            overrides=overrides,
+            on=train_on,
+            job=train_job,
+            nodes=nodes,
+            min_nodes=train_min_nodes,
+            processes_per_node=processes_per_node,
+            storage=train_storage,
+            floor_ap=floor_ap,
+            registry=registry,
+            repository=repository,
+            revision=revision,
+            target=target,
+            model_name=model_name,
+        )
+    )
     opened = open_registry(registry)
     opened.champion_version()
     opened.check_writable()

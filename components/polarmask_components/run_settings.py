@@ -9,6 +9,10 @@ from polarmask.config import RunConfig, override
 from polarmask.errors import ConfigError
 from polarmask.label_store import label_settings
 from polarmask.presets import preset
+from polarmask_components.job_settings import JobSettings
+
+HERE, ON_CLUSTER = "here", "pytorchjob"
+"""Where `train_on` lets a run train: in the step itself, or as a job of its own."""
 
 _IMAGES_PER_WORKER = 1000
 
@@ -30,7 +34,10 @@ def check_settings(
     *,
     preset_name: str,
     overrides: str,
+    on: str,
+    job: JobSettings,
     nodes: int,
+    min_nodes: int,
     processes_per_node: int,
     floor_ap: float,
 ) -> RunConfig:
@@ -39,7 +46,10 @@ def check_settings(
     Args:
         preset_name: See `polarmask.presets`.
         overrides: As for `read_settings`.
+        on: `here` or `pytorchjob`.
+        job: The pods of a PyTorchJob.
         nodes: Machines to train on.
+        min_nodes: Fewest that a PyTorchJob goes on with; 0 if there are always all.
         processes_per_node: Training processes on each; 0 if the launcher is to choose.
         floor_ap: Mask AP in [0, 1].
 
@@ -47,28 +57,34 @@ def check_settings(
         ConfigError: Says which parameter of the pipeline can't work.
     """
     config = read_settings(preset_name, overrides)
-    if nodes < 1:
-        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
+    check_place(on, nodes)
     if processes_per_node < 0:
         raise ConfigError(
             f"train_processes_per_node is {processes_per_node}: give 1 or more, or 0 to "
             "fit them to the machine"
         )
-    if nodes > 1 and not processes_per_node:
-        raise ConfigError(
-            f"train_processes_per_node is 0 and train_nodes {nodes}: with several machines say how "
-            "many processes each runs"
-        )
-    processes = nodes * processes_per_node
-    if processes and config.optim.batch_size % processes:
-        raise ConfigError(
-            f"optim.batch_size {config.optim.batch_size} does not divide among {processes} "
-            "training processes; change it with train_set, or train_nodes, or "
-            "train_processes_per_node"
+    processes = processes_per_node
+    if on == ON_CLUSTER:
+        processes = job.processes_per_node(processes_per_node)
+    if processes:
+        check_shares(
+            config.optim.batch_size, nodes=nodes, min_nodes=min_nodes, processes_per_node=processes
         )
     if not 0 <= floor_ap <= 1:
         raise ConfigError(f"eval_floor_ap is {floor_ap}: mask AP lies in [0, 1]")
     return config
+
+
+def check_place(on: str, nodes: int) -> None:
+    """Raise ConfigError unless so many machines can train there."""
+    if on not in (HERE, ON_CLUSTER):
+        raise ConfigError(f"train_on is {on!r}; there are: {HERE}, {ON_CLUSTER}")
+    if nodes < 1:
+        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
+    if on == HERE and nodes > 1:
+        raise ConfigError(
+            f"train_nodes is {nodes}: a step trains on its own machine; take train_on={ON_CLUSTER}"
+        )
 
 
 def check_shares(batch_size: int, *, nodes: int, min_nodes: int, processes_per_node: int) -> None:
@@ -83,8 +99,6 @@ def check_shares(batch_size: int, *, nodes: int, min_nodes: int, processes_per_n
     Raises:
         ConfigError: Says which parameter of the pipeline can't work.
     """
-    if nodes < 1:
-        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
     if not 0 <= min_nodes <= nodes:
         raise ConfigError(
             f"train_min_nodes is {min_nodes}: give 1 to train_nodes, {nodes}, or 0 to need all"

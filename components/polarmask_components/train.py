@@ -40,13 +40,13 @@ def train(
         job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
         min_nodes: Of a PyTorchJob: goes on with so many when nodes are taken away; 0 needs all.
         storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
-        run_id: Of a PyTorchJob: the same each time this run is tried, to find its job again.
+        run_id: Of a PyTorchJob: the same each time this run is tried, to find its job again. Empty
+            takes the id of the Kubeflow run, which is no input here: it would spoil caching.
     """
     from pathlib import Path
 
-    from polarmask.errors import ConfigError
     from polarmask_components.code_version import code_commit
-    from polarmask_components.run_settings import read_settings
+    from polarmask_components.run_settings import ON_CLUSTER, check_place, read_settings
     from polarmask_components.torchrun import choose_processes, train_here, training_flags
 
     provenance = {
@@ -57,7 +57,8 @@ def train(
     }
     batch_size = read_settings(preset, overrides).optim.batch_size
     flags = training_flags(preset, overrides, provenance)
-    if on == "pytorchjob":
+    check_place(on, nodes)
+    if on == ON_CLUSTER:
         from polarmask_components.cluster_training import (
             ClusterRequest,
             StoredFolder,
@@ -80,9 +81,7 @@ def train(
             model=Path(model.path),
             run=Path(run.path),
         )
-    elif on == "here":
-        if nodes != 1:
-            raise ConfigError(f"train_nodes is {nodes}: on this machine only 1 will do")
+    else:
         train_here(
             data=Path(dataset.path),
             labels=Path(labels.path),
@@ -91,6 +90,4 @@ def train(
             model=Path(model.path),
             run=Path(run.path),
         )
-    else:
-        raise ConfigError(f"train_on is {on!r}; there are: here, pytorchjob")
     model.metadata.update(provenance)

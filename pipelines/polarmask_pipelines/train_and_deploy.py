@@ -1,5 +1,7 @@
 """The pipeline: from a revision of the data to a model that answers, or to a reason why not."""
 
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl.pipeline_task import PipelineTask
 
@@ -39,7 +41,7 @@ def train_and_deploy(
     eval_floor_ap: float = 0.25,
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
-    train_job: dict = {},  # noqa: B006 KFP reads defaults from the signature
+    train_job: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
     train_min_nodes: int = 0,
     train_nodes: int = 1,
     train_on: str = "pytorchjob",

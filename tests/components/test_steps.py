@@ -98,6 +98,9 @@ def trained(dataset, labelled, tmp_path_factory):
     return outputs
 
 
+JOB = {"train_on": "pytorchjob", "train_storage": "s3://polarmask/training"}
+
+
 def check(folder, **changes):
     settings = {
         "preset": "tiny",
@@ -139,14 +142,15 @@ def test_preflight_tells_runs_that_can_share_labels(tmp_path):
         pytest.param({"preset": "huge"}, "no preset 'huge'", id="preset"),
         pytest.param({"overrides": "optim.speed=9"}, r"optim\.speed", id="setting"),
         pytest.param({"overrides": "optim.lr=-1"}, "lr is -1", id="value"),
-        pytest.param({"processes_per_node": 3}, "does not divide among 3", id="processes"),
-        pytest.param({"nodes": 3}, "among 3", id="nodes"),
+        pytest.param({"processes_per_node": 3}, "not divide among 1 nodes of 3 processes", id="processes"),
+        pytest.param({"nodes": 3}, "train_nodes is 3: .* train_on=pytorchjob", id="nodes-here"),
+        pytest.param({"nodes": 3, **JOB}, "among 3 nodes", id="nodes"),
+        pytest.param({"train_min_nodes": 2, **JOB}, "train_min_nodes is 2", id="min-nodes"),
+        pytest.param({"train_job": {"gpu": 1}}, "train_job.gpu is not a setting", id="job"),
+        pytest.param({"train_on": "moon"}, "train_on is 'moon'", id="place"),
         pytest.param({"nodes": 0}, "train_nodes is 0", id="no-nodes"),
         pytest.param({"nodes": -1, "processes_per_node": -2}, "train_nodes is -1", id="negative"),
         pytest.param({"processes_per_node": -1}, "train_processes_per_node is -1", id="less"),
-        pytest.param(
-            {"nodes": 2, "processes_per_node": 0}, "train_processes_per_node is 0", id="several"
-        ),
         pytest.param({"model_name": "a b"}, "deploy_model_name 'a b' fits no URL", id="name"),
         pytest.param({"registry": __file__}, "may write to", id="unwritable"),
         pytest.param({"floor_ap": 25.0}, "eval_floor_ap is 25", id="percent"),

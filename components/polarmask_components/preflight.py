@@ -20,10 +20,10 @@ def preflight(
     repository: str = "",
     revision: str = "",
     target: str = "",
-    train_on: str = "here",
-    train_job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
-    train_min_nodes: int = 0,
-    train_storage: str = "",
+    on: str = "here",
+    job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+    min_nodes: int = 0,
+    storage: str = "",
 ) -> str:
     """Check the parameters, the champion registry, and what training and serving need.
 
@@ -41,10 +41,10 @@ def preflight(
         repository: Git checkout or URL that holds the data. Of use on a cluster only, as revision.
         revision: Commit, tag or branch of it.
         target: kubernetes://NAMESPACE/NAME of a Deployment, or a folder of this machine.
-        train_on: `here` or `pytorchjob`.
-        train_job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
-        train_min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
-        train_storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
+        on: `here` or `pytorchjob`.
+        job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
+        min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
+        storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
 
     Returns:
         What ray labels depend on, as JSON.
@@ -59,12 +59,12 @@ def preflight(
         PlannedRun(
             preset=preset,
             overrides=overrides,
-            on=train_on,
-            job=train_job,
+            on=on,
+            job=job,
             nodes=nodes,
-            min_nodes=train_min_nodes,
+            min_nodes=min_nodes,
             processes_per_node=processes_per_node,
-            storage=train_storage,
+            storage=storage,
             floor_ap=floor_ap,
             registry=registry,
             repository=repository,

@@ -139,7 +139,7 @@ def _tell(outcome: "Outcome", out: Path) -> None:
 
     summary = outcome.summary
     if summary.mask_ap is None:
-        print("\nnothing to do, so nothing was trained; the line of check-changed says why")
+        print("\nnothing changed, so nothing was trained; the line of check-changed says more")
         return
     if summary.nothing_changed:
         print("\nnothing changed: data, code and parameters are those of an earlier run")

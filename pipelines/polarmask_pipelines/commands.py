@@ -177,7 +177,7 @@ def _schedule_apply(options: argparse.Namespace) -> int:
     wanted = Schedule(
         name=options.name,
         cron=options.cron,
-        parameters=_scheduled() | read_parameters(options.param),
+        parameters={"run_only_if_changed": True, **read_parameters(options.param)},
         service_account=options.service_account,
         enabled=not options.paused,
     )
@@ -201,12 +201,6 @@ def _schedule_apply(options: argparse.Namespace) -> int:
         version=version or kubeflow.upload(package),
     )
     return 0
-
-
-def _scheduled() -> dict[str, Any]:
-    """Return what scheduled runs have unless they say otherwise."""
-    wanted = {"run_only_if_changed": True}
-    return {name: value for name, value in wanted.items() if name in pipeline_parameters()}
 
 
 def _schedule_list(options: argparse.Namespace) -> int:

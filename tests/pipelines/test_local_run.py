@@ -140,6 +140,19 @@ def test_second_run_says_that_nothing_changed_and_reuses_what_it_can(place, cham
     assert len(place.registry.history()) == 1
 
 
+def test_asked_to_an_unchanged_run_stops_after_resolving_the_data(place, champion):
+    again = run(place, "again", run_only_if_changed="true")
+    assert "nothing to do: data" in again.out
+    assert "nothing changed" in again.out
+    assert again.summary["nothing_changed"]
+    ran = {name for name, status in again.status.items() if status == "succeeded"}
+    assert ran == {"preflight", "resolve-data", "check-changed", "notify"}
+    changed = run(place, "changed", run_only_if_changed="true", eval_floor_ap="0.99")
+    assert changed.status["remember-run"] == "succeeded"  # although the gate stopped it
+    stopped = run(place, "stopped", run_only_if_changed="true", eval_floor_ap="0.99")
+    assert stopped.status["train"] == "skipped"
+
+
 def test_candidate_below_the_floor_replaces_nobody(place, champion):
     stopped = run(place, "below-floor", eval_floor_ap="0.99")
     assert stopped.status["deploy-torchserve"] == "skipped"

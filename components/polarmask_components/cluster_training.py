@@ -45,7 +45,7 @@ class ClusterRequest:
     """Fields of `JobSettings`."""
     storage: str
     run_id: str
-    """The same each time this run is tried."""
+    """The same each time this run is tried; empty: the name of the workflow this step is in."""
 
 
 def train_on_cluster(
@@ -108,17 +108,19 @@ def make_job(
     check_shares(
         batch, nodes=request.nodes, min_nodes=request.min_nodes, processes_per_node=processes
     )
-    if not request.run_id:
-        raise ConfigError(
-            "run_id is empty: the step needs the id of its run, to find its job again"
-        )
     _require_object_storage(request.storage, "train_storage")
     for uri in (data, labels):
         _require_object_storage(uri, "an input of training on a cluster")
     image, owner = _of_own_pod(api)
+    run_id = request.run_id or (owner["name"] if owner else "")
+    if not run_id:
+        raise ConfigError(
+            "run_id is empty and this step is in no workflow: it needs the id of its run, to find "
+            "its job again"
+        )
     namespace = settings.namespace or own_namespace()
     return TrainingJob(
-        name=job_name(request.run_id),
+        name=job_name(run_id),
         namespace=namespace,
         image=settings.image or image,
         nodes=request.nodes,

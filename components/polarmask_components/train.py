@@ -40,7 +40,8 @@ def train(
         job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
         min_nodes: Of a PyTorchJob: goes on with so many when nodes are taken away; 0 needs all.
         storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
-        run_id: Of a PyTorchJob: the same each time this run is tried, to find its job again.
+        run_id: Of a PyTorchJob: the same each time this run is tried, to find its job again; empty
+            takes the name of the workflow that the step is in.
     """
     from pathlib import Path
 

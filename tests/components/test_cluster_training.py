@@ -45,12 +45,13 @@ def job_of(request=REQUEST, data="s3://bucket/data", **changes):
 @pytest.fixture
 def own_pod(server, monkeypatch):
     """The pod of a step as Argo makes it for Kubeflow."""
-    workflow = {
-        **{"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run-abc"},
-        **{"uid": "u-1", "controller": True},
+    workflow = server.create("Workflow", {"metadata": {"name": "run-abc"}, "spec": {}})
+    owner = {
+        **{"apiVersion": workflow["apiVersion"], "kind": "Workflow", "controller": True},
+        **{"name": "run-abc", "uid": workflow["metadata"]["uid"]},
     }
     containers = [{"name": name, "image": f"{name}:7"} for name in ("wait", "main")]
-    metadata = {"name": "own", "ownerReferences": [workflow]}
+    metadata = {"name": "own", "ownerReferences": [owner]}
     server.create("Pod", {"metadata": metadata, "spec": {"containers": containers}})
     monkeypatch.setenv("KFP_POD_NAME", "own")
 
@@ -59,12 +60,15 @@ def test_a_job_takes_image_name_and_owner_from_the_pod_of_its_step(own_pod):
     job = job_of(run_id="")
     assert job.image == "main:7"
     assert job.name == job_of(run_id="run-abc").name
-    (owner,) = job.manifest()["metadata"]["ownerReferences"]
-    assert (owner["kind"], owner["name"], owner["uid"]) == ("Workflow", "run-abc", "u-1")
-    assert "controller" not in owner
     elsewhere = job_of(job={"namespace": "other"})
     assert elsewhere.namespace == "other"
     assert elsewhere.owner is None  # owners live in the namespace of what they own
+
+
+def test_a_job_goes_with_the_run_it_belongs_to(server, own_pod):
+    server.create("PyTorchJob", job_of().manifest())
+    server.delete("Workflow", "run-abc")
+    assert server.list("PyTorchJob") == []
 
 
 def test_outside_of_a_cluster_the_defaults_stand(server):

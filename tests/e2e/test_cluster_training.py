@@ -178,9 +178,9 @@ FULL = {"run_id": "full", "nodes": 2, "processes_per_node": 2}
 KILLS = 5
 
 
-def wait_for_snapshot(machines, process, newer_than, timeout):
+def wait_for_snapshot(machines, process, newer_than, timeout, run_id=FULL["run_id"]):
     """Wait for a checkpoint in object storage; return its step."""
-    storage = JobStorage(f"{machines.place}/training", job_name(FULL["run_id"]))
+    storage = JobStorage(f"{machines.place}/training", job_name(run_id))
     give_up = time.monotonic() + timeout
     while True:
         assert process.poll() is None, machines.log()[-6000:]
@@ -222,3 +222,17 @@ def mask_ap(machines, model, data):
         polarmask(["evaluate", "--model", str(model), "--data", str(data), "--out", str(out)]) == 0
     )
     return json.loads((out / "evaluation.json").read_text())["mask_ap"]
+
+
+@pytest.mark.slow
+def test_a_job_that_may_shrink_goes_on_without_a_node_and_takes_the_next_one_in(machines):
+    data = make_tiny_coco(machines.folder / "data", images=16, val_images=2)
+    put_inputs(machines, data)
+    overrides = "optim.epochs=40 optim.batch_size=4"
+    asked = {"run_id": "elastic", "nodes": 2, "min_nodes": 1, "processes_per_node": 1}
+    process = machines.start_step(**asked, overrides=overrides)
+    wait_for_snapshot(machines, process, 0, 600, run_id="elastic")
+    lost = machines.server.get("Pod", f"{job_name('elastic')}-worker-1")["spec"]["nodeName"]
+    machines.kubelet.lose_node(lost)
+    finish(machines, process, 1200)
+    assert steps_of(machines) == list(range(1, 161))

@@ -23,8 +23,6 @@ from polarmask_components.s3 import read_uri
 
 _OWN_POD = "KFP_POD_NAME"
 """Set by Kubeflow in the containers of steps."""
-_RUN_LABEL = "pipeline/runid"
-"""Kubeflow's label of the pods of a run, the same when a step is tried again."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ClusterRequest:
     """Fields of `JobSettings`."""
     storage: str
     run_id: str
-    """The same each time this run is tried; empty takes that of the Kubeflow run."""
+    """The same each time this run is tried; empty: the name of the workflow this step is in."""
 
 
 def train_on_cluster(
@@ -113,18 +111,18 @@ def make_job(
     _require_object_storage(request.storage, "train_storage")
     for uri in (data, labels):
         _require_object_storage(uri, "an input of training on a cluster")
-    own = _own_pod(api)
-    run_id = request.run_id or own.run_id
+    image, owner = _of_own_pod(api)
+    run_id = request.run_id or (owner["name"] if owner else "")
     if not run_id:
         raise ConfigError(
-            "this step is no pod of a Kubeflow run, so give it a run_id: the same each time it is "
-            "tried, to find its job again"
+            "run_id is empty and this step is in no workflow: it needs the id of its run, to find "
+            "its job again"
         )
     namespace = settings.namespace or own_namespace()
     return TrainingJob(
         name=job_name(run_id),
         namespace=namespace,
-        image=settings.image or own.image,
+        image=settings.image or image,
         nodes=request.nodes,
         min_nodes=request.min_nodes,
         processes_per_node=processes,
@@ -134,7 +132,7 @@ def make_job(
         storage=request.storage,
         flags=tuple(flags),
         # No object may belong to one of another namespace.
-        owner=own.workflow if namespace == own_namespace() else None,
+        owner=owner if namespace == own_namespace() else None,
     )
 
 
@@ -145,33 +143,30 @@ def _require_object_storage(uri: str, what: str) -> None:
         raise ConfigError(f"{what}: {error}; pods on a cluster share no disk") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _OwnPod:
-    """What the pod of this step tells of it."""
+def _of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
+    """Return this step's image, and a reference to the workflow it belongs to, if any.
 
-    image: str = TRAINER_IMAGE
-    run_id: str = ""
-    """Of the Kubeflow run; empty outside of one."""
-    workflow: dict[str, Any] | None = None
-    """Reference to the workflow of the run: a job that belongs to it is deleted with it."""
-
-
-def _own_pod(api: ApiClient) -> _OwnPod:
+    A job that belongs to the workflow is deleted with it.
+    """
     name = os.environ.get(_OWN_POD)
     if not name:
-        return _OwnPod()
+        return TRAINER_IMAGE, None
     try:
         pod = patiently(CoreV1Api(api).read_namespaced_pod, name, own_namespace())
     except ApiException as error:
         raise ClusterError(f"this step's own pod {name} can't be read: {error.reason}") from error
     images = {container.name: container.image for container in pod.spec.containers}
-    owners = (
-        {"apiVersion": each.api_version, "kind": each.kind, "name": each.name, "uid": each.uid}
-        for each in pod.metadata.owner_references or ()
-        if each.kind == "Workflow"
+    owner = next(
+        (
+            {
+                "apiVersion": each.api_version,
+                "kind": each.kind,
+                "name": each.name,
+                "uid": each.uid,
+            }
+            for each in pod.metadata.owner_references or ()
+            if each.kind == "Workflow"
+        ),
+        None,
     )
-    return _OwnPod(
-        image=images.get("main", TRAINER_IMAGE),
-        run_id=(pod.metadata.labels or {}).get(_RUN_LABEL, ""),
-        workflow=next(owners, None),
-    )
+    return images.get("main", TRAINER_IMAGE), owner

@@ -41,7 +41,7 @@ def train(
         min_nodes: Of a PyTorchJob: goes on with so many when nodes are taken away; 0 needs all.
         storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
         run_id: Of a PyTorchJob: the same each time this run is tried, to find its job again. Empty
-            takes the id of the Kubeflow run, which is no input here: it would spoil caching.
+            takes the name of the workflow that the step is in, and spoils no caching.
     """
     from pathlib import Path
 

@@ -1,0 +1,18 @@
+"""Times as Kubernetes writes them."""
+
+from datetime import UTC, datetime
+
+
+def now():
+    """Return the time of day, whole seconds: `2026-01-31T12:00:00Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def precise_now():
+    """Return the time of day with microseconds, as log lines carry it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def seconds_since(text):
+    """Return how many seconds ago a time was."""
+    return (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()

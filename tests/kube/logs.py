@@ -1,0 +1,102 @@
+"""What containers printed, run by run, for the pods/log endpoint and for tests."""
+
+import bisect
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from kube.clock import precise_now
+
+
+@dataclass
+class Run:
+    """The output of one start of a container."""
+
+    lines: list = field(default_factory=list)  # (time, text with its newline)
+    finished: bool = False
+
+
+class LogBook:
+    """Logs of all containers; they outlive their pods, for tests to read."""
+
+    def __init__(self):
+        self.changed = threading.Condition()
+        self._runs = {}  # (namespace, pod, uid, container) -> [Run]
+
+    def start(self, pod, container):
+        """Open the log of a container's next start; return it for `write` and `finish`."""
+        meta = pod["metadata"]
+        run = Run()
+        with self.changed:
+            key = (meta["namespace"], meta["name"], meta["uid"], container)
+            self._runs.setdefault(key, []).append(run)
+            self.changed.notify_all()
+        return run
+
+    def write(self, run, text):
+        """Add one line."""
+        with self.changed:
+            run.lines.append((precise_now(), text))
+            self.changed.notify_all()
+
+    def finish(self, run):
+        with self.changed:
+            run.finished = True
+            self.changed.notify_all()
+
+    def text(self, pod, container=None):
+        """Return all that pods of this name ever printed, in the order of their starts."""
+        with self.changed:
+            return "".join(
+                text
+                for (_, name, _, of), runs in self._runs.items()
+                if name == pod and container in (None, of)
+                for run in runs
+                for _, text in run.lines
+            )
+
+    def run_of(self, pod, container, *, previous=False):
+        """Return the last start of a container, or the one before; None if there is none."""
+        meta = pod["metadata"]
+        runs = self._runs.get((meta["namespace"], meta["name"], meta["uid"], container), [])
+        index = 2 if previous else 1
+        return runs[-index] if len(runs) >= index else None
+
+    def lines(self, run, *, follow, query, is_over):
+        """Yield a run's lines as the endpoint's options ask for.
+
+        Args:
+            run: What to read.
+            follow: Go on until the container ends.
+            query: tailLines, sinceTime, sinceSeconds and timestamps, as text.
+            is_over: Called between lines: whether the server stops.
+        """
+        position = self._first(run, query)
+        stamped = query.get("timestamps", "").lower() == "true"
+        while True:
+            with self.changed:
+                waiting = position == len(run.lines) and follow and not run.finished
+                if waiting and not is_over():
+                    self.changed.wait(0.5)
+                batch = run.lines[position:]
+                over = not batch and (run.finished or not follow)
+            for time, text in batch:
+                yield f"{time} {text}" if stamped else text
+            position += len(batch)
+            if over or is_over():
+                return
+
+    def _first(self, run, query):
+        """Return from which line on a reader wants a run."""
+        with self.changed:
+            first = 0
+            if "tailLines" in query:
+                first = max(0, len(run.lines) - int(query["tailLines"]))
+            if "sinceTime" in query:
+                since = datetime.fromisoformat(query["sinceTime"])
+            elif "sinceSeconds" in query:
+                since = datetime.now(UTC) - timedelta(seconds=float(query["sinceSeconds"]))
+            else:
+                return first
+            times = [datetime.fromisoformat(time) for time, _ in run.lines]
+            return max(first, bisect.bisect_left(times, since))

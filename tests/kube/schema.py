@@ -1,0 +1,160 @@
+"""What the server refuses: unknown fields, missing fields, and the rules no schema states."""
+
+import re
+
+import kubernetes_validate
+
+_VERSION = "1.32"
+_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123
+_CORE = {
+    *("Pod", "Service", "ConfigMap", "Secret", "ServiceAccount", "PersistentVolumeClaim"),
+    *("Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"),
+    *("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ResourceQuota"),
+}
+# Fields of a PyTorchJob's spec: a type, a tuple of values, or the fields one level down.
+_JOB = {
+    "nprocPerNode": str,
+    "runPolicy": {
+        "cleanPodPolicy": ("All", "Running", "None"),
+        "activeDeadlineSeconds": int,
+        "backoffLimit": int,
+        "ttlSecondsAfterFinished": int,
+        "suspend": bool,
+        "managedBy": str,
+        "schedulingPolicy": dict,
+    },
+    "elasticPolicy": {
+        **dict.fromkeys(("minReplicas", "maxReplicas", "maxRestarts", "nProcPerNode"), int),
+        **dict.fromkeys(("rdzvBackend", "rdzvHost", "rdzvId"), str),
+        "rdzvPort": int,
+        "rdzvConf": list,
+        "metrics": list,
+        "standalone": bool,
+    },
+    "pytorchReplicaSpecs": dict,
+}
+_REPLICA = {
+    "replicas": int,
+    "restartPolicy": ("Always", "OnFailure", "Never", "ExitCode"),
+    "template": dict,
+}
+
+
+def problems_of(obj, old=None):
+    """Return what is wrong with an object as sentences; `old` is the state that it replaces."""
+    kind, name = obj["kind"], obj["metadata"]["name"]
+    if old is not None and old.get("spec") == obj.get("spec"):
+        return []
+    if not kind.endswith(("Role", "Binding")) and (not _NAME.fullmatch(name) or len(name) > 253):
+        return [f"metadata.name: Invalid value: {name!r}: must be a DNS-1123 subdomain"]
+    problems = _against_schema(obj) if kind in _CORE else []
+    more = {
+        "PyTorchJob": _problems_of_job,
+        "Deployment": _problems_of_deployment,
+        "Pod": _problems_of_pod,
+    }.get(kind)
+    return problems or (more(obj, old) if more else [])
+
+
+def _against_schema(obj):
+    bare = {name: value for name, value in obj.items() if name != "status"}
+    try:
+        kubernetes_validate.validate(bare, _VERSION, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{'.'.join(map(str, error.path)) or 'object'}: {error.message}"]
+    return []
+
+
+def _problems_of_pod(pod, old):
+    if old is None:
+        names = [each["name"] for each in _containers(pod["spec"])]
+        images = [each["name"] for each in _containers(pod["spec"]) if not each.get("image")]
+        mounts = {
+            mount["name"]
+            for each in _containers(pod["spec"])
+            for mount in each.get("volumeMounts", [])
+        }
+        volumes = {volume["name"] for volume in pod["spec"].get("volumes", [])}
+        return [
+            *([f"spec.containers: Duplicate value: {names}"] if len({*names}) < len(names) else []),
+            *(f"spec.containers[{name}].image: Required value" for name in images),
+            *(f"spec.volumeMounts: Not found: {name!r}" for name in sorted(mounts - volumes)),
+        ]
+    return [
+        f"spec.{name}: Forbidden: pod updates may not change fields other than `image`"
+        for name in old["spec"].keys() | pod["spec"].keys()
+        if name not in ("containers", "nodeName", "tolerations", "activeDeadlineSeconds")
+        and old["spec"].get(name) != pod["spec"].get(name)
+    ]
+
+
+def _containers(spec):
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def _problems_of_deployment(deployment, old):
+    spec = deployment["spec"]
+    wanted = spec["selector"].get("matchLabels", {})
+    labels = spec["template"].get("metadata", {}).get("labels") or {}
+    if not wanted or not wanted.items() <= labels.items():
+        return ["spec.template.metadata.labels: Invalid value: selector does not match template"]
+    if old is not None and old["spec"]["selector"] != spec["selector"]:
+        return ["spec.selector: Invalid value: field is immutable"]
+    return _problems_of_pod({"spec": spec["template"]["spec"]}, None)
+
+
+def _problems_of_job(job, _old):
+    """Check a PyTorchJob: its schema, its pods, and what the operator's webhook refuses."""
+    spec, name = job.get("spec") or {}, job["metadata"]["name"]
+    replicas = spec.get("pytorchReplicaSpecs")
+    if not isinstance(replicas, dict) or not replicas:
+        return ["spec.pytorchReplicaSpecs: Required value"]
+    problems = [*_problems_of_fields(spec, _JOB, "spec")]
+    if not _LABEL.fullmatch(name) or len(f"{name}-worker-99") > 63:
+        problems.append(
+            f"metadata.name: Invalid value: {name!r}: must be a DNS-1035 label with room for "
+            f"-worker-99"
+        )
+    if "elasticPolicy" in spec and "Worker" not in replicas:
+        problems.append("spec.pytorchReplicaSpecs[Worker]: must be configured for elasticPolicy")
+    if "nprocPerNode" in spec and "nProcPerNode" in spec.get("elasticPolicy", {}):
+        problems.append("spec.elasticPolicy.nProcPerNode: must not be used with nprocPerNode")
+    for type_, replica in replicas.items():
+        where = f"spec.pytorchReplicaSpecs[{type_}]"
+        problems += _problems_of_replica(type_, replica, where)
+    return problems
+
+
+def _problems_of_fields(value, fields, where):
+    for name, given in value.items():
+        wanted = fields.get(name)
+        path = f"{where}.{name}"
+        if wanted is None:
+            yield f"{path}: unknown field"
+        elif isinstance(wanted, dict) and isinstance(given, dict):
+            yield from _problems_of_fields(given, wanted, path)
+        elif isinstance(wanted, tuple) and given not in wanted:
+            yield f"{path}: Unsupported value: {given!r}: supported values: {wanted}"
+        elif isinstance(wanted, type) and type(given) is not wanted:
+            yield f"{path}: must be of type {wanted.__name__}: {given!r}"
+
+
+def _problems_of_replica(type_, replica, where):
+    problems = list(_problems_of_fields(replica, _REPLICA, where))
+    number = replica.get("replicas", 1)
+    if type_ not in ("Master", "Worker"):
+        problems.append(f"{where}: Unsupported value: supported values: Master, Worker")
+    if number < 1 or (type_ == "Master" and number != 1):
+        problems.append(f"{where}.replicas: Invalid value: {number}")
+    template = replica.get("template") or {}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {}, **template}
+    containers = template.get("spec", {}).get("containers") or []
+    if "pytorch" not in [each.get("name") for each in containers]:
+        problems.append(f"{where}.template.spec.containers: one must be named pytorch")
+        return problems
+    return problems + [f"{where}.template.{each}" for each in _pod_problems(pod)]
+
+
+def _pod_problems(pod):
+    return _against_schema(pod) or _problems_of_pod(pod, None)

@@ -92,10 +92,9 @@ class Machines:
     def pods(self):
         return [each["metadata"]["name"] for each in self.server.list("Pod")]
 
-    def lines_of_steps(self):
-        """Return how many lines of progress all first nodes have printed."""
-        (job,) = self.server.list("PyTorchJob")
-        return self.server.logs.text(f"{job['metadata']['name']}-master-0").count("step=")
+    def lines_of_steps(self, run_id):
+        """Return how many lines of progress the first nodes of a run have printed."""
+        return self.server.logs.text(f"{job_name(run_id)}-master-0").count("step=")
 
     def trainers(self):
         """Return the training processes of all pods."""
@@ -176,8 +175,8 @@ def test_two_nodes_train_from_and_to_object_storage(machines):
 
 def kill_at_random(machines, dice, step_process):
     """Kill a training process and the launcher at a random step; return the next launcher."""
-    taken = machines.lines_of_steps()
-    wait_for(lambda: machines.lines_of_steps() > taken, machines, step_process)
+    taken = machines.lines_of_steps(FULL["run_id"])
+    wait_for(lambda: machines.lines_of_steps(FULL["run_id"]) > taken, machines, step_process)
     time.sleep(dice.uniform(0, 6))
     os.kill(dice.choice(machines.trainers()), signal.SIGKILL)
     time.sleep(dice.uniform(0, 2))

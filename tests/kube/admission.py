@@ -1,6 +1,7 @@
-"""Pods that are valid and still not let in: no such service account, no quota left."""
+"""Pods that are valid and still not let in: account missing, not restricted, no quota left."""
 
 from kube.errors import ApiError
+from kube.pod_security import enforces_restricted, violations
 from kube.quantity import quantity, requests_of
 
 
@@ -10,6 +11,10 @@ def admit(store, pod, namespace):
     account = spec.get("serviceAccountName", "default")
     if not store.list("ServiceAccount", namespace, fields=f"metadata.name={account}"):
         why = f"error looking up service account {namespace}/{account}: not found"
+        raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: {why}')
+    found = violations(spec) if enforces_restricted(store.get("Namespace", namespace, "")) else []
+    if found:
+        why = f'violates PodSecurity "restricted:latest": {", ".join(found)}'
         raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: {why}')
     for quota in store.list("ResourceQuota", namespace):
         _fit(store, quota, name, spec, namespace)

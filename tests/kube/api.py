@@ -102,7 +102,7 @@ class Api:
     def _check_access(self, user, verb, address):
         kind = address.kind
         resource = "/".join(filter(None, (kind.plural, address.subresource)))
-        where = address.namespace
+        where = address.name if kind.name == "Namespace" else address.namespace
         if is_allowed(
             *(self._store, user, verb),
             group=kind.group,

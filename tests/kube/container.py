@@ -119,17 +119,10 @@ class Container:
         started_at = now()
         self.ending = ""
         try:
-            processes = Processes(
-                *(self.command(given), self.environment, self.folder),
-                lambda line: logs.write(run, line),
-            )
+            processes = self._start(given, lambda line: logs.write(run, line))
         except (OSError, IndexError) as error:
             logs.finish(run)
             return self._end(128, "StartError", started_at, f"{given}: {error}")
-        with self._lock:
-            self._processes = processes
-            if self.pod.stopping.is_set():  # `stop` may have looked just before
-                processes.signal(signal.SIGKILL)
         self._state = {"running": {"startedAt": started_at}}
         prober = Prober(self)
         self.pod.report()
@@ -139,6 +132,15 @@ class Container:
         logs.finish(run)
         reason = self.ending or ("Error" if code else "Completed")
         return self._end(code, reason, started_at)
+
+    def _start(self, given, write):
+        with self._lock:  # who wants to signal or stop it waits until it is there
+            self._processes = Processes(
+                *(self.command(given), self.environment, self.folder, write)
+            )
+            if self.pod.stopping.is_set():  # `stop` may have looked just before
+                self._processes.signal(signal.SIGKILL)
+            return self._processes
 
     def _end(self, code, reason, started_at, message=""):
         with self._lock:

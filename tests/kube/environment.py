@@ -81,8 +81,10 @@ def read_map(server, kind, reference, namespace):
         if reference.get("optional"):
             return {}
         raise ConfigError(f'{kind.lower()} "{name}" not found') from None
-    coded = {key: base64.b64decode(text).decode() for key, text in obj.get("data", {}).items()}
-    return obj.get("stringData", {}) | (coded if kind == "Secret" else obj.get("data", {}))
+    data = obj.get("data", {})
+    if kind == "ConfigMap":
+        return data
+    return {key: base64.b64decode(text).decode() for key, text in data.items()}
 
 
 def environment_of(server, pod, container, *, volumes, home):
@@ -106,12 +108,20 @@ def environment_of(server, pod, container, *, volumes, home):
         "TMPDIR": str(home),
         **_OF_THE_MACHINE,
     }
+    in_folders = volumes.mapping(container)
     namespace = pod["metadata"]["namespace"]
+    return own | {
+        name: in_folders(_with_address(server, namespace, value))
+        for name, value in _declared(server, pod, container).items()
+    }
+
+
+def _declared(server, pod, container):
     declared = {}
     for source in container.get("envFrom", []):
         kind = "Secret" if "secretRef" in source else "ConfigMap"
         reference = source.get("secretRef") or source["configMapRef"]
-        for name, value in read_map(server, kind, reference, namespace).items():
+        for name, value in read_map(server, kind, reference, pod["metadata"]["namespace"]).items():
             declared[source.get("prefix", "") + name] = value
     for entry in container.get("env", []):
         if "valueFrom" in entry:
@@ -120,11 +130,7 @@ def environment_of(server, pod, container, *, volumes, home):
             value = expand(entry.get("value", ""), declared)
         if value is not None:
             declared[entry["name"]] = value
-    in_folders = volumes.mapping(container)
-    return own | {
-        name: in_folders(_with_address(server, namespace, value))
-        for name, value in declared.items()
-    }
+    return declared
 
 
 def expand(text, environment):

@@ -57,12 +57,18 @@ class Kubelet(Controller):
         for pod in pods:
             uid, node = pod["metadata"]["uid"], pod["spec"].get("nodeName")
             if "deletionTimestamp" in pod["metadata"]:
-                if uid in self._runners:
-                    self._runners[uid].stop(pod["metadata"]["deletionGracePeriodSeconds"])
+                self._stop(pod)
             elif not node:
                 self._schedule(pod)
             elif node in self._nodes and uid not in self._runners:
                 self._runners[uid] = PodRunner(self, pod, next(self._addresses))
+
+    def _stop(self, pod):
+        meta = pod["metadata"]
+        if meta["uid"] in self._runners:
+            self._runners[meta["uid"]].stop(meta["deletionGracePeriodSeconds"])
+        elif pod["spec"]["nodeName"] in self._nodes:  # deleted before it was started
+            self.server.delete("Pod", meta["name"], meta["namespace"], grace=0, uid=meta["uid"])
 
     def _schedule(self, pod):
         reasons = set()

@@ -12,12 +12,20 @@ _ACTIVE = ("Running", "Pending")
 
 
 class TrainingOperator(Controller):
-    """Turns PyTorchJobs into pods and headless Services, and their ends into conditions."""
+    """Turns PyTorchJobs into pods and headless Services, and their ends into conditions.
+
+    Args:
+        server: The `KubeServer`.
+        init_security: securityContext of the container that it puts before a worker beside a
+            Master. As installed it has none, and a namespace that enforces Pod Security
+            `restricted` refuses such workers; an administrator may give it one.
+    """
 
     name = "pytorchjob-controller"
 
-    def __init__(self, server):
+    def __init__(self, server, init_security=None):
         super().__init__(server)
+        self._init_security = init_security
         self._ports = {}
 
     def reconcile(self):
@@ -59,7 +67,7 @@ class TrainingOperator(Controller):
         """Make what is missing, delete what may be tried again, count the rest."""
         by_name = {_name(pod): pod for pod in pods}
         statuses = job["status"]["replicaStatuses"] = {}
-        for type_, replica in job["spec"]["pytorchReplicaSpecs"].items():
+        for type_, replica in _replicas_of(job).items():
             counts = {"active": 0, "succeeded": 0, "failed": 0}
             for index in range(replica.get("replicas", 1)):
                 name = f"{_name(job)}-{type_.lower()}-{index}"
@@ -88,7 +96,7 @@ class TrainingOperator(Controller):
 
     def _judge(self, job):
         """Set the job's conditions from the counts of its replicas."""
-        replicas, name = job["spec"]["pytorchReplicaSpecs"], _name(job)
+        replicas, name = _replicas_of(job), _name(job)
         leader = "Master" if "Master" in replicas else "Worker"
         for type_, counts in job["status"]["replicaStatuses"].items():
             wanted = replicas[type_].get("replicas", 1)
@@ -151,41 +159,53 @@ class TrainingOperator(Controller):
         return max(left, 0.0)
 
     def _create_replica(self, job, type_, index, replica, name):
-        meta = job["metadata"]
-        labels = {
-            f"{_LABEL}/job-name": meta["name"],
-            f"{_LABEL}/operator-name": self.name,
-            f"{_LABEL}/replica-type": type_.lower(),
-            f"{_LABEL}/replica-index": str(index),
-        }
-        if type_ == "Master" or ("Master" not in job["spec"]["pytorchReplicaSpecs"] and not index):
-            labels[f"{_LABEL}/job-role"] = "master"
-        pod = deepcopy(replica["template"])
-        own = pod.setdefault("metadata", {})
-        own |= {"name": name, "ownerReferences": [owner_of(job)]}
-        own["labels"] = {**own.get("labels", {}), **labels}
-        policy = replica.get("restartPolicy", "OnFailure")
-        pod["spec"]["restartPolicy"] = "Never" if policy == "ExitCode" else policy
-        port = self._ports.setdefault(meta["uid"], port_of(job))
-        environment = environment_of(job, type_, index, port)
-        for container in pod["spec"]["containers"]:
-            extra = [{"name": key, "value": value} for key, value in environment.items()]
-            container["env"] = [*container.get("env", []), *extra]
+        namespace = job["metadata"]["namespace"]
+        port = self._ports.setdefault(job["metadata"]["uid"], port_of(job))
+        labels = self._labels(job, type_, index)
+        own = {"name": name, "labels": labels, "ownerReferences": [owner_of(job)]}
         service = {
-            "metadata": {"name": name, "labels": labels, "ownerReferences": [owner_of(job)]},
+            "metadata": own,
             "spec": {
                 "clusterIP": "None",
                 "selector": labels,
                 "ports": [{"name": "pytorchjob-port", "port": port, "targetPort": port}],
             },
         }
-        if self.server.find("Service", name, meta["namespace"]) is None:
-            self.server.create("Service", service, meta["namespace"])
+        if self.server.find("Service", name, namespace) is None:
+            self.server.create("Service", service, namespace)
+        pod = self._pod(job, type_, index, replica, port)
+        pod["metadata"] |= own | {"labels": {**pod["metadata"].get("labels", {}), **labels}}
         try:
-            self.server.create("Pod", pod, meta["namespace"])
+            self.server.create("Pod", pod, namespace)
         except ApiError as error:
             self.record(job, "Warning", "FailedCreatePod", f"Error creating: {error}")
             raise
+
+    def _labels(self, job, type_, index):
+        labels = {
+            f"{_LABEL}/job-name": _name(job),
+            f"{_LABEL}/operator-name": self.name,
+            f"{_LABEL}/replica-type": type_.lower(),
+            f"{_LABEL}/replica-index": str(index),
+        }
+        leads = type_ == "Master" or ("Master" not in _replicas_of(job) and index == 0)
+        return labels | ({f"{_LABEL}/job-role": "master"} if leads else {})
+
+    def _pod(self, job, type_, index, replica, port):
+        """Return a replica's pod, without its name, labels and owner."""
+        pod = {"metadata": {}} | deepcopy(replica["template"])
+        policy = replica.get("restartPolicy", "OnFailure")
+        pod["spec"]["restartPolicy"] = "Never" if policy == "ExitCode" else policy
+        environment = environment_of(job, type_, index, port)
+        for container in pod["spec"]["containers"]:
+            extra = [{"name": key, "value": value} for key, value in environment.items()]
+            container["env"] = [*container.get("env", []), *extra]
+        if type_ == "Worker" and "Master" in _replicas_of(job):
+            # Upstream's looks the master's address up; here the kubelet does, before any start.
+            waits = {"name": "init-pytorch", "image": "alpine:3.10", "command": ["sh", "-c", ":"]}
+            waits |= {"securityContext": self._init_security} if self._init_security else {}
+            pod["spec"]["initContainers"] = [*pod["spec"].get("initContainers", []), waits]
+        return pod
 
     def _delete_replica(self, pod):
         namespace = pod["metadata"]["namespace"]
@@ -210,6 +230,10 @@ class TrainingOperator(Controller):
 
 def _name(obj):
     return obj["metadata"]["name"]
+
+
+def _replicas_of(job):
+    return job["spec"]["pytorchReplicaSpecs"]
 
 
 def _over_limit(job, policy, pods):

@@ -82,8 +82,6 @@ class PodRunner:
             for thread in threads:
                 thread.join()
         self.report()
-        if self.stopping.is_set():
-            self._leave()
 
     def report(self):
         """Write the pod's status to the server."""
@@ -142,15 +140,9 @@ class PodRunner:
         ]
         for each in stops:
             each.start()
-        was_over = not self._thread.is_alive()
         self._thread.join()
-        if was_over:
-            self._leave()
-
-    def _leave(self):
-        """Take the pod from the server: nothing of it runs any more."""
         meta = self.pod["metadata"]
-        with suppress(ApiError):
+        with suppress(ApiError):  # somebody deleted it without grace
             self.kubelet.server.delete(
                 "Pod", meta["name"], meta["namespace"], grace=0, uid=meta["uid"]
             )

@@ -1,5 +1,6 @@
 """The objects, their versions and their history; deletion with finalizers and owners."""
 
+import base64
 import bisect
 import random
 import threading
@@ -75,6 +76,7 @@ class Store:
                 raise invalid(api, meta["name"], problems)
             if kind == "Pod":
                 admit(self, obj, namespace)
+            _encode(obj)
             key = (kind, namespace, meta["name"])
             if key in self._objects:
                 message = f'{api.resource} "{meta["name"]}" already exists'
@@ -119,6 +121,7 @@ class Store:
             new = self._next_state(api, old, deepcopy(obj), status=status)
             if not status and (problems := problems_of(new, old)):
                 raise invalid(api, name, problems)
+            _encode(new)
             if new == old or dry_run:
                 return deepcopy(new)
             if new.get("spec") != old.get("spec"):
@@ -268,6 +271,14 @@ class Store:
                 raise ApiError(410, "Expired", message)
             start = bisect.bisect_right(self.history, revision, key=lambda change: change.revision)
             return self.history[start:]
+
+
+def _encode(obj):
+    """Move a Secret's `stringData`, which nobody reads back, into its `data`."""
+    if obj["kind"] == "Secret":
+        plain = obj.pop("stringData", None) or {}
+        coded = {key: base64.b64encode(text.encode()).decode() for key, text in plain.items()}
+        obj["data"] = (obj.get("data") or {}) | coded
 
 
 def _owners_of(obj):

@@ -47,6 +47,14 @@ def test_a_rule_for_one_name_is_for_no_other(server):
     assert status_of(apps.patch_namespaced_deployment, "yours", "ml", {}) == 403
 
 
+def test_a_role_reaches_its_own_namespace_as_an_object(server):
+    rules = [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]
+    server.update("Role", "launcher", lambda role: role["rules"].extend(rules))
+    core = client.CoreV1Api(server.api_client("launcher"))
+    assert core.read_namespace("ml").metadata.name == "ml"
+    assert status_of(core.read_namespace, "default") == 403
+
+
 def test_nobody_is_the_administrator_and_a_stranger_is_nobody(server):
     core = client.CoreV1Api(server.api_client())
     assert core.list_namespaced_secret("ml").items == []

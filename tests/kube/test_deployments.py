@@ -30,6 +30,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 http.server.ThreadingHTTPServer((os.environ["IP"], 8080), Handler).serve_forever()
 """
 LABELS = {"app": "web"}
+REFUSED = (OSError, http.client.HTTPException)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def cluster(server):
         yield server
 
 
-def template_of(version, command=("python", "-c", SERVER)):
+def template_of(version, command=("python", "-c", SERVER), *, drain=1):
     probe = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
     container = {
         "name": "web",
@@ -50,7 +51,7 @@ def template_of(version, command=("python", "-c", SERVER)):
             {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         ],
         "readinessProbe": probe,
-        "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": drain}}},
     }
     return {"metadata": {"labels": LABELS}, "spec": {"containers": [container]}}
 
@@ -104,7 +105,7 @@ def test_a_new_version_comes_without_a_failed_request(cluster):
     deploy(cluster, "1")
     url = make_service(cluster)
     finish(cluster)
-    assert ask(url) == "1"
+    cluster.wait_for(lambda: not fails(url))
     deploy(cluster, "2")
     answers = [ask(url)]
     cluster.wait_for(
@@ -141,6 +142,7 @@ def test_a_version_that_never_answers_leaves_the_old_one_alone(cluster):
     deploy(cluster, "1")
     url = make_service(cluster)
     finish(cluster)
+    cluster.wait_for(lambda: not fails(url))
     deploy(cluster, "2", progressDeadlineSeconds=1, template=template_of("2", ["sleep", "600"]))
     cluster.wait_for(lambda: progress(cluster) == "ProgressDeadlineExceeded")
     assert {ask(url) for _ in range(10)} == {"1"}
@@ -191,25 +193,25 @@ def test_a_recreated_deployment_ends_the_old_pods_first(cluster):
 
 
 def test_a_pod_that_terminates_gets_no_connections(cluster):
-    deploy(cluster, "1", replicas=1)
+    deploy(cluster, "1", replicas=1, template=template_of("1", drain=20))
     url = make_service(cluster)
     finish(cluster)
-    cluster.wait_for(lambda: ask(url) == "1")
+    cluster.wait_for(lambda: not fails(url))  # the proxy learns of pods a bit later
+    assert ask(url) == "1"
     cluster.update("Deployment", "web", lambda obj: obj["spec"].update(replicas=0))
     cluster.wait_for(
         lambda: [pod for pod in cluster.list("Pod") if "deletionTimestamp" in pod["metadata"]]
     )
     pod = cluster.list("Pod")[0]
-    refused = (OSError, http.client.HTTPException)
-    cluster.wait_for(lambda: fails(url, refused))
+    cluster.wait_for(lambda: fails(url))
     # It still answers who asks it directly: it sleeps before it stops.
     assert ask(f"http://{pod['status']['podIP']}:8080/") == "1"
-    with pytest.raises(refused):
+    with pytest.raises(REFUSED):
         ask(url)
 
 
-def fails(url, errors):
-    with suppress(*errors):
+def fails(url):
+    with suppress(*REFUSED):
         ask(url)
         return False
     return True

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 
 from kube.conftest import pod_of
+from kube.errors import ApiError
 from kube.kubelet import Kubelet
 from kube.process import is_alive
 
@@ -67,6 +68,7 @@ def test_init_containers_run_first_and_in_order(server, kubelet):
 def test_the_environment_is_what_the_pod_declares(server, kubelet, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the user")
     server.create("Secret", {"metadata": {"name": "keys"}, "stringData": {"KEY": "secret"}})
+    server.create("ConfigMap", {"metadata": {"name": "settings"}, "data": {"SIZE": "3 x 4"}})
     field = {"fieldRef": {"fieldPath": "status.podIP"}}
     container = {
         "env": [
@@ -77,15 +79,15 @@ def test_the_environment_is_what_the_pod_declares(server, kubelet, monkeypatch):
             {"name": "ONE", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "KEY"}}},
             {"name": "CORES", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
         ],
-        "envFrom": [{"secretRef": {"name": "keys"}}],
+        "envFrom": [{"secretRef": {"name": "keys"}}, {"configMapRef": {"name": "settings"}}],
         "resources": {"limits": {"cpu": "1500m"}},
         "args": ["ignored", "$(PLAIN)"],
     }
-    command = 'echo "$PLAIN $COMPOSED $IP $NAME $ONE $CORES $1 [$AWS_SECRET_ACCESS_KEY]"'
+    command = 'echo "$PLAIN $COMPOSED $IP $NAME $ONE $CORES $1 $SIZE [$AWS_SECRET_ACCESS_KEY]"'
     _, printed = run(server, command, container=container)
     address = server.get("Pod", "a-pod")["status"]["podIP"]
     assert printed == (
-        f"plain plain-secret-$(PLAIN)-$(UNKNOWN) {address} a-pod secret 2 plain []\n"
+        f"plain plain-secret-$(PLAIN)-$(UNKNOWN) {address} a-pod secret 2 plain 3 x 4 []\n"
     )
 
 
@@ -248,6 +250,15 @@ def test_a_pod_that_ignores_sigterm_is_killed_when_its_grace_is_over(server, kub
     assert not any(is_alive(pid) for pid in processes)
 
 
+def test_a_pod_that_was_deleted_before_it_started_leaves(server):
+    server.create("Pod", pod_of("sleep 600", nodeName="node-0"))
+    server.delete("Pod", "a-pod")
+    assert "deletionTimestamp" in server.get("Pod", "a-pod")["metadata"]
+    with Kubelet(server):
+        server.wait_for(lambda: server.find("Pod", "a-pod") is None)
+    assert server.logs.text("a-pod") == ""
+
+
 def test_what_a_container_leaves_behind_ends_with_it(server, kubelet):
     code = (
         "import subprocess; "
@@ -326,16 +337,20 @@ def test_nothing_is_left_when_the_kubelet_ends(server):
     ("objects", "words"),
     [
         ([], "service account ml/trainer: not found"),
+        (["account", "restricted"], 'main" must set securityContext.runAsNonRoot=true'),
         (["account", "quota"], "exceeded quota: few, requested: requests.nvidia.com/gpu=1"),
     ],
 )
 def test_pods_that_may_not_be_are_refused(server, objects, words):
     if "account" in objects:
         server.create("ServiceAccount", {"metadata": {"name": "trainer"}})
+    if "restricted" in objects:
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        server.update("Namespace", "ml", lambda obj: obj["metadata"].update(labels=labels))
     if "quota" in objects:
         hard = {"requests.nvidia.com/gpu": "0"}
         server.create("ResourceQuota", {"metadata": {"name": "few"}, "spec": {"hard": hard}})
     container = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
     pod = pod_of("true", container=container, serviceAccountName="trainer")
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(ApiError, match=words):
         server.create("Pod", pod)

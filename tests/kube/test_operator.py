@@ -182,6 +182,44 @@ def test_pods_that_are_not_let_in_are_told_as_events(server, operator):
     server.wait_for(lambda: pods(server) == ["a-job-master-0"])
 
 
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def restricted_job(server, **options):
+    """Create a job whose own containers are restricted, in a namespace that asks for it."""
+    server.update("Namespace", "ml", lambda obj: obj["metadata"].update(labels=RESTRICTED))
+    job = job_of("sleep 600", **options)
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        replica["template"]["spec"]["containers"][0]["securityContext"] = SECURITY
+    server.create("PyTorchJob", job)
+
+
+def test_a_worker_beside_a_master_is_not_restricted_as_the_operator_is_installed(server, operator):
+    restricted_job(server, workers=1)
+    server.wait_for(lambda: any("FailedCreatePod" in event for event in server.events()))
+    assert pods(server) == ["a-job-master-0"]
+    (event,) = [each for each in server.events() if "FailedCreatePod" in each]
+    assert 'violates PodSecurity "restricted:latest"' in event
+    assert 'container "init-pytorch" must set securityContext.allowPrivilegeEscalation' in event
+
+
+def test_an_operator_with_a_restricted_template_makes_such_workers(server):
+    with TrainingOperator(server, init_security=SECURITY):
+        restricted_job(server, workers=1)
+        server.wait_for(lambda: len(pods(server)) == 2)
+
+
+def test_workers_without_a_master_are_restricted(server, operator):
+    restricted_job(server, workers=2, elastic={"minReplicas": 2, "maxReplicas": 2})
+    server.wait_for(lambda: len(pods(server)) == 2)
+
+
 WORKER = """
     import os, sys, torch, torch.distributed as d
     d.init_process_group("gloo")

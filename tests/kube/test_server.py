@@ -210,6 +210,12 @@ def test_status_is_written_through_its_own_address_only(server, custom):
     assert server.get("PyTorchJob", "a-job")["status"] == {"startTime": "x"}
 
 
+def test_a_secret_is_given_in_plain_and_read_encoded(core):
+    body = {"metadata": {"name": "keys"}, "stringData": {"key": "secret"}}
+    core.create_namespaced_secret("ml", body)
+    assert core.read_namespaced_secret("keys", "ml").data == {"key": "c2VjcmV0"}
+
+
 def test_a_scale_changes_the_number_of_replicas(apps):
     apps.create_namespaced_deployment("ml", deployment())
     apps.patch_namespaced_deployment_scale("a-deployment", "ml", {"spec": {"replicas": 7}})

@@ -35,7 +35,7 @@ def s3_server(tmp_path_factory):
                 *("-s3", f"-s3.config={folder / 'users.json'}", "-s3.port.iceberg=0"),
                 *("-s3.port.lance=0", f"-filer.localSocket={folder / 'filer.sock'}"),
                 *(f"-s3.localSocket={folder / 's3.sock'}", "-master.telemetry=false"),
-                *("-volume.max=20", "-master.volumeSizeLimitMB=64"),
+                *("-volume.max=100", "-master.volumeSizeLimitMB=64"),
             ],
             stdout=log,
             stderr=log,

@@ -110,7 +110,8 @@ class _Launched:
             return
         asked_to_end = kind is not None and not issubclass(kind, Exception)
         try:
-            self._delete(self._pace.cleanup_patience)
+            with when_asked_to_end(lambda *_: None):  # that is what is being done
+                self._delete(self._pace.cleanup_patience)
             if not asked_to_end:  # then every second counts
                 self._wait_until_gone()
         except (ClusterError, ApiException, LaunchError) as error:
@@ -154,13 +155,14 @@ class _Launched:
 
     def _create(self) -> bool:
         """Return whether it worked; False if the name is taken."""
+        self._is_ours = True  # before: being asked to end may hide the answer
         try:
             self._ask(self._custom.create_namespaced_custom_object, body=self._job.manifest())
         except ApiException as error:
+            self._is_ours = False
             if error.status == 409:
                 return False
             raise LaunchError(f"{self.what} is not accepted: {_why_refused(error)}") from error
-        self._is_ours = True
         logger.info("%s is submitted: %d nodes", self.what, self._job.nodes)
         return True
 

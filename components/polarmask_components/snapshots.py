@@ -58,7 +58,7 @@ class _Keeper:
     def __init__(self, run: Path, storage: JobStorage) -> None:
         self._run = run
         self._storage = storage
-        self._kept = _stamp(run / CHECKPOINT)
+        self._kept: tuple[int, int] | None = None
 
     def keep_newest(self) -> None:
         """Store the checkpoint if it is another one than at the last look."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -68,6 +68,7 @@ class Machines:
     kubelet: Kubelet
     folder: Path
     place: str
+    started: list = field(default_factory=list)
 
     def start_step(self, **parameters):
         asked = {
@@ -78,15 +79,22 @@ class Machines:
         }
         log = (self.folder / "step.log").open("ab")
         with log:
-            return subprocess.Popen(
-                [sys.executable, "-c", _STEP, json.dumps(asked)], stdout=log, stderr=log
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", _STEP, json.dumps(asked)], stdout=log, stderr=log
+                )
             )
+        return self.started[-1]
 
     def log(self):
         return (self.folder / "step.log").read_text(errors="replace")
 
     def pods(self):
         return [each["metadata"]["name"] for each in self.server.list("Pod")]
+
+    def lines_of_steps(self, run_id):
+        """Return how many lines of progress the first nodes of a run have printed."""
+        return self.server.logs.text(f"{job_name(run_id)}-master-0").count("step=")
 
     def trainers(self):
         """Return the training processes of all pods."""
@@ -120,7 +128,11 @@ def machines(tmp_path, s3_environment, monkeypatch, request):
             "Secret", {"metadata": {"name": "polarmask-s3"}, "stringData": s3_environment}
         )
         monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
-        yield Machines(server, kubelet, tmp_path, f"s3://polarmask/{request.node.name}")
+        made = Machines(server, kubelet, tmp_path, f"s3://polarmask/{request.node.name}")
+        yield made
+        for process in made.started:
+            process.kill()
+            process.wait()
         assert server.list("PyTorchJob") == []
         server.wait_for(lambda: not server.list("Pod"))
 
@@ -138,11 +150,7 @@ def put_inputs(machines, data, preset=PRESET):
 
 
 def finish(machines, process, timeout):
-    try:
-        process.wait(timeout)
-    finally:
-        process.kill()
-        process.wait()
+    process.wait(timeout)
     assert process.returncode == 0, machines.log()[-6000:]
 
 
@@ -166,7 +174,10 @@ def test_two_nodes_train_from_and_to_object_storage(machines):
 
 
 def kill_at_random(machines, dice, step_process):
-    """Kill one training process and the launcher, without warning; return the next launcher."""
+    """Kill a training process and the launcher at a random step; return the next launcher."""
+    taken = machines.lines_of_steps(FULL["run_id"])
+    wait_for(lambda: machines.lines_of_steps(FULL["run_id"]) > taken, machines, step_process)
+    time.sleep(dice.uniform(0, 6))
     os.kill(dice.choice(machines.trainers()), signal.SIGKILL)
     time.sleep(dice.uniform(0, 2))
     step_process.kill()
@@ -178,17 +189,12 @@ FULL = {"run_id": "full", "nodes": 2, "processes_per_node": 2}
 KILLS = 5
 
 
-def wait_for_snapshot(machines, process, newer_than, timeout):
-    """Wait for a checkpoint in object storage; return its step."""
-    storage = JobStorage(f"{machines.place}/training", job_name(FULL["run_id"]))
-    give_up = time.monotonic() + timeout
-    while True:
+def wait_for(condition, machines, process):
+    give_up = time.monotonic() + 900
+    while not condition():
         assert process.poll() is None, machines.log()[-6000:]
         assert time.monotonic() < give_up, machines.log()[-6000:]
-        snapshots = storage.snapshots()
-        if snapshots and snapshots[0].step > newer_than:
-            return snapshots[0].step
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -198,10 +204,7 @@ def test_killed_workers_and_launchers_cost_nothing_but_time(machines):
     put_inputs(machines, data)
     dice = random.Random(0)
     process = machines.start_step(**FULL)
-    step = 0
     for _ in range(KILLS):
-        step = wait_for_snapshot(machines, process, step, 1200)
-        time.sleep(dice.uniform(0, 5))  # some steps further
         process = kill_at_random(machines, dice, process)
     finish(machines, process, 2400)
     steps = steps_of(machines)
@@ -222,3 +225,18 @@ def mask_ap(machines, model, data):
         polarmask(["evaluate", "--model", str(model), "--data", str(data), "--out", str(out)]) == 0
     )
     return json.loads((out / "evaluation.json").read_text())["mask_ap"]
+
+
+@pytest.mark.slow
+def test_a_job_that_may_shrink_goes_on_without_a_node_and_takes_the_next_one_in(machines):
+    data = make_tiny_coco(machines.folder / "data", images=16, val_images=2)
+    put_inputs(machines, data)
+    overrides = "optim.epochs=10 optim.batch_size=4"
+    asked = {"run_id": "elastic", "nodes": 2, "min_nodes": 1, "processes_per_node": 1}
+    process = machines.start_step(**asked, overrides=overrides)
+    storage = JobStorage(f"{machines.place}/training", job_name("elastic"))
+    wait_for(storage.snapshots, machines, process)
+    lost = machines.server.get("Pod", f"{job_name('elastic')}-worker-1")["spec"]["nodeName"]
+    machines.kubelet.lose_node(lost)
+    finish(machines, process, 1200)
+    assert steps_of(machines) == list(range(1, 41))

@@ -12,6 +12,8 @@ ComponentError
         UnusableModelError         a stored file is damaged or of another release's format
         OtherCategoriesError       the champion finds other things: use another registry
     LaunchError                the training process ended with an error
+    StorageError               object storage can't be used, or what was stored is not there whole
+    ClusterError               the Kubernetes API can't be reached, or refuses
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -63,3 +65,11 @@ class OtherCategoriesError(RegistryError):
 
 class LaunchError(ComponentError):
     """The training process ended with an error."""
+
+
+class ClusterError(ComponentError):
+    """The Kubernetes API can't be reached, or does not allow what was asked."""
+
+
+class StorageError(ComponentError):
+    """Object storage can't be used, or what was stored there is missing or damaged."""

@@ -4,30 +4,19 @@ Any server that honours If-Match and If-None-Match on PUT will do. Endpoint and 
 from the environment, as boto3 reads it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import boto3
-from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from polarmask_components.errors import RegistryError, UnusableModelError
+from polarmask_components.s3 import MISSING, code_of, explained, read_uri, s3_client
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-# Servers other than AWS may not know the checksums that boto3 adds unasked.
-_CONFIG = Config(
-    connect_timeout=5,
-    retries={"mode": "standard", "total_max_attempts": 4},
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
-_MISSING = {"NoSuchKey", "404"}
 _LOST = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"}
 
 
@@ -43,11 +32,8 @@ class S3Objects:
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """Read `s3://bucket/prefix`; the bucket has to exist."""
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        if not bucket:
-            raise RegistryError(f"{uri!r} names no bucket; write s3://bucket/prefix")
-        client = boto3.client("s3", config=_CONFIG)
-        return cls(client, bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
+        bucket, prefix = read_uri(uri, kind=RegistryError)
+        return cls(s3_client(), bucket, prefix)
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return content and ETag, or None."""
@@ -55,7 +41,7 @@ class S3Objects:
             try:
                 found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
             except ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in MISSING:
                     return None
                 raise
             return found["Body"].read(), found["ETag"]
@@ -72,7 +58,7 @@ class S3Objects:
                 else:
                     put(IfMatch=expected_tag)
             except ClientError as error:
-                if _code(error) not in _LOST:
+                if code_of(error) not in _LOST:
                     raise
                 # If the answer to a first try got lost, the retry meets our own object.
                 found = self.read(name)
@@ -90,22 +76,11 @@ class S3Objects:
             try:
                 self._client.download_file(self._bucket, self._prefix + name, str(to))
             except ClientError as error:
-                if _code(error) not in _MISSING:
+                if code_of(error) not in MISSING:
                     raise
                 raise UnusableModelError(
                     f"{self.where} holds no {name}; promote another version"
                 ) from error
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise RegistryError(
-                f"{self.where}: {error}; check the bucket, AWS_ENDPOINT_URL and the credentials "
-                "in the environment"
-            ) from error
-
-
-def _code(error: ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "")
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self.where, RegistryError)

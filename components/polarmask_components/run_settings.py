@@ -71,6 +71,33 @@ def check_settings(
     return config
 
 
+def check_shares(batch_size: int, *, nodes: int, min_nodes: int, processes_per_node: int) -> None:
+    """Find out whether a step's images divide among the processes of any number of nodes allowed.
+
+    Args:
+        batch_size: Images a step.
+        nodes: Most nodes.
+        min_nodes: Fewest; 0 if there are always all.
+        processes_per_node: At least 1.
+
+    Raises:
+        ConfigError: Says which parameter of the pipeline can't work.
+    """
+    if nodes < 1:
+        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
+    if not 0 <= min_nodes <= nodes:
+        raise ConfigError(
+            f"train_min_nodes is {min_nodes}: give 1 to train_nodes, {nodes}, or 0 to need all"
+        )
+    for number in range(min_nodes or nodes, nodes + 1):
+        if batch_size % (number * processes_per_node):
+            raise ConfigError(
+                f"optim.batch_size {batch_size} does not divide among {number} nodes of "
+                f"{processes_per_node} processes; change it with train_set, or train_nodes, "
+                "train_min_nodes or train_processes_per_node"
+            )
+
+
 def choose_workers(data: Path) -> int:
     """Return how many processes make the ray labels of a COCO folder fastest here.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from polarmask.run_folder import CHECKPOINT
 from polarmask_components.errors import LaunchError
 from polarmask_components.lifeline import die_with_parent, end_with_the_run
 from polarmask_components.signals import when_asked_to_end
@@ -35,24 +36,43 @@ def choose_processes(batch_size: int) -> int:
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
+def training_flags(preset: str, overrides: str, provenance: Mapping[str, str]) -> list[str]:
+    """Return the flags of `polarmask train` that say what is learned, wherever it runs."""
+    flags = ["--preset", preset]
+    flags += [flag for value in overrides.split() for flag in ("--set", value)]
+    facts = [f"{name}={value}" for name, value in provenance.items()]
+    return flags + [flag for fact in facts for flag in ("--provenance", fact)]
+
+
+def train_here(
+    *, data: Path, labels: Path, flags: Sequence[str], processes: int, model: Path, run: Path
+) -> None:
+    """Train on this machine.
+
+    Args:
+        data: COCO folder.
+        labels: Label store.
+        flags: See `training_flags`.
+        processes: How many share the work.
+        model: Where the model folder goes.
+        run: Where the run folder goes, without checkpoint.
+
+    Raises:
+        LaunchError: The training ended with an error.
+    """
+    run_to_end(
+        training_command(data=data, labels=labels, out=run, flags=flags, processes=processes)
+    )
+    keep_model(run, model)
+
+
 def training_command(
-    *,
-    data: Path,
-    labels: Path,
-    out: Path,
-    preset: str,
-    overrides: str,
-    processes: int,
-    provenance: Mapping[str, str],
+    *, data: Path, labels: Path, out: Path, flags: Sequence[str], processes: int
 ) -> list[str]:
     """Return the command line that trains on this machine."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, f"--nproc-per-node={processes}", "-m", "polarmask", "train"]
-    command += ["--data", str(data), "--labels", str(labels), "--out", str(out)]
-    command += ["--preset", preset]
-    command += [flag for value in overrides.split() for flag in ("--set", value)]
-    facts = [f"{name}={value}" for name, value in provenance.items()]
-    return command + [flag for fact in facts for flag in ("--provenance", fact)]
+    return [*command, "--data", str(data), "--labels", str(labels), "--out", str(out), *flags]
 
 
 def run_to_end(command: Sequence[str]) -> None:
@@ -112,4 +132,4 @@ def keep_model(run: Path, model: Path) -> None:
     The checkpoint is of use only until the model is done, and several times its size.
     """
     (run / "model").replace(model)
-    (run / "checkpoint.pt").unlink(missing_ok=True)
+    (run / CHECKPOINT).unlink(missing_ok=True)

@@ -1,4 +1,6 @@
-"""Step: train on this machine. A PyTorchJob launcher can take this signature over."""
+"""Step: train, on this machine or as a PyTorchJob on a cluster."""
+
+from typing import Any
 
 from kfp import dsl
 
@@ -16,8 +18,13 @@ def train(
     run: dsl.Output[dsl.Artifact],
     nodes: int = 1,
     processes_per_node: int = 0,
+    on: str = "here",
+    job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+    min_nodes: int = 0,
+    storage: str = "",
+    run_id: str = "",
 ) -> None:
-    """Start torchrun, pass its words on, and keep the model.
+    """Train, pass the words of the training on, and keep the model.
 
     Args:
         dataset: COCO folder.
@@ -26,24 +33,23 @@ def train(
         overrides: Settings to change, `section.field=value`, separated by spaces.
         code_version: Of the code that trains.
         model: Model folder: weights, config, categories, provenance.
-        run: Run folder: config, checkpoint, metrics of each step.
+        run: Run folder: config, metrics of each step.
         nodes: Machines; more than one needs a cluster.
         processes_per_node: 0 takes one for each GPU, or what the CPU's cores allow.
+        on: `here`, with torchrun as a child of this step, or `pytorchjob`.
+        job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
+        min_nodes: Of a PyTorchJob: goes on with so many when nodes are taken away; 0 needs all.
+        storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
+        run_id: Of a PyTorchJob: the same each time this run is tried, to find its job again; empty
+            takes the name of the workflow that the step is in.
     """
     from pathlib import Path
 
+    from polarmask.errors import ConfigError
     from polarmask_components.code_version import code_commit
-    from polarmask_components.errors import LaunchError
     from polarmask_components.run_settings import read_settings
-    from polarmask_components.torchrun import (
-        choose_processes,
-        keep_model,
-        run_to_end,
-        training_command,
-    )
+    from polarmask_components.torchrun import choose_processes, train_here, training_flags
 
-    if nodes != 1:
-        raise LaunchError(f"nodes is {nodes}: on this machine only 1 will do")
     provenance = {
         "data_commit": dataset.metadata["data_commit"],
         "data_hash": dataset.metadata["data_hash"],
@@ -51,15 +57,41 @@ def train(
         "code_version": code_version,
     }
     batch_size = read_settings(preset, overrides).optim.batch_size
-    command = training_command(
-        data=Path(dataset.path),
-        labels=Path(labels.path),
-        out=Path(run.path),
-        preset=preset,
-        overrides=overrides,
-        processes=processes_per_node or choose_processes(batch_size),
-        provenance=provenance,
-    )
-    run_to_end(command)
-    keep_model(Path(run.path), Path(model.path))
+    flags = training_flags(preset, overrides, provenance)
+    if on == "pytorchjob":
+        from polarmask_components.cluster_training import (
+            ClusterRequest,
+            StoredFolder,
+            train_on_cluster,
+        )
+
+        train_on_cluster(
+            ClusterRequest(
+                nodes=nodes,
+                min_nodes=min_nodes,
+                processes_per_node=processes_per_node,
+                job=job,
+                storage=storage,
+                run_id=run_id,
+            ),
+            data=StoredFolder(dataset.uri, Path(dataset.path)),
+            labels=StoredFolder(labels.uri, Path(labels.path)),
+            flags=flags,
+            batch_size=batch_size,
+            model=Path(model.path),
+            run=Path(run.path),
+        )
+    elif on == "here":
+        if nodes != 1:
+            raise ConfigError(f"train_nodes is {nodes}: on this machine only 1 will do")
+        train_here(
+            data=Path(dataset.path),
+            labels=Path(labels.path),
+            flags=flags,
+            processes=processes_per_node or choose_processes(batch_size),
+            model=Path(model.path),
+            run=Path(run.path),
+        )
+    else:
+        raise ConfigError(f"train_on is {on!r}; there are: here, pytorchjob")
     model.metadata.update(provenance)

@@ -58,6 +58,19 @@ def save_checkpoint(path: Path, state: TrainingState) -> None:
         torch.save(plain, temporary)
 
 
+def read_step(path: Path) -> int:
+    """Return the optimiser steps done by a checkpoint, without reading its weights.
+
+    Raises:
+        CheckpointError: Unreadable file.
+    """
+    try:
+        plain = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(plain["step"])
+    except Exception as error:  # as in load_checkpoint
+        raise CheckpointError(f"{path} can't be read ({error})") from error
+
+
 def load_checkpoint(path: Path) -> TrainingState:
     """Read a checkpoint to the CPU.
 

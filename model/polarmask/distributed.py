@@ -93,3 +93,14 @@ def gather_to_first(value: Value) -> list[Value]:
     gathered: list[Any] | None = [None] * world_size() if is_first() else None
     distributed.gather_object(value, gathered)
     return gathered or []
+
+
+def broadcast(value: Value | None, source: int) -> Value:
+    """Return the value of the process with rank `source` to all; those of the others are not read.
+
+    Only for processes that joined a group.
+    """
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values, source)
+    received: Value = values[0]
+    return received

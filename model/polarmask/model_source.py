@@ -23,6 +23,7 @@ from polarmask.device import find_device
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference import Instances, Predictor
 from polarmask.model_folder import CARD_FILE, WEIGHTS_FILE, ModelCard, is_model_folder
+from polarmask.run_folder import CHECKPOINT
 
 _SECONDS_TO_ANSWER = 60
 
@@ -55,8 +56,8 @@ def open_model(source: str, *, device: str | None = "cpu", threads: int | None =
     if path.is_dir() and not is_model_folder(path):
         if is_model_folder(path / "model"):
             path = path / "model"
-        elif (path / "checkpoint.pt").is_file():
-            path = path / "checkpoint.pt"
+        elif (path / CHECKPOINT).is_file():
+            path = path / CHECKPOINT
     if path.is_file():
         return _open_checkpoint(path, device)
     return Predictor.load(path, device=device, threads=threads)

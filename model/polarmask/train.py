@@ -22,6 +22,7 @@ from polarmask.label_store import LabelStore
 from polarmask.model_folder import ModelCard, is_model_folder, load_model, save_model
 from polarmask.precompute import data_hash, precompute
 from polarmask.progress import Meter
+from polarmask.run_folder import BEST, CHECKPOINT, METRICS
 from polarmask.training_run import TrainingRun
 from polarmask.validation import Validator
 
@@ -71,16 +72,14 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
             data.total_steps,
             categories=data.coco.categories,
             data_hash=data.data_hash,
-            checkpoint=options.out / "checkpoint.pt",
+            checkpoint=options.out / CHECKPOINT,
             device=options.device,
         )
         run.begin(compiled=options.compiled)
         if is_first():
             write_text(options.out / "config.json", json.dumps(to_dict(data.config), indent=1))
         first_step = run.step
-        meter = Meter(
-            options.out / "metrics.jsonl", run.step, data.total_steps, config.optim.batch_size
-        )
+        meter = Meter(options.out / METRICS, run.step, data.total_steps, config.optim.batch_size)
         _run_steps(run, data, options, meter)
         folder = options.out / "model"
         is_due = run.step > first_step or not is_model_folder(folder)
@@ -260,7 +259,7 @@ def _write_model(
         training["loss"] = meter.last_loss
     detector = run.detector()
     if data.validation is not None:
-        detector, card = load_model(options.out / "best")
+        detector, card = load_model(options.out / BEST)
         training |= card.training
     save_model(
         folder,

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from polarmask import losses
 from polarmask.backbone_weights import load_backbone_weights
-from polarmask.checkpoint import TrainingState, Validated, load_checkpoint, save_checkpoint
+from polarmask.checkpoint import TrainingState, Validated, save_checkpoint
 from polarmask.coco import Category
 from polarmask.config import RunConfig, to_dict
 from polarmask.dataset import Batch
@@ -27,6 +27,7 @@ from polarmask.detector import (
 from polarmask.device import half_precision
 from polarmask.distributed import all_gather, all_sum, is_first, world_size
 from polarmask.errors import CheckpointError, TrainingError
+from polarmask.newest_run import newest_state
 from polarmask.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from polarmask.preprocess import normalise
 
@@ -74,16 +75,17 @@ class TrainingRun:
         self._network: nn.Module = self._detector
 
     def begin(self, *, compiled: bool = False) -> None:
-        """Go on from the checkpoint if there is one, else start; then join the other processes.
+        """Go on from the newest checkpoint, else start; then join the other processes.
 
         Args:
             compiled: Let torch.compile translate the network into kernels of its own.
 
         Raises:
-            CheckpointError: The checkpoint is unreadable or belongs to another run.
+            CheckpointError: A checkpoint is unreadable or belongs to another run.
         """
-        if self._checkpoint.is_file():
-            self._resume(load_checkpoint(self._checkpoint))
+        state = newest_state(self._checkpoint.parent, self._require_own)
+        if state is not None:
+            self._resume(state)
         elif self._config.backbone_weights is not None:
             load_backbone_weights(self._detector.pyramid, self._config.backbone_weights)
         if world_size() > 1:
@@ -93,7 +95,7 @@ class TrainingRun:
         if compiled:
             self._network = cast(nn.Module, torch.compile(self._network))
 
-    def _resume(self, state: TrainingState) -> None:
+    def _require_own(self, state: TrainingState) -> None:
         if state.config != self._config:
             difference = _first_difference(state.config, self._config)
             raise CheckpointError(
@@ -106,6 +108,8 @@ class TrainingRun:
                 f"{state.data_hash[:12]}, here {self._data_hash[:12]}); choose another --out, or "
                 "delete the folder to start afresh"
             )
+
+    def _resume(self, state: TrainingState) -> None:
         self.step = state.step
         self.validated = state.validated
         self._detector.load_state_dict(state.detector)

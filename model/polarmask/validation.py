@@ -16,6 +16,7 @@ from polarmask.evaluate import Evaluation, evaluate_predictions, predict_split
 from polarmask.inference import Instances, Predictor
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.progress import append_line, drop_lines_after
+from polarmask.run_folder import BEST, VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class Validator:
         self._every = every
         self._device = device
         self._board = board
-        self._lines = out / "validation.jsonl"
-        self.best_folder = out / "best"
+        self._lines = out / VALIDATION
+        self.best_folder = out / BEST
 
     def forget_after(self, step: int) -> None:
         """Drop what was measured after a checkpoint: it is about to be measured again."""

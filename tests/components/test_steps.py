@@ -273,7 +273,7 @@ def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
 
 
 def test_several_machines_need_a_cluster(dataset, labelled, tmp_path):
-    with pytest.raises(LaunchError, match="nodes is 2"):
+    with pytest.raises(ConfigError, match="nodes is 2"):
         train.python_func(
             dataset=dataset,
             labels=labelled.labels,

@@ -8,7 +8,13 @@ import pytest
 
 from polarmask_components.errors import LaunchError
 from polarmask_components.lifeline import lifeline
-from polarmask_components.torchrun import choose_processes, keep_model, run_to_end, training_command
+from polarmask_components.torchrun import (
+    choose_processes,
+    keep_model,
+    run_to_end,
+    training_command,
+    training_flags,
+)
 
 
 def python(code):
@@ -132,10 +138,8 @@ def test_command_carries_settings_and_provenance_each_as_a_flag():
         data=Path("a folder/data"),
         labels=Path("labels"),
         out=Path("out"),
-        preset="tiny",
-        overrides="optim.lr=0.1  seed=2",
+        flags=training_flags("tiny", "optim.lr=0.1  seed=2", {"data_commit": "c0ffee"}),
         processes=2,
-        provenance={"data_commit": "c0ffee"},
     )
     assert "--nproc-per-node=2" in command
     assert command[command.index("polarmask") :] == [

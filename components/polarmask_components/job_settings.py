@@ -1,0 +1,95 @@
+"""The pods of a training job: the fields of the pipeline's parameter `train_job`."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from polarmask.errors import ConfigError
+
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i?)?")
+
+
+def _quantity(value: object) -> object:
+    """Read an amount as Kubernetes writes it; Kubeflow makes 4.0 of 4."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    if not _QUANTITY.fullmatch(text):
+        raise ValueError("is no amount; write for example 4, 500m or 16Gi")
+    return text
+
+
+Quantity = Annotated[str, BeforeValidator(_quantity)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How the pods of a training job are to be, one pod a node."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    namespace: str = ""
+    """Empty: that of the step itself."""
+    image: str = ""
+    """Empty: that of the step itself."""
+    image_pull_secret: str = ""
+    """Name of a Secret that opens the image's registry; empty for none."""
+    gpu_resource: str = "nvidia.com/gpu"
+    gpus_per_node: int = 0
+    cpu: Quantity = "4"
+    memory: Quantity = "16Gi"
+    shm: Quantity = "8Gi"
+    """Of /dev/shm, where loader processes hand batches over; counts as memory."""
+    disk: Quantity = "50Gi"
+    """For data, labels and run folder on the node."""
+    secret: str = "polarmask-s3"  # noqa: S105  # its name only
+    """Name of a Secret whose keys become environment variables: endpoint and credentials of the
+    object storage. Empty for none."""
+    service_account: str = ""
+    """Empty: the namespace's default. The pods never speak to Kubernetes."""
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = field(default_factory=list)
+    priority_class: str = ""
+    queue: str = ""
+    """LocalQueue of Kueue that admits the job; empty for none."""
+    env: dict[str, str] = field(default_factory=dict)
+    max_restarts: int = 3
+    """For each node, before the job is given up."""
+    deadline_hours: float = 72
+    """From submission to end, waiting for nodes included."""
+    start_timeout_minutes: float = 60
+    """How long the pods may wait for nodes and images."""
+
+    def __post_init__(self) -> None:
+        """Reject jobs that could never run."""
+        lowest: dict[str, float] = {"gpus_per_node": 0, "max_restarts": 0}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be {least} or above")
+        for name in ("deadline_hours", "start_timeout_minutes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be above 0")
+
+
+_ADAPTER: TypeAdapter[JobSettings] = TypeAdapter(JobSettings)
+
+
+def read_job_settings(plain: Mapping[str, Any]) -> JobSettings:
+    """Read the pipeline's parameter `train_job`.
+
+    Raises:
+        ConfigError: Names the field that can't work, or the known ones if there is no such field.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(plain))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("train_job", *first["loc"]))
+        if first["type"] == "unexpected_keyword_argument":
+            known = ", ".join(sorted(each.name for each in fields(JobSettings)))
+            raise ConfigError(f"{where} is not a setting; there are: {known}") from error
+        words = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {words} (got {first['input']!r})") from error

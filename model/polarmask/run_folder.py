@@ -1,0 +1,64 @@
+"""What a run folder holds that going on elsewhere needs. Read where no torch is installed, too."""
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+CHECKPOINT = "checkpoint.pt"
+BEST = "best"
+"""Model folder of the best weights that validation has found."""
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+
+_TRIES = 20
+_PAUSE_SECONDS = 0.01
+
+
+def files_to_go_on(folder: Path) -> list[Path]:
+    """Return what lies there of the files that going on needs."""
+    files = [folder / CHECKPOINT, folder / METRICS, folder / VALIDATION]
+    return [path for path in (*files, *sorted((folder / BEST).glob("*"))) if path.is_file()]
+
+
+def picture(folder: Path, to: Path) -> bool:
+    """Copy what going on needs, while the run goes on writing.
+
+    The checkpoint comes first. What is copied after it is as new or newer, as a kill would leave
+    it, and resuming expects that.
+
+    Args:
+        folder: Run folder.
+        to: Empty folder on the same disk: files that are never written in place are linked.
+
+    Returns:
+        Whether there was a checkpoint to copy.
+    """
+    try:
+        os.link(folder / CHECKPOINT, to / CHECKPOINT)
+    except FileNotFoundError:
+        return False
+    for name in (METRICS, VALIDATION):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(folder / name, to / name)
+    for _ in range(_TRIES):
+        if _link_folder(folder / BEST, to / BEST):
+            break
+        time.sleep(_PAUSE_SECONDS)  # there is none, or this very moment it is replaced
+    return True
+
+
+def _link_folder(source: Path, to: Path) -> bool:
+    """Link a folder's files; return False, and leave nothing, if it was replaced meanwhile."""
+    try:
+        opened = source.stat()
+        to.mkdir()
+        for path in source.iterdir():
+            os.link(path, to / path.name)
+        if source.stat().st_ino == opened.st_ino:
+            return True
+    except FileNotFoundError:
+        pass
+    shutil.rmtree(to, ignore_errors=True)
+    return False

@@ -1,0 +1,137 @@
+"""A pod's own part, on this machine: snapshots beside the training, and what a restart finds."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from factories import make_tiny_coco
+from polarmask.checkpoint import load_checkpoint
+from polarmask.cli import main as polarmask
+from polarmask_components.file_manifest import manifest_of
+from polarmask_components.job_storage import JobStorage
+from polarmask_components.object_folder import ObjectFolder
+from polarmask_components.snapshots import restore_newest, snapshots_of
+from polarmask_components.training_pod import main as training_pod
+
+SMALL = ("--preset=tiny", "--set=model.channels=32", "--set=model.tower_depth=1")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    data = make_tiny_coco(folder / "data", images=8, val_images=2)
+    command = ["precompute", *SMALL, "--data", str(data), "--out", str(folder / "labels")]
+    assert polarmask(command) == 0
+    return folder
+
+
+@pytest.fixture
+def place(s3_environment, inputs, request):
+    place = f"s3://polarmask/{request.node.name}"
+    for name in ("data", "labels"):
+        files = {path: inputs / name / path for path in manifest_of(inputs / name)}
+        ObjectFolder.from_uri(f"{place}/{name}").upload(files, what=name)
+    manifests = {name: manifest_of(inputs / name) for name in ("data", "labels")}
+    JobStorage(place, "job").write_inputs(manifests)
+    return place
+
+
+def flags_of(place, workspace, epochs):
+    return [
+        *("--data", f"{place}/data", "--labels", f"{place}/labels", "--storage", place),
+        *("--job", "job", "--spec", "spec", "--workspace", str(workspace), "--", *SMALL),
+        *(f"--set=optim.epochs={epochs}", "--set=optim.batch_size=4", "--device=cpu"),
+    ]
+
+
+@pytest.fixture
+def one_node(monkeypatch):
+    """The environment that the operator gives a job of one node and one process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **{"PET_NNODES": "1", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": "0"},
+        **{"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)},
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def wait_for(condition, process, log):
+    give_up = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < give_up, log.read_text()[-4000:]
+        time.sleep(0.1)
+
+
+def test_a_pod_that_is_asked_to_end_leaves_its_last_step_to_another(place, tmp_path, one_node):
+    storage = JobStorage(place, "job")
+    command = [sys.executable, "-m", "polarmask_components.training_pod"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *flags_of(place, tmp_path / "first", 500)], stdout=output, stderr=output
+        )
+    try:
+        wait_for(storage.snapshots, process, log)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0
+    last = load_checkpoint(tmp_path / "first" / "run" / "checkpoint.pt").step
+    assert storage.snapshots()[0].step == last
+
+    # Another machine, and only as many steps as are done: it finds them all.
+    restore_newest(tmp_path / "second" / "run", storage)
+    assert load_checkpoint(tmp_path / "second" / "run" / "checkpoint.pt").step == last
+    lines = (tmp_path / "second" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, last + 1))
+
+
+def test_a_pod_stores_its_result_and_one_that_starts_later_has_nothing_to_do(
+    place, tmp_path, one_node, monkeypatch
+):
+    assert training_pod(flags_of(place, tmp_path / "first", 1)) == 0
+    result = JobStorage(place, "job").result()
+    assert result.spec == "spec"
+    assert set(result.model) == {"model.json", "model.safetensors"}
+    assert set(result.run) == {"config.json", "metrics.jsonl"}
+    assert training_pod(flags_of(place, tmp_path / "later", 1)) == 0
+    assert not (tmp_path / "later").exists()
+
+
+def write_checkpoint(run, text):
+    run.mkdir(exist_ok=True)
+    (run / "new").write_text(text)
+    (run / "new").replace(run / "checkpoint.pt")
+
+
+def test_a_storage_that_is_away_holds_up_no_training(tmp_path, s3_environment, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("polarmask_components.snapshots._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("polarmask.checkpoint.read_step", lambda _: 1)
+    began = time.monotonic()
+    with snapshots_of(tmp_path / "run", "s3://polarmask/away", "job"):
+        write_checkpoint(tmp_path / "run", "one")
+        time.sleep(1.5)
+    assert time.monotonic() - began < 15
+
+
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_snapshot(place, tmp_path, caplog):
+    storage = JobStorage(place, "job")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "checkpoint.pt").write_text("a snapshot")
+    storage.save_snapshot(tmp_path / "kept", 3)
+    write_checkpoint(tmp_path / "run", "damaged")
+    restore_newest(tmp_path / "run", storage)
+    assert (tmp_path / "run" / "checkpoint.pt").read_text() == "a snapshot"
+    assert "it is dropped" in caplog.text

@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check fix compile lock clean
+.PHONY: help setup demo test test-slow test-gpu test-images check fix compile render images lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -8,7 +8,7 @@ RUN := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
@@ -38,6 +38,9 @@ test-slow: .venv/.ready data ## run the tests that take minutes
 test-gpu: .venv/.ready ## run the tests that need CUDA
 	$(RUN) -m pytest -m gpu
 
+test-images: .venv/.ready ## build the container images with Docker and run each: some minutes, 20 GB of disk
+	$(RUN) -m pytest -m images
+
 check: .venv/.ready ## format, lint, types, import rules
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -50,6 +53,14 @@ fix: .venv/.ready ## format and mend what can be mended
 
 compile: .venv/.ready ## write the pipeline for a cluster to pipelines/compiled
 	$(RUN) -m polarmask_pipelines compile
+
+render: ## write what `kubectl apply -k` would send to dist/k8s
+	@command -v kubectl >/dev/null || { echo "kubectl is not installed; it renders k8s/"; exit 1; }
+	@mkdir -p dist/k8s
+	for overlay in kind gpu; do kubectl kustomize k8s/overlays/$$overlay --output dist/k8s/$$overlay.yaml || exit 1; done
+
+images: ## build the container images with Docker; images/README.md says what can be set
+	@images/build.sh
 
 lock: .venv/.ready ## resolve pyproject.toml anew into requirements.lock
 	$(RUN) -m uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \

@@ -1,0 +1,26 @@
+"""What `make images` says where it can't build."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("docker", "words"),
+    [("no-such-docker", "is not installed"), ("false", "does not answer")],
+)
+def test_make_images_says_what_is_missing(docker, words):
+    done = subprocess.run(
+        ["make", "images"],
+        cwd=ROOT,
+        env={**os.environ, "DOCKER": docker},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert f"error: {docker} {words}" in done.stderr

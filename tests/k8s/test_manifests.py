@@ -1,0 +1,164 @@
+"""What `kubectl apply -k` would send, checked without a cluster."""
+
+import copy
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from manifest_rules import name_of, problems_of
+from polarmask_components.images import TRAINER_IMAGE
+
+ROOT = Path(__file__).parents[2]
+VERSIONS = ["1.31", "1.32", "1.33", "1.34", "1.35"]
+# of operators: no schema of Kubernetes knows them
+FOREIGN_KINDS = {"ServiceMonitor"}
+
+
+def find(objects, name):
+    return next(thing for thing in objects if name_of(thing) == name)
+
+
+def container(objects, name):
+    spec = find(objects, "Deployment/polarmask")["spec"]["template"]["spec"]
+    every = [*spec["initContainers"], *spec["containers"]]
+    return next(each for each in every if each["name"] == name)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubernetes_knows_every_field(overlay, version):
+    for thing in overlay:
+        if thing["kind"] not in FOREIGN_KINDS:
+            kubernetes_validate.validate(thing, version, strict=True)
+
+
+def test_the_check_of_fields_finds_a_misspelt_one(kind):
+    deployment = copy.deepcopy(find(kind, "Deployment/polarmask"))
+    deployment["spec"]["minReadySecond"] = 5
+    with pytest.raises(kubernetes_validate.ValidationError, match="minReadySecond"):
+        kubernetes_validate.validate(deployment, "1.31", strict=True)
+
+
+def test_an_overlay_keeps_to_the_rules(overlay):
+    assert problems_of(overlay) == []
+
+
+def test_everything_lives_in_one_namespace_that_enforces_restricted_pods(overlay):
+    cluster_wide = {"Namespace", "ClusterRole", "ClusterRoleBinding"}
+    places = {t["metadata"].get("namespace") for t in overlay if t["kind"] not in cluster_wide}
+    assert places == {find(overlay, "Namespace/polarmask")["metadata"]["name"]}
+
+
+def server(objects):
+    return find(objects, "Deployment/polarmask")["spec"]["template"]["spec"]
+
+
+def without(mapping, name):
+    del mapping[name]
+
+
+def torchserve(objects):
+    return container(objects, "torchserve")
+
+
+# What is broken -> the words that name it.
+FAULTS = {
+    "may run as root": lambda o: without(server(o)["securityContext"], "runAsNonRoot"),
+    "polarmask: may run as root": lambda o: server(o)["securityContext"].update(runAsUser=0),
+    "no seccomp profile": lambda o: without(server(o)["securityContext"], "seccompProfile"),
+    "host's namespaces": lambda o: server(o).update(hostNetwork=True),
+    "kind that `restricted` refuses": lambda o: server(o)["volumes"].append(
+        {"name": "node", "hostPath": {"path": "/"}}
+    ),
+    "gets a token": lambda o: without(server(o), "automountServiceAccountToken"),
+    "is no volume": lambda o: server(o)["volumes"].pop(),
+    "may gain privileges": lambda o: without(
+        torchserve(o)["securityContext"], "allowPrivilegeEscalation"
+    ),
+    "keeps capabilities": lambda o: without(torchserve(o)["securityContext"], "capabilities"),
+    "may write to its root": lambda o: torchserve(o)["securityContext"].update(
+        readOnlyRootFilesystem=False
+    ),
+    "no limits of memory": lambda o: without(torchserve(o)["resources"]["limits"], "memory"),
+    "no requests of cpu": lambda o: without(torchserve(o)["resources"]["requests"], "cpu"),
+    "another one tomorrow": lambda o: torchserve(o).update(image="host:5000/polarmask-serving"),
+    "serving:latest may be": lambda o: torchserve(o).update(image="polarmask-serving:latest"),
+    "no readinessProbe": lambda o: without(torchserve(o), "readinessProbe"),
+    "Secret/typo is used": lambda o: container(o, "fetch-model").update(
+        envFrom=[{"secretRef": {"name": "typo"}}]
+    ),
+    "ServiceAccount/typo is used": lambda o: server(o).update(serviceAccountName="typo"),
+    "Service/polarmask: selects no pod": lambda o: find(o, "Service/polarmask")["spec"].update(
+        selector={"app.kubernetes.io/name": "typo"}
+    ),
+    "NetworkPolicy/serving: selects no pod": lambda o: find(o, "NetworkPolicy/serving")[
+        "spec"
+    ].update(podSelector={"matchLabels": {"app": "typo"}}),
+    "Service/polarmask: port typo": lambda o: find(o, "Service/polarmask")["spec"]["ports"][
+        0
+    ].update(targetPort="typo"),
+    "NetworkPolicy/serving: port 8081": lambda o: find(o, "NetworkPolicy/serving")["spec"][
+        "ingress"
+    ][0]["ports"].append({"port": 8081}),
+    "scales what is not there": lambda o: find(o, "HorizontalPodAutoscaler/polarmask")["spec"][
+        "scaleTargetRef"
+    ].update(name="typo"),
+    "gives too much": lambda o: find(o, "Role/polarmask-pipeline")["rules"].append(
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
+    ),
+    "binds Role/typo": lambda o: find(o, "RoleBinding/polarmask-pipeline")["roleRef"].update(
+        name="typo"
+    ),
+    "does not enforce": lambda o: without(find(o, "Namespace/polarmask")["metadata"], "labels"),
+}
+
+
+@pytest.mark.parametrize("words", FAULTS)
+def test_the_rules_find(words, kind):
+    broken = copy.deepcopy(kind)
+    FAULTS[words](broken)
+    found = problems_of(broken)
+    assert found
+    assert all(re.search(words, problem) for problem in found)
+
+
+def test_applying_again_changes_neither_the_model_nor_the_number_of_pods(overlay):
+    """The deploy step and the autoscaler own these fields; kubectl leaves what it is not told."""
+    deployment = find(overlay, "Deployment/polarmask")
+    assert "replicas" not in deployment["spec"]
+    assert "annotations" not in deployment["spec"]["template"]["metadata"]
+    assert "env" not in container(overlay, "fetch-model")
+
+
+def test_a_roll_out_takes_no_pod_away_before_another_one_answers(overlay):
+    spec = find(overlay, "Deployment/polarmask")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    drain = torchserve(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert drain + 30 <= spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    start = torchserve(overlay)["startupProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] < spec["progressDeadlineSeconds"]
+
+
+def test_only_who_fetches_the_model_has_keys_and_they_are_others_than_the_pipelines(overlay):
+    assert "envFrom" not in torchserve(overlay)
+    (source,) = container(overlay, "fetch-model")["envFrom"]
+    assert source["secretRef"]["name"] == "polarmask-model-store"
+
+
+def test_the_management_port_is_published_nowhere(overlay):
+    assert {port["containerPort"] for port in torchserve(overlay)["ports"]} == {8080, 8082}
+    assert "8081" not in yaml.safe_dump(overlay)
+
+
+def test_a_pod_of_the_gpu_overlay_has_a_gpu_and_one_worker_for_it(gpu):
+    serve = torchserve(gpu)
+    assert serve["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"name": "WORKERS", "value": "1"} in serve["env"]
+
+
+def test_images_have_the_tag_that_make_images_gives_and_steps_expect(kind):
+    tag = TRAINER_IMAGE.partition(":")[2]
+    assert f"IMAGE_TAG:-{tag}" in (ROOT / "images" / "build.sh").read_text()
+    assert torchserve(kind)["image"] == f"polarmask-serving:{tag}"

@@ -1,0 +1,46 @@
+"""The pods of a training job are held to the same rules as those that manifests describe."""
+
+import pytest
+
+from manifest_rules import name_of, problems_of
+from polarmask_components.images import TRAINER_IMAGE
+from polarmask_components.job_settings import JobSettings
+from polarmask_components.pytorchjob import GROUP, JOB_LABEL, PLURAL, TrainingJob
+
+
+def job(**changes):
+    fields = {
+        "name": "polarmask-train-0",
+        "namespace": "polarmask",
+        "image": TRAINER_IMAGE,
+        "nodes": 2,
+        "processes_per_node": 4,
+        "settings": JobSettings(gpus_per_node=4),
+        "data": "s3://polarmask/data",
+        "labels": "s3://polarmask/labels",
+        "storage": "s3://polarmask/training",
+        "flags": ("--preset", "tiny"),
+    }
+    return TrainingJob(**{**fields, **changes}).manifest()
+
+
+def find(objects, name):
+    return next(thing for thing in objects if name_of(thing) == name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"min_nodes": 1}, {"nodes": 1}], ids=str)
+def test_its_pods_keep_to_the_rules_of_the_namespace(kind, changes):
+    assert problems_of([*kind, job(**changes)]) == []
+
+
+def test_its_pods_find_the_network_rule_that_is_meant_for_them(kind):
+    """The operator puts the label on each pod."""
+    (chosen,) = find(kind, "NetworkPolicy/training")["spec"]["podSelector"]["matchExpressions"]
+    assert chosen == {"key": JOB_LABEL, "operator": "Exists"}
+
+
+def test_the_pipeline_may_start_and_end_it(kind):
+    rules = find(kind, "Role/polarmask-pipeline")["rules"]
+    (rule,) = [each for each in rules if each["apiGroups"] == [GROUP]]
+    assert rule["resources"] == [PLURAL]
+    assert {"create", "get", "delete"} <= set(rule["verbs"])

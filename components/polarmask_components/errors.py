@@ -14,6 +14,7 @@ ComponentError
     LaunchError                the training process ended with an error
     StorageError               object storage can't be used, or what was stored is not there whole
     ClusterError               the Kubernetes API can't be reached, or refuses
+    RollOutError               a cluster did not take a model; says what answers instead
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -73,3 +74,7 @@ class ClusterError(ComponentError):
 
 class StorageError(ComponentError):
     """Object storage can't be used, or what was stored there is missing or damaged."""
+
+
+class RollOutError(ComponentError):
+    """A cluster did not take a model; the message says why, and what answers instead."""

@@ -16,7 +16,7 @@ def deploy_torchserve(
     champion_version: str,
     answer: dsl.Output[dsl.Artifact],
 ) -> str:
-    """Serve a model with the TorchServe of this machine, try it with an image, then promote it.
+    """Serve a model with TorchServe, here or in a cluster, try it with an image, then promote it.
 
     On any failure the version that was served before still is, and so is the champion.
 
@@ -24,8 +24,9 @@ def deploy_torchserve(
         model: Model folder.
         sample: PNG that is sent to the server.
         metrics: Of the model on this data; kept in the registry.
-        registry: Folder or s3://bucket/prefix of the champion registry.
-        target: Folder of the TorchServe of this machine; started if none runs there.
+        registry: Folder or s3://bucket/prefix of the champion registry; s3 for a cluster.
+        target: kubernetes://NAMESPACE/NAME of a Deployment, or folder of the TorchServe of this
+            machine, which is started if none runs there.
         model_name: In URLs.
         champion_version: Champion that the candidate was compared with; empty for none.
         answer: What the new version said to the image, as JSON; metadata: version.
@@ -37,14 +38,15 @@ def deploy_torchserve(
     from pathlib import Path
 
     from polarmask.files import write_text
-    from polarmask_components.deployment import deploy, facts_of
+    from polarmask_components.deploy_target import deploy_to
+    from polarmask_components.deployment import facts_of
     from polarmask_components.registry import open_registry
 
-    deployed = deploy(
+    deployed = deploy_to(
+        target,
         Path(model.path),
         facts=facts_of(Path(model.path), metrics.metadata),
         name=model_name,
-        target=Path(target),
         registry=open_registry(registry),
         expected=champion_version or None,
         image=Path(sample.path).read_bytes(),

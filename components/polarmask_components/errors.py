@@ -15,6 +15,7 @@ ComponentError
     StorageError               object storage can't be used, or what was stored is not there whole
     ClusterError               the Kubernetes API can't be reached, or refuses
     PreflightError             would stop the run later; a line for each thing, and how to mend it
+    RollOutError               a cluster did not take a model; says what answers instead
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -78,3 +79,7 @@ class StorageError(ComponentError):
 
 class PreflightError(ComponentError):
     """Things that would stop the run later, one line each."""
+
+
+class RollOutError(ComponentError):
+    """A cluster did not take a model; the message says why, and what answers instead."""

@@ -70,6 +70,39 @@ class S3Objects:
         with self._explained():
             self._client.upload_file(str(file), self._bucket, self._prefix + name)
 
+    def upload_once(self, name: str, file: Path) -> None:
+        """Store a file under a name that stands for its content; what is there already stays.
+
+        Raises:
+            UnusableModelError: What is there has another size.
+        """
+        with self._explained(), file.open("rb") as body:
+            size = self._size(name)
+            if size is None:
+                try:
+                    self._client.put_object(
+                        Bucket=self._bucket, Key=self._prefix + name, Body=body, IfNoneMatch="*"
+                    )
+                except ClientError as error:
+                    if code_of(error) not in _LOST:
+                        raise
+                size = self._size(name)
+        if size != file.stat().st_size:
+            raise UnusableModelError(
+                f"{self.where}/{name} has {size} bytes, not {file.stat().st_size}: it was damaged; "
+                "remove it and run again"
+            )
+
+    def _size(self, name: str) -> int | None:
+        """Return an object's size in bytes, or None if there is none."""
+        try:
+            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                return None
+            raise
+        return head["ContentLength"]
+
     def download(self, name: str, to: Path) -> None:
         """Fetch an object to a file."""
         with self._explained():

@@ -25,16 +25,7 @@ class ModelClient:
     ) -> dict[str, Any]:
         """Send the bytes of an image; the default version answers if none is named."""
         path = f"/predictions/{self.name}" + (f"/{version}" if version else "")
-        answer = _call(
-            "POST",
-            self.inference_url + path,
-            time_out=time_out,
-            data=image,
-            headers={"Content-Type": "application/octet-stream"},
-        )
-        if not isinstance(answer, dict):
-            raise ServerError(f"{path} answers {answer!r:.200}, not an object")
-        return answer
+        return ask(self.inference_url + path, image, time_out=time_out)
 
     def is_up(self) -> bool:
         """Tell whether both interfaces answer. It says nothing of any model."""
@@ -104,6 +95,19 @@ class ModelClient:
         url = f"{self.management_url}/models/{self.name}" + (f"/{version}" if version else "")
         answer = _call("GET", url, time_out=10, missing=[])
         return answer if isinstance(answer, list) else []
+
+
+def ask(url: str, image: bytes, *, time_out: float = 60) -> dict[str, Any]:
+    """Send the bytes of an image to where a model answers.
+
+    Raises:
+        ServerError: No answer in time, or an error instead of one.
+    """
+    headers = {"Content-Type": "application/octet-stream"}
+    answer = _call("POST", url, time_out=time_out, data=image, headers=headers)
+    if not isinstance(answer, dict):
+        raise ServerError(f"{url} answers {answer!r:.200}, not an object")
+    return answer
 
 
 def _call(

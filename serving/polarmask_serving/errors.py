@@ -11,7 +11,8 @@ ServingError
             BadOptionError          422 bad_option       mend the option
         PredictionError         500 prediction_failed    our fault: look at the server's log
     ArchiveError                the .mar can't be built or read
-    ServerError                 the local TorchServe won't start, answer or stop
+    FetchError                  a pod can't get the archive it is to serve
+    ServerError                 a TorchServe won't start, answer or stop
         PortTakenError          another program listens there: choose another port
         RegistrationError       a version did not come up; the others are untouched
 """
@@ -93,8 +94,12 @@ class ArchiveError(ServingError):
     """A model archive can't be built or read."""
 
 
+class FetchError(ServingError):
+    """A pod can't get the archive it is to serve."""
+
+
 class ServerError(ServingError):
-    """The local TorchServe won't start, answer or stop."""
+    """A TorchServe won't start, answer or stop."""
 
 
 class PortTakenError(ServerError):

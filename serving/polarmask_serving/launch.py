@@ -1,4 +1,4 @@
-"""Start and end the processes of a local TorchServe: one Java front end, one Python per worker."""
+"""Start and end the processes of a TorchServe: one Java front end, one Python per worker."""
 
 import os
 import socket
@@ -6,6 +6,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,7 @@ PORT_NAMES = (
     "worker_port",
 )
 # A socket's path may have 104 bytes (macOS) and TorchServe appends /.ts.sock.12345.
-_LONGEST_SCRATCH = 80
+LONGEST_SCRATCH = 80
 
 # Kept so that a server this process started is reaped when it ends, whoever ends it.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -54,16 +55,26 @@ def make_scratch() -> Path:
     Its path stands in the command line of all processes of one server and of nobody else's.
     """
     parent = tempfile.gettempdir()
-    short = len(os.fsencode(parent)) < _LONGEST_SCRATCH - len("/polarmask-12345678")
+    short = len(os.fsencode(parent)) < LONGEST_SCRATCH - len("/polarmask-12345678")
     return Path(tempfile.mkdtemp(prefix="polarmask-", dir=parent if short else "/tmp"))  # noqa: S108 the one short folder every Unix has
 
 
-def write_config(folder: Path, ports: dict[str, int]) -> Path:
-    """Write TorchServe's configuration into the folder."""
+def write_config(
+    folder: Path, ports: Mapping[str, int], settings: Mapping[str, str], *, host: str = "127.0.0.1"
+) -> Path:
+    """Write TorchServe's configuration into the folder.
+
+    Args:
+        folder: Of the server.
+        ports: One for each name of `PORT_NAMES`.
+        settings: What belongs to this kind of server, in TorchServe's names.
+        host: Address that predictions and metrics are asked at.
+    """
     template = string.Template((HERE / CONFIG).read_text(encoding="utf-8"))
     values = {name: str(port) for name, port in ports.items()}
-    values["metrics_config"] = _escape(str(HERE / "metrics.yaml"))
-    write_text(folder / CONFIG, template.substitute(values))
+    values |= {"host": host, "metrics_config": _escape(str(HERE / "metrics.yaml"))}
+    lines = [f"{name}={value}\n" for name, value in settings.items()]
+    write_text(folder / CONFIG, template.substitute(values) + "".join(lines))
     return folder / CONFIG
 
 
@@ -72,13 +83,21 @@ def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").encode("ascii", "backslashreplace").decode()
 
 
-def spawn(folder: Path, scratch: Path) -> int:
-    """Start the Java process in its own session and return its process id.
+def java_command(config: Path, *, store: Path, scratch: Path) -> list[str]:
+    """Return the command of the Java process.
 
     Java is started directly: `torchserve` in between would swallow the signal that stops it.
+
+    Args:
+        config: Written by `write_config`.
+        store: Folder of the archives.
+        scratch: Folder for unpacked archives and worker sockets.
+
+    Raises:
+        ServerError: Java or TorchServe is missing.
     """
     java, home = check_installed()
-    command = [
+    return [
         str(java),
         # TorchServe bundles netty and gRPC of 2020; Java 25 complains of how they reach memory.
         "--enable-native-access=ALL-UNNAMED",
@@ -93,21 +112,30 @@ def spawn(folder: Path, scratch: Path) -> int:
         str(home / "ts" / "frontend" / "*"),
         "org.pytorch.serve.ModelServer",
         *("--python", sys.executable),
-        *("-f", str(folder / CONFIG)),
-        *("-s", str(folder / STORE)),
+        *("-f", str(config)),
+        *("-s", str(store)),
         "-ncs",  # no snapshots: which version is the default is our record
     ]
-    environment = {
+
+
+def java_environment(scratch: Path) -> dict[str, str]:
+    """Return this process's environment, changed as TorchServe needs it."""
+    return {
         # TS_CONFIG_FILE and its kin would win over our configuration.
         **{name: value for name, value in os.environ.items() if not name.startswith("TS_")},
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": "1",
     }
+
+
+def spawn(folder: Path, scratch: Path) -> int:
+    """Start the Java process in its own session and return its process id."""
+    command = java_command(folder / CONFIG, store=folder / STORE, scratch=scratch)
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment,
+            env=java_environment(scratch),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

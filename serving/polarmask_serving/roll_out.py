@@ -57,7 +57,7 @@ def roll_out(
             if not server.serves(archive):  # else a step is repeated after its success
                 server.register(archive, time_out=time_out)
             answer = server.predict(image, version=version, time_out=time_out)
-            check_answer(answer, archive)
+            check_answer(answer, archive.name, version)
             if confirm is not None:
                 confirm()
             server.set_default(version)
@@ -76,9 +76,9 @@ def _tidy(server: LocalServer) -> None:
         _log.warning("a version without use stays loaded until the next roll-out: %s", error)
 
 
-def check_answer(answer: dict[str, Any], archive: Archive) -> None:
-    """Raise ServerError unless the answer has our schema and comes from the archive's version."""
-    expected = {"name": archive.name, "version": archive.version}
+def check_answer(answer: dict[str, Any], name: str, version: str) -> None:
+    """Raise ServerError unless the answer has our schema and comes from this version."""
+    expected = {"name": name, "version": version}
     if answer.get("model") != expected:
         raise ServerError(f"the answer comes from {answer.get('model')}, not from {expected}")
     instances = answer.get("instances")
@@ -89,5 +89,12 @@ def check_answer(answer: dict[str, Any], archive: Archive) -> None:
         # An instance in several parts has all its outlines in `polygons`.
         if not isinstance(instance, dict) or set(instance) - {"polygons"} != fields:
             raise ServerError(f"an instance has not the fields {sorted(fields)}: {instance!r:.200}")
-        if not 0 <= instance["score"] <= 1 or len(instance["bbox"]) != 4:
+        if not _in_range(instance):
             raise ServerError(f"an instance is out of range: {instance!r:.200}")
+
+
+def _in_range(instance: dict[str, Any]) -> bool:
+    try:
+        return 0 <= instance["score"] <= 1 and len(instance["bbox"]) == 4
+    except TypeError:
+        return False

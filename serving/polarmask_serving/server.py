@@ -139,7 +139,7 @@ class LocalServer:
     ) -> None:
         ports = launch.choose_ports(port)
         scratch = launch.make_scratch()
-        launch.write_config(self.folder, ports)
+        launch.write_config(self.folder, ports, {"enable_model_api": "true"})
         record = ServerRecord(
             name=name,
             batch_size=batch_size,

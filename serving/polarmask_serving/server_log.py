@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _JAVA_ERROR = re.compile(r"^[\w.$]+(?:Exception|Error): .*", re.MULTILINE)
@@ -19,13 +20,22 @@ def start_error(log: Path) -> str:
 
 def worker_error(log: Path, model: str, version: str, *, since: int) -> str:
     """Return the last error a version's worker raised after byte `since` of the log, or nothing."""
-    last = ""
     with log.open("rb") as file:
         file.seek(since)
-        for line in file:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                ours = f"-{model}_{version}-" in entry["thread"]
-                if ours and _PYTHON_ERROR.match(entry["message"]):
-                    last = entry["message"].strip()
+        return last_worker_error(file, f"-{model}_{version}-")
+
+
+def last_worker_error(lines: Iterable[str | bytes], worker: str = "") -> str:
+    """Return the last error among lines of the log, or nothing.
+
+    Args:
+        lines: Of TorchServe's output; lines that are not its own are passed over.
+        worker: What the name of the worker's thread has to hold.
+    """
+    last = ""
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if worker in entry["thread"] and _PYTHON_ERROR.match(entry["message"]):
+                last = entry["message"].strip()
     return last

@@ -58,15 +58,18 @@ FOUND = {
         pytest.param({"instances": [5]}, "fields", id="number"),
         pytest.param({"instances": [FOUND | {"mask": 1}]}, "fields", id="strange-field"),
         pytest.param({"instances": [FOUND | {"score": 1.5}]}, "out of range", id="score"),
+        pytest.param({"instances": [FOUND | {"score": "high"}]}, "out of range", id="no-score"),
         pytest.param({"instances": [FOUND | {"bbox": [1, 2]}]}, "out of range", id="bbox"),
     ],
 )
-def test_answers_of_another_form_or_version_are_refused(archive, change, reason):
+def test_answers_of_another_form_or_version_are_refused(change, reason):
     good = {"model": {"name": "polarmask", "version": "1"}, "instances": [FOUND]}
-    check_answer(good, archive)
-    check_answer(good | {"instances": [FOUND | {"polygons": [FOUND["polygon"]] * 2}]}, archive)
+    check_answer(good, "polarmask", "1")
+    check_answer(
+        good | {"instances": [FOUND | {"polygons": [FOUND["polygon"]] * 2}]}, "polarmask", "1"
+    )
     with pytest.raises(ServerError, match=reason):
-        check_answer(good | change, archive)
+        check_answer(good | change, "polarmask", "1")
 
 
 def test_a_version_that_does_not_load_in_time_leaves_the_old_one_answering(

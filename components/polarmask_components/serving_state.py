@@ -1,0 +1,238 @@
+"""What a serving Deployment and its pods say, and what to tell them. Pure: dicts in, values out.
+
+The model is named by two variables of the init container and two annotations of the pods. While a
+roll-out is not decided, one annotation of the Deployment tells what to return to: whoever comes
+after a run that was killed finds it there.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from polarmask_components.errors import RollOutError
+
+INIT_CONTAINER = "fetch-model"
+VERSION = "polarmask.io/version"
+SHA256 = "polarmask.io/archive-sha256"
+RETURN_TO = "polarmask.io/return-to"
+
+_MOST_RESTARTS = 2
+"""A container that did not come up so often does not come up."""
+_STUCK = {
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "ErrImageNeverPull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+}
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model as pods find it; all empty where none was deployed yet."""
+
+    version: str = ""
+    uri: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnPoint:
+    """What a roll-out returns to if it fails."""
+
+    model: ServedModel
+    idle: bool
+    """No pod served: there was no model yet, or the Deployment was scaled to none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a roll-out is."""
+
+    done: bool = False
+    failed: bool = False
+    words: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Why a pod does not serve."""
+
+    pod: str
+    container: str
+    words: str
+    fatal: bool
+    """It will not pass by waiting."""
+    restarted: bool
+    """What ended is not what runs now."""
+
+
+def served_model(deployment: Object) -> ServedModel:
+    """Return the model that new pods of a Deployment serve.
+
+    Raises:
+        RollOutError: It is no Deployment of ours.
+    """
+    template = deployment["spec"]["template"]
+    containers = template["spec"].get("initContainers") or []
+    init = next((each for each in containers if each["name"] == INIT_CONTAINER), None)
+    if init is None:
+        raise RollOutError(
+            f"Deployment {deployment['metadata']['name']} has no init container {INIT_CONTAINER}; "
+            "apply the manifests of k8s/"
+        )
+    variables = {each["name"]: each.get("value", "") for each in init.get("env") or []}
+    annotations = template["metadata"].get("annotations") or {}
+    return ServedModel(
+        version=annotations.get(VERSION, ""),
+        uri=variables.get("MODEL_URI", ""),
+        sha256=variables.get("MODEL_SHA256", ""),
+    )
+
+
+def undecided(deployment: Object) -> ReturnPoint | None:
+    """Return what a roll-out that is not decided yet would return to, or None.
+
+    Raises:
+        RollOutError: Somebody else wrote the annotation.
+    """
+    annotations = deployment["metadata"].get("annotations") or {}
+    if RETURN_TO not in annotations:
+        return None
+    try:
+        content = json.loads(annotations[RETURN_TO])
+        return ReturnPoint(model=ServedModel(**content["model"]), idle=bool(content["idle"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RollOutError(
+            f"annotation {RETURN_TO} of Deployment {deployment['metadata']['name']} can't be read "
+            f"({error}); remove it"
+        ) from error
+
+
+def return_point(deployment: Object, champion: str | None) -> ReturnPoint:
+    """Return what to go back to from a roll-out that begins at this state of the Deployment.
+
+    Args:
+        deployment: As it was before the roll-out.
+        champion: Version that the registry holds for the best.
+    """
+    served, earlier = served_model(deployment), undecided(deployment)
+    if earlier is not None and served.version != champion:
+        return earlier  # what is served now was left unproven by a run that was killed
+    return ReturnPoint(model=served, idle=not served.version or _replicas(deployment) == 0)
+
+
+def patch_to(model: ServedModel, *, back: ReturnPoint | None, replicas: int | None) -> Object:
+    """Return a strategic merge patch that lets a Deployment serve a model.
+
+    Args:
+        model: The model.
+        back: What to note as what to return to; None once that is decided.
+        replicas: Pods to scale to; None leaves their number alone.
+    """
+    environment = {"MODEL_URI": model.uri, "MODEL_SHA256": model.sha256}
+    variables = [{"name": name, "value": value} for name, value in environment.items()]
+    spec: Object = {
+        "template": {
+            "metadata": {"annotations": {VERSION: model.version, SHA256: model.sha256}},
+            "spec": {"initContainers": [{"name": INIT_CONTAINER, "env": variables}]},
+        }
+    }
+    if replicas is not None:
+        spec["replicas"] = replicas
+    note = None if back is None else json.dumps(asdict(back), sort_keys=True)
+    return {"metadata": {"annotations": {RETURN_TO: note}}, "spec": spec}
+
+
+def progress_of(deployment: Object, before: Object) -> Progress:
+    """Tell how far the roll-out of a Deployment is.
+
+    Args:
+        deployment: As it is now.
+        before: As it was before the roll-out. Where Kubernetes goes back to pods that are there
+            already, it goes on reporting the failure of before for a moment.
+    """
+    name, status = deployment["metadata"]["name"], deployment.get("status") or {}
+    if deployment["spec"].get("paused"):
+        return Progress(failed=True, words=f"it is paused: `kubectl rollout resume deploy/{name}`")
+    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+        return Progress(words="the Deployment's controller has not seen it yet")
+    refused = _condition(deployment, "ReplicaFailure")
+    why = f"; {refused.get('message')}" if refused.get("status") == "True" else ""
+    moving = _condition(deployment, "Progressing")
+    is_news = moving != _condition(before, "Progressing")
+    if moving.get("reason") == "ProgressDeadlineExceeded" and is_news:
+        seconds = deployment["spec"].get("progressDeadlineSeconds", 600)
+        return Progress(failed=True, words=f"no pod became ready for {seconds} s{why}")
+    wanted, total = _replicas(deployment), status.get("replicas", 0)
+    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    return Progress(
+        done=updated == total == available == wanted,
+        words=f"{updated} of {wanted} pods are new, {available} of {total} are available{why}",
+    )
+
+
+def trouble_of(pods: Sequence[Object], model: ServedModel) -> Trouble | None:
+    """Return why pods of a model do not serve: the worst reason, None if nothing is wrong."""
+    troubles = [
+        trouble
+        for pod in pods
+        if (pod["metadata"].get("annotations") or {}).get(SHA256) == model.sha256
+        and not pod["metadata"].get("deletionTimestamp")
+        and (trouble := _trouble_of_pod(pod)) is not None
+    ]
+    return max(troubles, key=lambda trouble: trouble.fatal, default=None)
+
+
+def _trouble_of_pod(pod: Object) -> Trouble | None:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if _condition(pod, "Ready").get("status") == "True":
+        return None
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        words = f"pod {name} has no node: {scheduled.get('message', '')}"
+        return Trouble(pod=name, container="", words=words, fatal=False, restarted=False)
+    containers = status.get("initContainerStatuses") or []
+    containers = [*containers, *(status.get("containerStatuses") or [])]
+    troubles = [trouble for each in containers if (trouble := _trouble_of_container(name, each))]
+    return max(troubles, key=lambda trouble: trouble.fatal, default=None)
+
+
+def _trouble_of_container(pod: str, status: Object) -> Trouble | None:
+    state, restarts = status.get("state") or {}, status.get("restartCount", 0)
+    waiting, ended = state.get("waiting") or {}, state.get("terminated")
+    if ended is not None and not ended["exitCode"]:
+        return None
+    ended = ended or (status.get("lastState") or {}).get("terminated")
+    if waiting.get("reason") in _STUCK:
+        words, fatal = f"{waiting['reason']}: {waiting.get('message', '')}", True
+    elif ended is not None:
+        times = restarts + ("running" not in state)
+        reason = ended.get("reason", "Error")
+        words = f"ended {times} times, at last with exit code {ended['exitCode']} ({reason})"
+        fatal = restarts >= _MOST_RESTARTS
+    elif "running" in state and not status.get("ready"):
+        words, fatal = "runs and is not ready", False
+    else:
+        return None
+    return Trouble(
+        pod=pod,
+        container=status["name"],
+        words=f"pod {pod}, container {status['name']}: {words}",
+        fatal=fatal,
+        restarted="running" in state and ended is not None,
+    )
+
+
+def _condition(of: Object, type_: str) -> Object:
+    """Return an object's condition of a type; empty if it has none."""
+    conditions: list[Object] = (of.get("status") or {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == type_), {})
+
+
+def _replicas(deployment: Object) -> int:
+    return int(deployment["spec"].get("replicas", 1))

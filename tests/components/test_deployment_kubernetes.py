@@ -1,0 +1,94 @@
+"""A model's way into a cluster, with pods that a stand-in for TorchServe serves in.
+
+What breaks on this way is in tests/faults; real TorchServe under load in tests/e2e.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from factories import make_tiny_coco
+from polarmask_components.deploy_torchserve import deploy_torchserve
+from polarmask_components.errors import RollOutError
+from polarmask_components.serving_state import RETURN_TO, served_model
+from serving_cluster import TARGET, ServingCluster, make_model
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    data = make_tiny_coco(folder / "data", images=1, val_images=1)
+    image = (data / "images" / "val_000.png").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        with ServingCluster(s3_server, image) as cluster:
+            cluster.lead_here(patch)
+            yield cluster
+
+
+@pytest.fixture(scope="module")
+def first(cluster, tmp_path_factory):
+    """What came of the first deployment."""
+    return cluster.deploy(make_model(tmp_path_factory.mktemp("first") / "model", seed=1))
+
+
+def test_the_first_model_is_scaled_up_served_and_promoted(cluster, first):
+    assert first.url == cluster.url
+    assert first.answer["model"] == {"name": "polarmask", "version": first.version}
+    assert cluster.registry.champion_version() == cluster.answering() == first.version
+    deployment = cluster.deployment()
+    assert deployment["spec"]["replicas"] == 1
+    assert RETURN_TO not in deployment["metadata"]["annotations"]
+    served = served_model(deployment)
+    assert served.version == first.version
+    assert served.uri == f"{cluster.registry.where}/archives/{served.sha256}.mar"
+
+
+def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, first, tmp_path):
+    cluster.scale(2)
+    (tmp_path / "sample.png").write_bytes(cluster.image)
+    model = make_model(tmp_path / "model", seed=2)
+    answer = SimpleNamespace(path=str(tmp_path / "answer.json"), metadata={})
+    url = deploy_torchserve.python_func(
+        model=SimpleNamespace(path=str(model)),
+        sample=SimpleNamespace(path=str(tmp_path / "sample.png")),
+        metrics=SimpleNamespace(metadata={"mask_ap": 0.5}),
+        registry=cluster.registry.where,
+        target=TARGET,
+        model_name="polarmask",
+        champion_version=first.version,
+        answer=answer,
+    )
+    assert url == cluster.url
+    assert cluster.registry.champion_version() == answer.metadata["version"] != first.version
+    assert {cluster.answering() for _ in range(6)} == {answer.metadata["version"]}
+    assert cluster.deployment()["spec"]["replicas"] == 2
+
+
+def test_deploying_the_champion_again_changes_nothing(cluster, first, tmp_path):
+    champion = cluster.registry.champion_version()
+    model = cluster.registry.fetch(champion, tmp_path / "model")
+    before = cluster.deployment()["metadata"]["generation"]
+    assert cluster.deploy(model).version == champion
+    assert cluster.deployment()["metadata"]["generation"] == before
+    assert cluster.registry.history()[-1].version == champion
+
+
+def test_a_model_that_fails_leaves_registry_and_answers_as_they_were(cluster, first, tmp_path):
+    champion = cluster.registry.champion_version()
+    with pytest.raises(RollOutError) as caught:
+        cluster.deploy(make_model(tmp_path / "model", seed=3, behaviour="crashes"))
+    said = str(caught.value)
+    assert "weights are missing" in said  # why
+    assert f"version {champion} answers again at {cluster.url}" in said  # and what now
+    assert cluster.registry.champion_version() == cluster.answering() == champion
+
+
+@pytest.mark.parametrize(
+    "target", ["kubernetes://polarmask", "kubernetes:///x", "kubernetes://a/b/c"]
+)
+def test_a_target_that_names_no_deployment_is_refused(cluster, tmp_path, monkeypatch, target):
+    monkeypatch.setattr("serving_cluster.TARGET", target)
+    with pytest.raises(RollOutError, match="kubernetes://NAMESPACE/NAME"):
+        cluster.deploy(make_model(tmp_path / "model"))

@@ -1,0 +1,166 @@
+"""Roll-outs of real TorchServe pods while clients go on asking: what they notice."""
+
+import textwrap
+import threading
+import time
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from factories import make_tiny_coco
+from polarmask_components import deployment_kubernetes
+from polarmask_components.errors import RollOutError
+from polarmask_serving.archive import build_archive, read_archive
+from polarmask_serving.client import ask
+from polarmask_serving.errors import ServerError
+from polarmask_serving.roll_out import check_answer
+from serving_cluster import ServingCluster, make_model
+
+pytestmark = pytest.mark.slow
+REQUESTS_PER_SECOND = 20
+PODS = 2  # as the shipped autoscaler has at least
+HANDLERS = {
+    "answers-nonsense": """
+        def initialize(self, context): pass
+        def handle(self, rows, context): return [b'{"instances": "none"}'] * len(rows)
+    """,
+    "starts-too-slowly": """
+        def initialize(self, context):
+            import time
+            time.sleep(600)
+        def handle(self, rows, context): return [b'{}'] * len(rows)
+    """,
+    "crashes": """
+        def initialize(self, context): raise RuntimeError("weights are missing")
+        def handle(self, rows, context): return [b'{}'] * len(rows)
+    """,
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one request came to."""
+
+    sent: float
+    answered: float
+    what: str
+    """The version, or what was wrong."""
+
+
+class Clients:
+    """Send images at a constant rate, each over a connection of its own, until the block ends."""
+
+    def __init__(self, cluster):
+        self._cluster = cluster
+        self._url = cluster.url
+        self.seen = []
+
+    def __enter__(self):
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(64)
+        self._pacer = threading.Thread(target=self._send)
+        self._pacer.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._pacer.join()
+        self._pool.shutdown()
+
+    def _send(self):
+        start = time.monotonic()
+        number = 0
+        while not self._over.wait(max(0, start + number / REQUESTS_PER_SECOND - time.monotonic())):
+            self._pool.submit(self._ask)
+            number += 1
+
+    def _ask(self):
+        sent = time.monotonic()
+        try:
+            answer = ask(self._url, self._cluster.image)
+            version = str((answer.get("model") or {}).get("version"))
+            check_answer(answer, "polarmask", version)
+        except ServerError as error:
+            version = f"failed: {error}"
+        self.seen.append(Seen(sent, time.monotonic(), version))
+
+    def counts(self):
+        return Counter(each.what for each in self.seen)
+
+    def failures(self):
+        """Return how many there were, and when the failed ones began and ended."""
+        start = min(each.sent for each in self.seen)
+        times = [
+            (round(each.sent - start, 2), round(each.answered - start, 2), each.what)
+            for each in self.seen
+            if each.what.startswith("failed")
+        ]
+        return len(self.seen), times
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    data = make_tiny_coco(folder / "data", images=1, val_images=1)
+    image = (data / "images" / "val_000.png").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        with ServingCluster(s3_server, image, stand_in=False) as cluster:
+            cluster.lead_here(patch)
+            cluster.deploy(make_model(folder / "first", seed=1))
+            cluster.scale(PODS)
+            yield cluster
+
+
+def test_clients_notice_nothing_of_a_good_roll_out(cluster, tmp_path):
+    before = cluster.registry.champion_version()
+    model = make_model(tmp_path / "second", seed=2)
+    with Clients(cluster) as clients:
+        deployed = cluster.deploy(model)
+        done = time.monotonic()
+        cluster.server.wait_for(lambda: len(cluster.server.list("Pod")) == PODS, 60)  # drained
+        time.sleep(2)
+    assert set(clients.counts()) == {before, deployed.version}, clients.failures()
+    late = {each.what for each in clients.seen if each.sent > done}
+    assert late == {deployed.version}
+
+
+@pytest.mark.parametrize("behaviour", HANDLERS)
+def test_a_bad_version_is_taken_back(cluster, tmp_path, monkeypatch, behaviour):
+    champion = cluster.registry.champion_version()
+    seconds = 40 if behaviour == "starts-too-slowly" else 120
+    cluster.change(lambda deployment: deployment["spec"].update(progressDeadlineSeconds=seconds))
+    monkeypatch.setattr(deployment_kubernetes, "build_archive", builder_of(HANDLERS[behaviour]))
+    model = make_model(tmp_path / "bad", seed=3, behaviour=behaviour)
+    with Clients(cluster) as clients:
+        with pytest.raises(RollOutError, match=f"version {champion} answers again") as caught:
+            cluster.deploy(model)
+        done = time.monotonic()
+        cluster.server.wait_for(lambda: len(cluster.server.list("Pod")) == PODS, 60)
+        time.sleep(2)
+    if behaviour == "crashes":
+        assert "weights are missing" in str(caught.value)
+    assert cluster.registry.champion_version() == champion
+    served = Counter(each.what for each in clients.seen if each.sent > done)
+    assert set(served) == {champion}, served
+    if behaviour != "answers-nonsense":  # that one served until the check
+        assert set(clients.counts()) == {champion}, clients.failures()
+
+
+def builder_of(methods):
+    """Return a `build_archive` whose archives have another handler."""
+
+    def build(model, out, *, name, version):
+        good = build_archive(model, out.with_suffix(".good"), name=name, version=version)
+        source = "class Handler:\n" + textwrap.indent(textwrap.dedent(methods), "    ")
+        with zipfile.ZipFile(good.path) as old, zipfile.ZipFile(out, "w") as new:
+            for entry in old.namelist():
+                handler = entry == "polarmask_handler.py"
+                new.writestr(entry, source if handler else old.read(entry))
+        return read_archive(out)
+
+    return build

@@ -1,0 +1,158 @@
+"""A cluster that runs the shipped Deployment of TorchServe, with what deploys to it."""
+
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import torch
+import yaml
+
+from kube.deployments import DeploymentController
+from kube.kubelet import Kubelet
+from kube.server import KubeServer
+from kube.services import ServiceProxy
+from polarmask.coco import Category
+from polarmask.config import LabelConfig
+from polarmask.detector import PolarMask
+from polarmask.model_folder import ModelCard, save_model
+from polarmask.presets import tiny
+from polarmask_components import serving_deployment
+from polarmask_components.deploy_target import deploy_to
+from polarmask_components.deployment import facts_of
+from polarmask_components.registry import open_registry
+from polarmask_serving.client import ask
+
+ROOT = Path(__file__).parents[1]
+STAND_IN = Path(__file__).with_name("stand_in_server.py")
+NAMESPACE = "polarmask"
+TARGET = f"kubernetes://{NAMESPACE}/polarmask"
+
+
+def shipped(path):
+    """Return the objects of a manifest in k8s/base."""
+    return list(yaml.safe_load_all((ROOT / "k8s" / "base" / path).read_text()))
+
+
+class ServingCluster:
+    """The shipped serving manifests in the tests' cluster, with the rights of the shipped Role.
+
+    Args:
+        s3: Environment that leads to object storage.
+        image: PNG that candidates are asked about.
+        stand_in: Serve with `stand_in_server` in the place of TorchServe.
+    """
+
+    def __init__(self, s3, image, *, stand_in=True):
+        (role, _) = shipped("pipeline/role.yaml")
+        self.server = KubeServer({"polarmask-pipeline": role["rules"]}, namespace=NAMESPACE)
+        self.image = image
+        self._s3 = s3
+        self._stand_in = stand_in
+        self._stack = ExitStack()
+        self.registry = open_registry(f"s3://polarmask/{uuid4().hex}/registry")
+
+    def __enter__(self):
+        enter = self._stack.enter_context
+        self._folder = enter(TemporaryDirectory())
+        enter(self.server)
+        secret = {"metadata": {"name": "polarmask-model-store"}, "stringData": dict(self._s3)}
+        self.server.create("Secret", secret)
+        self.server.create("ServiceAccount", *shipped("serving/service-account.yaml"))
+        self.kubelet = enter(Kubelet(self.server))
+        enter(DeploymentController(self.server))
+        enter(ServiceProxy(self.server, lag=0.2))
+        service = shipped("serving/service.yaml")[0]
+        service["spec"]["ports"][0]["port"] = 8080  # below 1024 needs rights
+        self.server.create("Service", service)
+        self.server.create("Deployment", self._deployment())
+        self.server.wait_for(lambda: self.service()["spec"].get("clusterIP"))
+        return self
+
+    def __exit__(self, *exception):
+        self._stack.__exit__(*exception)
+
+    def _deployment(self):
+        """Return the shipped Deployment without a pod, and less patient."""
+        (deployment,) = shipped("serving/deployment.yaml")
+        spec = deployment["spec"]
+        spec |= {"replicas": 0, "minReadySeconds": 0, "progressDeadlineSeconds": 180}
+        (container,) = spec["template"]["spec"]["containers"]
+        container["resources"]["limits"]["cpu"] = "1"
+        if self._stand_in:
+            spec["progressDeadlineSeconds"] = 6
+            container["command"][:3] = [sys.executable, str(STAND_IN)]
+            container["lifecycle"]["preStop"]["sleep"]["seconds"] = 1
+            ready = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 1}
+            container |= {"startupProbe": ready | {"failureThreshold": 60}, "readinessProbe": ready}
+        return deployment
+
+    def lead_here(self, patch):
+        """Give this process the rights of the pipeline in this cluster, and less patience."""
+        path = Path(self._folder) / "kubeconfig"
+        self.server.write_kubeconfig(path, "polarmask-pipeline")
+        patch.setenv("KUBECONFIG", str(path))
+        patch.setattr(serving_deployment, "_POLL_SECONDS", 0.1)
+
+    def service(self):
+        return self.server.get("Service", "polarmask")
+
+    def deployment(self):
+        return self.server.get("Deployment", "polarmask")
+
+    def change(self, alter):
+        """Let `alter` change the Deployment in place, as an administrator would."""
+        self.server.update("Deployment", "polarmask", alter)
+
+    def scale(self, replicas):
+        """Have so many pods and wait for them."""
+        self.change(lambda deployment: deployment["spec"].update(replicas=replicas))
+        self.server.wait_for(
+            lambda: self.deployment()["status"].get("availableReplicas") == replicas, 120
+        )
+
+    def pods(self):
+        """Return the names of pods that are not on their way out."""
+        pods = self.server.list("Pod")
+        return [p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]]
+
+    def process_ids(self):
+        """Return the ids of all processes in pods."""
+        names = [pod["metadata"]["name"] for pod in self.server.list("Pod")]
+        return [pid for name in names for pid in self.kubelet.process_ids(name)]
+
+    @property
+    def url(self):
+        return f"http://{self.service()['spec']['clusterIP']}:8080/predictions/polarmask"
+
+    def answering(self):
+        """Return the version that answers through the Service."""
+        return ask(self.url, self.image)["model"]["version"]
+
+    def deploy(self, model, *, expected="the champion"):
+        """Deploy a model folder as the step does, compared with the champion of now."""
+        champion = self.registry.champion_version()
+        return deploy_to(
+            TARGET,
+            model,
+            facts=facts_of(model, {"mask_ap": 0.5}),
+            name="polarmask",
+            registry=self.registry,
+            expected=champion if expected == "the champion" else expected,
+            image=self.image,
+        )
+
+
+def make_model(folder, *, seed=0, **provenance):
+    """Write a small model with random weights; its card carries what the stand-in shall do."""
+    torch.manual_seed(seed)
+    network = replace(tiny().model, num_classes=1, channels=32, tower_depth=1, strides=(8, 16))
+    labels = LabelConfig(level_ranges=((0, 32), (32, float("inf"))))
+    small = replace(tiny().input, short_side=32)
+    config = replace(tiny(), model=network, input=small, labels=labels)
+    facts = {"data_commit": "c0ffee", "data_hash": "a.dir", "code_version": "v1", "seed": str(seed)}
+    card = ModelCard(config, (Category(1, "cell"),), facts | provenance)
+    save_model(folder, PolarMask(config.model), card)
+    return folder

@@ -28,11 +28,10 @@ from polarmask_components.cluster_access import (
     missing_access,
 )
 from polarmask_components.data_version import check_reachable
+from polarmask_components.deploy_target import CLUSTER
 from polarmask_components.errors import ComponentError, PreflightError
 from polarmask_components.image_reference import problem_of_image
 from polarmask_components.job_settings import JobSettings
-
-_TARGET = "kubernetes://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class ClusterUse:
     @property
     def deploys(self) -> bool:
         """Whether the model is served in a cluster."""
-        return self.target.startswith(_TARGET)
+        return self.target.startswith(CLUSTER)
 
 
 class Note(str):
@@ -232,7 +231,7 @@ def _wanted(job: JobSettings) -> dict[str, str]:
 
 
 def _check_deployment(api: ApiClient, target: str) -> Iterator[str]:
-    namespace, _, name = target.removeprefix(_TARGET).partition("/")
+    namespace, _, name = target.removeprefix(CLUSTER).partition("/")
     if not namespace or not name or "/" in name:
         yield f"deploy_target {target!r} is no Deployment; give kubernetes://NAMESPACE/NAME"
         return

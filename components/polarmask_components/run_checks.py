@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polarmask.config import RunConfig
+from polarmask_components.deploy_target import CLUSTER
 from polarmask_components.job_settings import read_job_settings
 from polarmask_components.run_settings import ON_CLUSTER, check_settings
 from polarmask_serving.launch import check_installed
@@ -56,7 +57,7 @@ def check_run(run: PlannedRun) -> RunConfig:
         floor_ap=run.floor_ap,
     )
     check_url_name("deploy_model_name", run.model_name)
-    serves_here = not run.target.startswith("kubernetes://")
+    serves_here = not run.target.startswith(CLUSTER)
     if serves_here:
         check_installed()
     if run.on == ON_CLUSTER or not serves_here:

@@ -68,3 +68,14 @@ def test_every_command_is_in_the_readme(capsys):
     readme = (ROOT / "README.md").read_text()
     assert commands
     assert all(f"polarmask {command}" in readme for command in commands)
+
+
+def test_every_fault_stands_in_the_reference():
+    told = re.findall(r"^\| ([TD]\d\d) \|", (ROOT / "docs/reference/faults.md").read_text(), re.M)
+    broken = {
+        found.upper()
+        for path in (ROOT / "tests" / "faults").glob("test_*.py")
+        for found in re.findall(r'(?:^def test_|")([TtDd]\d\d)[ _-]', path.read_text(), re.M)
+    }
+    assert told == sorted(broken, key=lambda fault: (fault[0] == "D", fault))
+    assert len(told) >= 40

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_task import PipelineTask
 
 from polarmask_components.check_champion import check_champion
@@ -27,6 +27,25 @@ def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:
         task.set_caching_options(enable_caching=False)
 
 
+_STORAGE_KEYS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+)
+
+
+def _reach_storage(secret: str, *tasks: PipelineTask) -> None:
+    """Give tasks the object storage's address and keys from a Secret; on a laptop nothing happens.
+
+    Where accounts have roles there is no Secret, or one with some of the keys.
+    """
+    for task in tasks:
+        kubernetes.use_secret_as_env(
+            task, secret, {name: name for name in _STORAGE_KEYS}, optional=True
+        )
+
+
 @dsl.pipeline(
     name="polarmask-train-and-deploy",
     display_name="PolarMask: train and deploy",
@@ -41,6 +60,7 @@ def train_and_deploy(
     eval_floor_ap: float = 0.25,
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
+    storage_secret: str = "polarmask-s3",  # noqa: S107 its name only
     train_job: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
     train_min_nodes: int = 0,
     train_nodes: int = 1,
@@ -64,6 +84,7 @@ def train_and_deploy(
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
         notify_webhook: http(s) address that is told how the run ended; empty for none.
         run_only_if_changed: Stop early if data, code and settings are those of the last run.
+        storage_secret: Name of a Secret with AWS_ENDPOINT_URL and keys, for steps in a cluster.
         train_job: Pods of the training job: gpus_per_node, memory, tolerations, queue and more.
         train_min_nodes: Nodes that an elastic job can go on with; 0 for a fixed number.
         train_nodes: Machines to train on.
@@ -115,6 +136,8 @@ def train_and_deploy(
             **settings,
         )
         _present(changed, "Check for changes", cached=False)
+
+        _reach_storage(storage_secret, checked, changed)
 
         with dsl.If(changed.outputs["Output"] == True, name="changed"):  # noqa: E712 KFP builds a condition of it
             ingested = ingest_coco(
@@ -184,8 +207,11 @@ def train_and_deploy(
                     data_hash=data_hash, code_version=code_version, **settings
                 ).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
+                _reach_storage(storage_secret, deployed, remembered)
             with dsl.Else(name="stopped"):
                 remembered = remember_run(
                     data_hash=data_hash, code_version=code_version, **settings
                 )
                 _present(remembered, "Remember this run", cached=False)
+                _reach_storage(storage_secret, remembered)
+            _reach_storage(storage_secret, ingested, comparable, trained, champion)

@@ -24,7 +24,12 @@ EXTRAS_OF = {
     "polarmask_pipelines": ("pipelines",),
 }
 # imported by TorchServe, and by torch.utils.tensorboard
-BROUGHT_FOR_OTHERS = {"serving": {"pyyaml"}, "tensorboard": {"tensorboard"}}
+# and kfp-kubernetes puts itself into the package of kfp
+BROUGHT_FOR_OTHERS = {
+    "serving": {"pyyaml"},
+    "tensorboard": {"tensorboard"},
+    "pipelines": {"kfp-kubernetes"},
+}
 DISTRIBUTIONS = packages_distributions()
 
 

@@ -43,7 +43,7 @@ def client_of(keys, port):
     return boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
-        region_name=keys["AWS_REGION"],
+        region_name=keys["AWS_DEFAULT_REGION"],
         aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
         config=Config(

@@ -373,7 +373,7 @@ def test_compiled_defaults_are_the_team_s(tmp_path):
     out = tmp_path / "team.yaml"
     given = ["--param", "train_preset=tiny", "--param", "eval_floor_ap=0.5"]
     assert main(["compile", "--out", str(out), *given]) == 0
-    parameters = yaml.safe_load(out.read_text())["root"]["inputDefinitions"]["parameters"]
+    parameters = next(yaml.safe_load_all(out.read_text()))["root"]["inputDefinitions"]["parameters"]
     assert parameters["train_preset"]["defaultValue"] == "tiny"
     assert parameters["eval_floor_ap"]["defaultValue"] == 0.5
     assert parameters["data_revision"]["defaultValue"] == "HEAD"

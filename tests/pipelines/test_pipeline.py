@@ -14,7 +14,7 @@ COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "train_and_dep
 
 @pytest.fixture(scope="module")
 def spec():
-    return yaml.safe_load(COMPILED.read_text())
+    return next(yaml.safe_load_all(COMPILED.read_text()))
 
 
 def tasks_of(spec):
@@ -36,7 +36,15 @@ def test_every_parameter_has_a_default_so_that_the_form_can_be_sent(spec):
 
 def test_alphabetical_parameters_come_in_groups(spec):
     groups = [name.split("_")[0] for name in sorted(spec["root"]["inputDefinitions"]["parameters"])]
-    assert list(dict.fromkeys(groups)) == ["data", "deploy", "eval", "notify", "run", "train"]
+    assert list(dict.fromkeys(groups)) == [
+        "data",
+        "deploy",
+        "eval",
+        "notify",
+        "run",
+        "storage",
+        "train",
+    ]
 
 
 def test_the_local_runner_knows_every_step(spec):
@@ -60,6 +68,21 @@ def test_what_is_cached_takes_the_code_version(spec):
     for name in ("ingest-coco", "precompute-rays", "train", "evaluate"):
         given = tasks_of(spec)[name]["inputs"]["parameters"]["code_version"]
         assert given["componentInputParameter"] == "pipelinechannel--resolve-data-code_version"
+
+
+def test_steps_that_reach_the_storage_get_its_keys_and_no_other_step_does():
+    _, platforms = yaml.safe_load_all(COMPILED.read_text())
+    executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for executor in executors.values():
+        (given,) = executor["secretAsEnv"]
+        assert given["optional"]  # where accounts have roles there is no Secret
+        keys = {each["envVar"]: each["secretKey"] for each in given["keyToEnv"]}
+        assert keys == {name: name for name in keys}
+        assert {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} < set(keys)
+    assert {re.sub(r"^exec-|-\d+$", "", name) for name in executors} == {
+        *("preflight", "check-changed", "ingest-coco", "check-champion", "train"),
+        *("evaluate-champion", "deploy-torchserve", "remember-run"),
+    }
 
 
 def test_no_step_installs_anything(spec):

@@ -1,6 +1,7 @@
 """What a training job keeps in object storage, so that it outlives every pod and launcher.
 
     STORAGE/JOB/inputs.json      what the pods fetch; written by the launcher
+    STORAGE/JOB/start.json       the last start of the first node; the others begin anew with it
     STORAGE/JOB/latest.json      the last two snapshots of the run folder
     STORAGE/JOB/result.json      model and run folder, once the training has ended
     STORAGE/JOB/objects/SHA256   their files
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _INPUTS, _LATEST, _RESULT = "inputs.json", "latest.json", "result.json"
+_START = "start.json"
 _SNAPSHOTS_KEPT = 2
 """The newest and, should it be damaged, the one before."""
 
@@ -77,6 +79,15 @@ class JobStorage:
         if plain is None:
             raise StorageError(f"{self.where} holds no {_INPUTS}; start the train step again")
         return {name: from_plain(manifest) for name, manifest in plain.items()}
+
+    def write_start(self, start: str) -> None:
+        """Say that the first node starts, under an id of this start."""
+        self._write(_START, {"start": start})
+
+    def start(self) -> str:
+        """Return the id of the first node's last start, or ""."""
+        plain = self._read(_START)
+        return str(plain["start"]) if plain else ""
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, newest first."""

@@ -11,12 +11,17 @@ here or elsewhere, fetches only what is not there and goes on from the newest ch
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
-from polarmask_components.errors import ComponentError, LaunchError
+from polarmask_components.errors import ComponentError, LaunchError, StorageError
 from polarmask_components.job_storage import JobStorage
 from polarmask_components.object_folder import ObjectFolder
 from polarmask_components.signals import when_asked_to_end
@@ -31,6 +36,7 @@ _ENDED_BY_SIGTERM = 143
 _SECONDS_FOR_RESULT = 10 * 60.0
 """For the first node to store what was learned, after training ended on this one."""
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_STARTS = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,12 +98,42 @@ def _run(options: argparse.Namespace) -> None:
     refusal_file(options.workspace).unlink(missing_ok=True)
     if not (run / "model").is_dir():  # else the pod was killed while it stored the result
         run.mkdir(parents=True, exist_ok=True)
+        _start_together(storage)
         with snapshots_of(run, options.storage, options.job):
             run_to_end(_torchrun_command(options))
     if (run / "model").is_dir():  # on the first node only
         storage.store_result(run / "model", run, spec=options.spec)
     else:
         _wait_for_result(storage, options.spec)
+
+
+def _start_together(storage: JobStorage) -> None:
+    """Let the other nodes start anew whenever the first one does.
+
+    One that comes back earlier than the first would meet what is left of the start before, and
+    both would wait for each other.
+    """
+    rank = os.environ.get("PET_NODE_RANK")
+    if rank is None:  # elastic: torchrun itself brings the nodes together
+        return
+    if rank == "0":
+        storage.write_start(uuid4().hex)
+    else:
+        threading.Thread(target=_end_with_start, args=(storage,), daemon=True).start()
+
+
+def _end_with_start(storage: JobStorage) -> None:
+    """Ask this process to end when the first node has started again."""
+    known = ""
+    while True:
+        with suppress(StorageError):  # it may be away for a while
+            found = storage.start()
+            if known and found != known:
+                logger.info("the first node started again: so does this one")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            known = found
+        time.sleep(_SECONDS_BETWEEN_STARTS)
 
 
 def _torchrun_command(options: argparse.Namespace) -> list[str]:

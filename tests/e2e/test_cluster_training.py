@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,11 +179,20 @@ def kill_at_random(machines, dice, step_process):
     taken = machines.lines_of_steps(FULL["run_id"])
     wait_for(lambda: machines.lines_of_steps(FULL["run_id"]) > taken, machines, step_process)
     time.sleep(dice.uniform(0, 6))
-    os.kill(dice.choice(machines.trainers()), signal.SIGKILL)
+    # For a moment there may be none: after one node the other starts again, too.
+    wait_for(lambda: kill_one(machines.trainers(), dice), machines, step_process)
     time.sleep(dice.uniform(0, 2))
     step_process.kill()
     step_process.wait()
     return machines.start_step(**FULL)
+
+
+def kill_one(pids, dice):
+    """Kill one of these processes; tell whether one was still there."""
+    with suppress(ProcessLookupError, IndexError):
+        os.kill(dice.choice(pids), signal.SIGKILL)
+        return True
+    return False
 
 
 FULL = {"run_id": "full", "nodes": 2, "processes_per_node": 2}

@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-images check fix compile render images lock clean
+.PHONY: help setup demo test test-slow test-faults test-gpu test-images check fix compile render images lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -34,6 +34,9 @@ test: .venv/.ready data ## run all tests: real TorchServe, real S3, no network
 
 test-slow: .venv/.ready data ## run the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+test-faults: .venv/.ready ## break a cluster on purpose, some seventy times (docs/reference/faults.md)
+	$(RUN) -m pytest -m faults
 
 test-gpu: .venv/.ready ## run the tests that need CUDA
 	$(RUN) -m pytest -m gpu

@@ -51,10 +51,15 @@ class TrainingJob:
 
     @property
     def spec_sha256(self) -> str:
-        """Hash of all but where the inputs lie, which changes if a step is repeated."""
+        """Hash of what is learned and how; the same when a step is repeated.
+
+        Where the inputs lie may change then, and so may the commit, whose code has a hash of its
+        own among the flags.
+        """
         asked = asdict(self)
         for name in ("data", "labels", "owner"):
             del asked[name]
+        asked["flags"] = [flag for flag in self.flags if not flag.startswith("code_commit=")]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -79,8 +79,7 @@ def check_place(on: str, nodes: int) -> None:
     """Raise ConfigError unless so many machines can train there."""
     if on not in (HERE, ON_CLUSTER):
         raise ConfigError(f"train_on is {on!r}; there are: {HERE}, {ON_CLUSTER}")
-    if nodes < 1:
-        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
+    _check_nodes(nodes)
     if on == HERE and nodes > 1:
         raise ConfigError(
             f"train_nodes is {nodes}: a step trains on its own machine; take train_on={ON_CLUSTER}"
@@ -99,6 +98,7 @@ def check_shares(batch_size: int, *, nodes: int, min_nodes: int, processes_per_n
     Raises:
         ConfigError: Says which parameter of the pipeline can't work.
     """
+    _check_nodes(nodes)
     if not 0 <= min_nodes <= nodes:
         raise ConfigError(
             f"train_min_nodes is {min_nodes}: give 1 to train_nodes, {nodes}, or 0 to need all"
@@ -110,6 +110,11 @@ def check_shares(batch_size: int, *, nodes: int, min_nodes: int, processes_per_n
                 f"{processes_per_node} processes; change it with train_set, or train_nodes, "
                 "train_min_nodes or train_processes_per_node"
             )
+
+
+def _check_nodes(nodes: int) -> None:
+    if nodes < 1:
+        raise ConfigError(f"train_nodes is {nodes}: training needs at least 1 machine")
 
 
 def choose_workers(data: Path) -> int:

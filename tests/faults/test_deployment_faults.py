@@ -31,7 +31,7 @@ from polarmask_components.registry import open_registry
 from polarmask_components.serving_state import RETURN_TO, VERSION
 from serving_cluster import TARGET, ServingCluster, make_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 LIMIT_SECONDS = 90
 
 

@@ -24,6 +24,8 @@ from polarmask_components.job_settings import JobSettings
 from polarmask_components.job_storage import Result
 from polarmask_components.pytorchjob import TrainingJob
 
+pytestmark = pytest.mark.faults
+
 PACE = Pace(look=0.1, stuck=1.0, removal=20.0, cleanup_patience=2.0)
 NAME = "polarmask-train-0123456789"
 

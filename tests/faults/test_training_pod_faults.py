@@ -19,6 +19,8 @@ PACE = Pace(look=0.1, stuck=1.0, removal=20.0)
 NAME = "polarmask-train-0123456789"
 BUCKET = "polarmask"
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture
 def place(s3_environment, request):
@@ -81,7 +83,7 @@ def test_t36_list_of_inputs_that_is_gone_is_named(job, place):
 
 def test_t37_storage_key_that_is_not_accepted_is_told(job, cluster):
     def spoil(secret):
-        secret["stringData"]["AWS_SECRET_ACCESS_KEY"] = "wrong"
+        secret["stringData"] = {"AWS_SECRET_ACCESS_KEY": "wrong"}
 
     cluster.server.update("Secret", "polarmask-s3", spoil)
     words = failure_of(job)

@@ -16,7 +16,8 @@ CONFIG_MAP = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a-m
 @pytest.fixture
 def kubectl(server, tmp_path):
     """Return a function that runs kubectl and returns what it prints."""
-    assert shutil.which("kubectl"), "install kubectl: the manifests are for it"
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
     config = server.write_kubeconfig(tmp_path / "kubeconfig")
     environment = {"KUBECONFIG": str(config), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     environment["PATH"] = f"{shutil.which('kubectl').rsplit('/', 1)[0]}:{environment['PATH']}"

@@ -153,17 +153,17 @@ def archive(run, tmp_path_factory):
     give_away(work)
 
     def polarmask(*command):
-        return run("trainer", *command, mounts=[f"{work}:/work"])
+        return run("trainer", *command, mounts=[f"{work}:/desk"])
 
-    data = ("--data", "/work/data")
-    polarmask("polarmask", "precompute", *data, "--out", "/work/labels", "--preset", "tiny")
+    data = ("--data", "/desk/data")
+    polarmask("polarmask", "precompute", *data, "--out", "/desk/labels", "--preset", "tiny")
     polarmask(
         *("torchrun", "--nproc-per-node=2", "-m", "polarmask", "train", "--preset=tiny", *data),
-        *("--labels", "/work/labels", "--out", "/work/run", "--set", "optim.epochs=1"),
+        *("--labels", "/desk/labels", "--out", "/desk/run", "--set", "optim.epochs=1"),
     )
     packed = polarmask(
-        *("python", "-m", "polarmask_serving", "archive", "--model", "/work/run/model"),
-        *("--out", "/work/model.mar", "--version", "7"),
+        *("python", "-m", "polarmask_serving", "archive", "--model", "/desk/run/model"),
+        *("--out", "/desk/model.mar", "--version", "7"),
     )
     assert "sha256:" in packed
     return work / "model.mar"

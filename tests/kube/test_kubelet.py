@@ -52,13 +52,13 @@ def test_a_failed_pod_says_its_exit_code(server, kubelet):
 
 def test_init_containers_run_first_and_in_order(server, kubelet):
     init = [
-        {"name": name, "image": "any", "command": ["sh", "-c", f"echo {name} >> /work/order"]}
+        {"name": name, "image": "any", "command": ["sh", "-c", f"echo {name} >> /desk/order"]}
         for name in ("one", "two")
     ]
-    mounts = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    mounts = {"volumeMounts": [{"name": "work", "mountPath": "/desk"}]}
     assert run(
         server,
-        "cat /work/order",
+        "cat /desk/order",
         container=mounts,
         initContainers=[each | mounts for each in init],
         volumes=[{"name": "work", "emptyDir": {}}],
@@ -140,11 +140,11 @@ def answers(address, port):
 
 
 def test_a_crash_is_restarted_with_its_volumes_and_after_a_pause(server, kubelet):
-    command = "echo x >> /work/starts; test $(wc -l < /work/starts) -ge 3"
+    command = "echo x >> /desk/starts; test $(wc -l < /desk/starts) -ge 3"
     _, printed = run(
         server,
         f"{command} && echo third",
-        container={"volumeMounts": [{"name": "work", "mountPath": "/work"}]},
+        container={"volumeMounts": [{"name": "work", "mountPath": "/desk"}]},
         restartPolicy="OnFailure",
         volumes=[{"name": "work", "emptyDir": {}}],
     )
@@ -222,8 +222,8 @@ def test_a_probe_that_fails_restarts_the_container(server, kubelet, kind):
 
 def test_a_deleted_pod_gets_its_hook_then_sigterm_and_leaves(server, kubelet):
     command = "trap 'echo got SIGTERM; exit 0' TERM; echo up; while true; do sleep 0.05; done"
-    hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /work/hook"]}}}
-    container = {"lifecycle": hook, "volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /desk/hook"]}}}
+    container = {"lifecycle": hook, "volumeMounts": [{"name": "work", "mountPath": "/desk"}]}
     volumes = [{"name": "work", "emptyDir": {}}]
     server.create("Pod", pod_of(command, container=container, volumes=volumes))
     server.wait_for(lambda: phase(server) == "Running")

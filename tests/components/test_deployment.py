@@ -116,6 +116,7 @@ def refuse_default(self, version):
     raise ServerError("the management port does not answer")
 
 
+@pytest.mark.slow
 def test_server_that_missed_a_promotion_is_brought_to_the_champion(place, champion, monkeypatch):
     model = make_model(place[0] / "missed", 5)
     with monkeypatch.context() as patch:
@@ -130,6 +131,7 @@ def test_server_that_missed_a_promotion_is_brought_to_the_champion(place, champi
     assert server.client.versions() == (promoted,)
 
 
+@pytest.mark.slow
 def test_next_deployment_puts_the_promoted_champion_into_service_first(place, monkeypatch):
     before, _ = state(place)
     with monkeypatch.context() as patch:
@@ -152,6 +154,7 @@ def test_champion_that_cannot_be_fetched_blocks_no_deployment(place):
     assert state(place) == (new.version, new.version)
 
 
+@pytest.mark.slow
 def test_server_whose_archive_is_damaged_takes_the_champion_from_the_registry(place):
     folder, _ = place
     version, _ = state(place)

@@ -71,6 +71,7 @@ def wait_for(condition, process, log):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_pod_that_is_asked_to_end_leaves_its_last_step_to_another(place, tmp_path, one_node):
     storage = JobStorage(place, "job")
     command = [sys.executable, "-m", "polarmask_components.training_pod"]

@@ -234,7 +234,9 @@ def start_training(place, name):
     return running, processes
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_asked_to_end_the_run_ends_all_its_processes(place, champion, number):
     running, processes = start_training(place, number.name)
     running.send_signal(number)

@@ -113,6 +113,7 @@ def test_a_pod_answers_from_outside_with_the_archives_version_and_ends_when_aske
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_the_probe_fails_while_the_worker_is_dead_although_torchserve_says_healthy(
     archive_of_handler, start_pod
 ):
@@ -131,6 +132,7 @@ def test_the_probe_fails_while_the_worker_is_dead_although_torchserve_says_healt
     assert requests.get(f"{pod.url}/ping", timeout=10).ok
 
 
+@pytest.mark.slow
 def test_the_probe_fails_for_another_version_than_the_pods(archive_of_handler, start_pod):
     fine = "def initialize(self, context): pass\ndef handle(self, rows, context): return rows"
     pod = start_pod(archive_of_handler(fine, version="1").path)

@@ -3,6 +3,7 @@
 What breaks on this way is in tests/faults; real TorchServe under load in tests/e2e.
 """
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -62,7 +63,9 @@ def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, fir
     )
     assert url == cluster.url
     assert cluster.registry.champion_version() == answer.metadata["version"] != first.version
-    assert {cluster.answering() for _ in range(6)} == {answer.metadata["version"]}
+    give_up = time.monotonic() + 10  # an old pod that is leaving may answer for a moment
+    while {cluster.answering() for _ in range(6)} != {answer.metadata["version"]}:
+        assert time.monotonic() < give_up
     assert cluster.deployment()["spec"]["replicas"] == 2
 
 

@@ -48,7 +48,7 @@ def _expect_missing(client: "S3Client", bucket: str, key: str) -> None:
             raise
 
 
-def _writes(client: "S3Client", **arguments: Any) -> bool:  # noqa: ANN401
+def _writes(client: "S3Client", **arguments: Any) -> bool:  # noqa: ANN401  # of put_object
     try:
         client.put_object(**arguments)
     except ClientError as error:

@@ -66,7 +66,7 @@ def patiently(
     call: Callable[..., Answer],
     *args: Any,  # noqa: ANN401  # whatever the call takes
     patience_seconds: float = PATIENCE_SECONDS,
-    **options: Any,  # noqa: ANN401
+    **options: Any,  # noqa: ANN401  # of the call, as above
 ) -> Answer:
     """Call the API; try again while it is busy or can't be reached.
 

@@ -199,7 +199,7 @@ def _check_quota(api: ApiClient, job: JobSettings, nodes: int, namespace: str) -
             yield from _problems_of_quota(quota, job, nodes)
 
 
-def _problems_of_quota(quota: Any, job: JobSettings, nodes: int) -> Iterator[str]:  # noqa: ANN401
+def _problems_of_quota(quota: Any, job: JobSettings, nodes: int) -> Iterator[str]:  # noqa: ANN401  # V1ResourceQuota has no types
     where = f"quota {quota.metadata.name} of namespace {quota.metadata.namespace}"
     used = (quota.status and quota.status.used) or {}
     for name, amount in _wanted(job).items():

@@ -189,7 +189,7 @@ class _Launched:
             if error.status != 404:
                 raise
 
-    def _ask(self, method: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401
+    def _ask(self, method: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401  # whatever the API answers
         kind: dict[str, Any] = {"group": GROUP, "version": VERSION, "plural": PLURAL}
         return patiently(method, namespace=self._job.namespace, **kind, **options)
 

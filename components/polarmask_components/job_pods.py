@@ -186,13 +186,13 @@ class JobPods:
         return list(dict.fromkeys(own))[-_EVENTS_TOLD:]
 
 
-def _restarts(pod: Any) -> int:  # noqa: ANN401
+def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
     restarts: int = sum(status.restart_count for status in pod.status.container_statuses or ())
     evictions: bool = pod.status.reason == "Evicted"
     return restarts + evictions
 
 
-def _waiting(pod: Any) -> str:  # noqa: ANN401
+def _waiting(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     for status in pod.status.container_statuses or ():
         waiting = status.state and status.state.waiting
         if waiting and waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
@@ -200,14 +200,14 @@ def _waiting(pod: Any) -> str:  # noqa: ANN401
     return ""
 
 
-def _unschedulable(pod: Any) -> str:  # noqa: ANN401
+def _unschedulable(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     for condition in pod.status.conditions or ():
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"{condition.reason}: {condition.message}"
     return ""
 
 
-def _evicted(pod: Any) -> str:  # noqa: ANN401
+def _evicted(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     reason = pod.status.reason
     if not reason:
         return ""

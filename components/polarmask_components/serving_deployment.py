@@ -121,7 +121,7 @@ class ServingDeployment:
                     "meanwhile; run again to compare with it"
                 )
 
-    def _patch(self, patch: Object, **options: Any) -> None:  # noqa: ANN401
+    def _patch(self, patch: Object, **options: Any) -> None:  # noqa: ANN401  # whatever the call takes
         AppsV1Api(self._api).patch_namespaced_deployment(
             self._name, self._namespace, patch, **options
         )
@@ -232,7 +232,7 @@ class ServingDeployment:
             return text
         return ""
 
-    def _call(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:  # noqa: ANN401
+    def _call(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:  # noqa: ANN401  # whatever the call takes
         try:
             answer = patiently(call, *arguments, self._namespace, **options)
         except ApiException as error:

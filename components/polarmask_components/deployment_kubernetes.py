@@ -125,14 +125,13 @@ class _RollOut:
         replicas = 1 if self.before["spec"].get("replicas") == 0 else None
         self.serving.change(self.before, self.new, back=self.back, replicas=replicas)
         self.serving.wait(self.new, before=self.before, time_out=self.time_out)
-        gone = served_model(self.before).version
-        answer = self._ask(self.new.version, gone=gone, patience=_PATIENCE_FORWARD)
+        answer = self._ask(self.new.version, patience=_PATIENCE_FORWARD)
         self.serving.check_serves(self.new)
         return answer
 
-    def _ask(self, version: str, *, gone: str, patience: float) -> dict[str, Any]:
+    def _ask(self, version: str, *, patience: float) -> dict[str, Any]:
         return self.serving.ask(
-            self.url, self.image, model=(self.name, version), gone=gone, patience=patience
+            self.url, self.image, model=(self.name, version), patience=patience
         )
 
     def _go_back(self) -> str:
@@ -165,7 +164,7 @@ class _RollOut:
         self.serving.wait(back.model, before=now, time_out=self.time_out)
         if back.idle:
             return "no pod served before, and none does now"
-        self._ask(back.model.version, gone=self.new.version, patience=_PATIENCE_BACK)
+        self._ask(back.model.version, patience=_PATIENCE_BACK)
         return f"version {back.model.version} answers again at {self.url}"
 
     def _who_answers(self) -> str:

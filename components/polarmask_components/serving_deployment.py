@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
@@ -17,6 +18,7 @@ from polarmask_components.serving_state import (
     ReturnPoint,
     ServedModel,
     Trouble,
+    old_pods,
     patch_to,
     progress_of,
     served_model,
@@ -32,8 +34,6 @@ _POLL_SECONDS = 1.0
 _SURE = 5
 """Right answers in a row, each over a connection of its own, until all pods seem to give them."""
 _SECONDS_PER_ANSWER = 30.0
-_SECONDS_TO_FORGET = 60.0
-"""In which proxies surely learn that the pods of before are gone."""
 _LOG_LINES = 200
 _SHOWN_LINES = 5
 _PATIENCE_FOR_LOGS = 10.0
@@ -141,7 +141,7 @@ class ServingDeployment:
         return now
 
     def wait(self, model: ServedModel, *, before: Object, time_out: float) -> None:
-        """Return once all pods serve the model and none of another one is left.
+        """Return once all pods serve the model and none of another one is left to answer.
 
         Args:
             model: The model.
@@ -155,11 +155,13 @@ class ServingDeployment:
         deadline, said = time.monotonic() + time_out, ""
         while True:
             deployment = self.check_serves(model)
-            progress = progress_of(deployment, before)
-            if progress.done:
+            progress, pods = progress_of(deployment, before), self._pods(deployment)
+            leaving = old_pods(pods, model, now=datetime.now(UTC)) if progress.done else []
+            if progress.done and not leaving:
                 return
-            trouble = trouble_of(self._pods(deployment), model)
+            trouble = trouble_of(pods, model)
             words = progress.words + (f"; {trouble.words}" if trouble else "")
+            words += f"; still leaving: {', '.join(leaving)}" if leaving else ""
             if words != said:
                 _log.info("%s, version %s: %s", self.where, model.version, words)
                 said = words
@@ -173,7 +175,7 @@ class ServingDeployment:
             time.sleep(_POLL_SECONDS)
 
     def ask(
-        self, url: str, image: bytes, *, model: tuple[str, str], gone: str, patience: float
+        self, url: str, image: bytes, *, model: tuple[str, str], patience: float
     ) -> dict[str, Any]:
         """Ask through the Service until its pods answer for sure; return the last answer.
 
@@ -181,7 +183,6 @@ class ServingDeployment:
             url: Of the Service.
             image: JPEG or PNG.
             model: Name and version that have to answer.
-            gone: Version whose pods may still answer until proxies forget them.
             patience: Seconds in which errors and nonsense may come, too.
 
         Raises:
@@ -189,15 +190,14 @@ class ServingDeployment:
         """
         name, version = model
         started, right = time.monotonic(), 0
+        answer: dict[str, Any] = {}
         while right < _SURE:
-            answer: dict[str, Any] = {}
             try:
                 answer = ask(url, image, time_out=_SECONDS_PER_ANSWER)
                 check_answer(answer, name, version)
                 right += 1
             except ServerError:
-                is_old = answer.get("model") == {"name": name, "version": gone}
-                if time.monotonic() - started > (_SECONDS_TO_FORGET if is_old else patience):
+                if time.monotonic() - started > patience:
                     raise
                 right = 0
                 time.sleep(_POLL_SECONDS)

@@ -8,6 +8,7 @@ after a run that was killed finds it there.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from polarmask_components.errors import RollOutError
@@ -19,6 +20,8 @@ RETURN_TO = "polarmask.io/return-to"
 
 _MOST_RESTARTS = 2
 """A container that did not come up so often does not come up."""
+_OVERDUE = timedelta(seconds=30)
+"""A pod so long past the moment it had to be gone is lost with its node and answers nobody."""
 _STUCK = {
     "CreateContainerConfigError",
     "CreateContainerError",
@@ -174,6 +177,28 @@ def progress_of(deployment: Object, before: Object) -> Progress:
         done=updated == total == available == wanted,
         words=f"{updated} of {wanted} pods are new, {available} of {total} are available{why}",
     )
+
+
+def old_pods(pods: Sequence[Object], model: ServedModel, *, now: datetime) -> list[str]:
+    """Return names of pods that may still answer with another model, those on their way out too.
+
+    Args:
+        pods: Pods of the Deployment.
+        model: What all of them shall serve.
+        now: With a time zone.
+    """
+    return [
+        pod["metadata"]["name"]
+        for pod in pods
+        if (pod["metadata"].get("annotations") or {}).get(SHA256) != model.sha256
+        and (pod.get("status") or {}).get("phase") not in {"Failed", "Succeeded"}
+        and not _is_overdue(pod, now)
+    ]
+
+
+def _is_overdue(pod: Object, now: datetime) -> bool:
+    due = pod["metadata"].get("deletionTimestamp")  # when its grace ends
+    return bool(due) and now > datetime.fromisoformat(due) + _OVERDUE
 
 
 def trouble_of(pods: Sequence[Object], model: ServedModel) -> Trouble | None:

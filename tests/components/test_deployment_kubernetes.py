@@ -3,7 +3,6 @@
 What breaks on this way is in tests/faults; real TorchServe under load in tests/e2e.
 """
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from factories import make_tiny_coco
 from polarmask_components.deploy_torchserve import deploy_torchserve
 from polarmask_components.errors import RollOutError
-from polarmask_components.serving_state import RETURN_TO, served_model
+from polarmask_components.serving_state import RETURN_TO, VERSION, served_model
 from serving_cluster import TARGET, ServingCluster, make_model
 
 
@@ -63,9 +62,10 @@ def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, fir
     )
     assert url == cluster.url
     assert cluster.registry.champion_version() == answer.metadata["version"] != first.version
-    give_up = time.monotonic() + 10  # an old pod that is leaving may answer for a moment
-    while {cluster.answering() for _ in range(6)} != {answer.metadata["version"]}:
-        assert time.monotonic() < give_up
+    assert {cluster.answering() for _ in range(20)} == {answer.metadata["version"]}
+    assert {pod["metadata"]["annotations"][VERSION] for pod in cluster.server.list("Pod")} == {
+        answer.metadata["version"]
+    }  # nor is one of before on its way out
     assert cluster.deployment()["spec"]["replicas"] == 2
 
 

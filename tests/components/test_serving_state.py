@@ -1,6 +1,7 @@
 """What Deployments and pods say, read without a cluster."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -11,6 +12,7 @@ from polarmask_components.serving_state import (
     VERSION,
     ReturnPoint,
     ServedModel,
+    old_pods,
     patch_to,
     progress_of,
     return_point,
@@ -155,23 +157,23 @@ def test_a_failure_of_before_the_roll_out_is_no_news():
     assert not progress_of(failed, deployment_of(NEW, conditions=[LATE])).failed
 
 
-def pod_of(*, init=(), main=(), model=NEW, ready=False, scheduled=True, deleted=False):
+def pod_of(
+    *, init=(), main=(), model=NEW, ready=False, scheduled=True, deleted="", phase="Running"
+):
     conditions = [
         condition("Ready", str(ready), ""),
         condition("PodScheduled", str(scheduled), "Unschedulable", "0/3 nodes are available"),
     ]
     metadata = {"name": "pod", "annotations": {SHA256: model.sha256}}
     if deleted:
-        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        metadata["deletionTimestamp"] = f"2026-01-31T{deleted}"
     status = {
+        "phase": phase,
         "conditions": conditions,
         "initContainerStatuses": list(init),
         "containerStatuses": list(main),
     }
-    return {
-        "metadata": metadata | ({"deletionTimestamp": "now"} if deleted else {}),
-        "status": status,
-    }
+    return {"metadata": metadata, "status": status}
 
 
 def container(state, *, restarts=0, last=None):
@@ -218,13 +220,29 @@ def test_trouble_of_a_pod_is_named_and_weighed(pod, fatal, words):
             pod_of(main=[container(WAITING, restarts=9, last=KILLED)], ready=True), id="healed"
         ),
         pytest.param(pod_of(main=[container(NO_IMAGE)], model=OLD), id="of-another-model"),
-        pytest.param(pod_of(main=[container(NO_IMAGE)], deleted=True), id="on-its-way-out"),
+        pytest.param(pod_of(main=[container(NO_IMAGE)], deleted="12:00:50Z"), id="on-its-way-out"),
         pytest.param(pod_of(init=[container(DONE, restarts=3)]), id="fetched-at-last"),
         pytest.param(pod_of(main=[container({"waiting": {"reason": "Init"}})]), id="starting"),
     ],
 )
 def test_what_passes_or_is_past_is_no_trouble(pod):
     assert trouble_of([pod], NEW) is None
+
+
+@pytest.mark.parametrize(
+    ("pod", "may_answer"),
+    [
+        pytest.param(pod_of(ready=True), False, id="of-this-model"),
+        pytest.param(pod_of(ready=True, model=OLD), True, id="of-before"),
+        pytest.param(pod_of(ready=True, model=ServedModel()), True, id="of-no-model"),
+        pytest.param(pod_of(ready=True, model=OLD, deleted="12:00:50Z"), True, id="leaving"),
+        pytest.param(pod_of(ready=True, model=OLD, deleted="11:59:29Z"), False, id="node-lost"),
+        pytest.param(pod_of(model=OLD, phase="Failed"), False, id="evicted"),
+    ],
+)
+def test_pods_of_before_may_answer_until_they_are_gone(pod, may_answer):
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert old_pods([pod], NEW, now=noon) == ([pod["metadata"]["name"]] if may_answer else [])
 
 
 def test_a_note_says_all_that_going_back_needs():

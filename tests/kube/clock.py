@@ -1,11 +1,11 @@
 """Times as Kubernetes writes them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 
-def now():
-    """Return the time of day, whole seconds: `2026-01-31T12:00:00Z`."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(later=0):
+    """Return the time of day some seconds later, whole: `2026-01-31T12:00:00Z`."""
+    return (datetime.now(UTC) + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def precise_now():

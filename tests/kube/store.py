@@ -189,6 +189,7 @@ class Store:
         if grace is None:
             grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
         pod["metadata"]["deletionGracePeriodSeconds"] = grace
+        pod["metadata"].setdefault("deletionTimestamp", now(grace))  # when it has to be gone
         self._mark_deleted(key, pod)
         return True
 

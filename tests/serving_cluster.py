@@ -19,10 +19,10 @@ from polarmask.config import LabelConfig
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
-from polarmask_components import serving_deployment
-from polarmask_components.deploy_target import deploy_to
-from polarmask_components.deployment import facts_of
-from polarmask_components.registry import open_registry
+from polarmask_components.models.registry import open_registry
+from polarmask_components.serving import serving_deployment
+from polarmask_components.serving.deploy_target import deploy_to
+from polarmask_components.serving.deployment import facts_of
 from polarmask_serving.client import ask
 
 ROOT = Path(__file__).parents[1]

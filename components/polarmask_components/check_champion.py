@@ -18,7 +18,7 @@ def check_champion(dataset: dsl.Input[dsl.Dataset], registry: str) -> str:
     """
     from pathlib import Path
 
-    from polarmask_components.champion import check_same_task
-    from polarmask_components.registry import open_registry
+    from polarmask_components.models.champion import check_same_task
+    from polarmask_components.models.registry import open_registry
 
     return check_same_task(open_registry(registry), Path(dataset.path))

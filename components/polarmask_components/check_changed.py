@@ -39,8 +39,8 @@ def check_changed(
     from pathlib import Path
 
     from polarmask.files import write_text
-    from polarmask_components.registry import open_objects
-    from polarmask_components.run_fingerprint import RunInputs, decide
+    from polarmask_components.models.registry import open_objects
+    from polarmask_components.run.run_fingerprint import RunInputs, decide
 
     inputs = RunInputs(
         data_hash=data_hash,

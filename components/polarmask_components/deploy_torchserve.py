@@ -38,9 +38,9 @@ def deploy_torchserve(
     from pathlib import Path
 
     from polarmask.files import write_text
-    from polarmask_components.deploy_target import deploy_to
-    from polarmask_components.deployment import facts_of
-    from polarmask_components.registry import open_registry
+    from polarmask_components.models.registry import open_registry
+    from polarmask_components.serving.deploy_target import deploy_to
+    from polarmask_components.serving.deployment import facts_of
 
     deployed = deploy_to(
         target,

@@ -36,7 +36,7 @@ def evaluate(
     from polarmask.files import write_text
     from polarmask.inference import Predictor
     from polarmask.report import evaluation_page
-    from polarmask_components.pages import (
+    from polarmask_components.run.pages import (
         evaluation_metrics,
         log_metrics,
         overlay_sheet,

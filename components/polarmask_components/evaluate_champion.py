@@ -32,8 +32,8 @@ def evaluate_champion(
     from pathlib import Path
 
     from polarmask.files import write_text
-    from polarmask_components.champion import measure_champion
-    from polarmask_components.registry import open_registry
+    from polarmask_components.models.champion import measure_champion
+    from polarmask_components.models.registry import open_registry
 
     found = measure_champion(
         open_registry(registry),

@@ -29,7 +29,7 @@ def ingest_coco(
     from polarmask.coco import load_coco
     from polarmask.files import write_text
     from polarmask.report import data_page
-    from polarmask_components.data_version import DataVersion, fetch
+    from polarmask_components.run.data_version import DataVersion, fetch
 
     fetch(repository, DataVersion(data_commit, data_hash), Path(dataset.path))
     splits = {

@@ -31,8 +31,8 @@ def precompute_rays(
     from polarmask.files import write_text
     from polarmask.precompute import precompute
     from polarmask.report import labels_page
-    from polarmask_components.pages import label_metrics, log_metrics
-    from polarmask_components.run_settings import choose_workers, config_for_labels
+    from polarmask_components.run.pages import label_metrics, log_metrics
+    from polarmask_components.run.run_settings import choose_workers, config_for_labels
 
     data = Path(dataset.path)
     config = config_for_labels(label_settings)

@@ -49,10 +49,10 @@ def preflight(
     Returns:
         What ray labels depend on, as JSON.
     """
-    from polarmask_components.notification import check_webhook
-    from polarmask_components.registry import open_registry
-    from polarmask_components.run_checks import PlannedRun, check_run
-    from polarmask_components.run_settings import label_settings_text
+    from polarmask_components.checks.run_checks import PlannedRun, check_run
+    from polarmask_components.models.registry import open_registry
+    from polarmask_components.run.notification import check_webhook
+    from polarmask_components.run.run_settings import label_settings_text
 
     check_webhook(webhook)
     config = check_run(

@@ -45,9 +45,9 @@ def train(
     """
     from pathlib import Path
 
-    from polarmask_components.code_version import code_commit
-    from polarmask_components.run_settings import ON_CLUSTER, check_place, read_settings
-    from polarmask_components.torchrun import choose_processes, train_here, training_flags
+    from polarmask_components.run.code_version import code_commit
+    from polarmask_components.run.run_settings import ON_CLUSTER, check_place, read_settings
+    from polarmask_components.training.torchrun import choose_processes, train_here, training_flags
 
     provenance = {
         "data_commit": dataset.metadata["data_commit"],
@@ -59,7 +59,7 @@ def train(
     flags = training_flags(preset, overrides, provenance)
     check_place(on, nodes)
     if on == ON_CLUSTER:
-        from polarmask_components.cluster_training import (
+        from polarmask_components.training.cluster_training import (
             ClusterRequest,
             StoredFolder,
             train_on_cluster,

@@ -100,7 +100,7 @@ def _demo(_: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from polarmask_components.local_server import is_serving, stop_server
+    from polarmask_components.serving.local_server import is_serving, stop_server
 
     was_serving = is_serving(options.server)
     stop_server(options.server)
@@ -110,8 +110,8 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _run_and_tell(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     """Run, print what came of it, and end the server unless it is to be kept."""
-    from polarmask_components.data_version import has_uncommitted_pointer
-    from polarmask_components.local_server import stop_server
+    from polarmask_components.run.data_version import has_uncommitted_pointer
+    from polarmask_components.serving.local_server import stop_server
     from polarmask_pipelines.local_run import LOG, run
 
     parameters = {"data_repository": str(Path.cwd()), **parameters}

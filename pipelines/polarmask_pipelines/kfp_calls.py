@@ -14,7 +14,7 @@ import kfp
 from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError
 
-from polarmask_components.patience import persist
+from polarmask_components.cluster.patience import persist
 from polarmask_pipelines.errors import KubeflowError
 
 _PATIENCE_SECONDS = 30.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from polarmask_components.patience import PATIENCE_SECONDS
+from polarmask_components.cluster.patience import PATIENCE_SECONDS
 from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_calls import KubeflowCalls
 from polarmask_pipelines.package import Package

@@ -9,7 +9,7 @@ from typing import Any
 
 from kfp import compiler
 
-from polarmask_components.image_reference import problem_of_image
+from polarmask_components.checks.image_reference import problem_of_image
 from polarmask_components.images import OPS_IMAGE, TRAINER_IMAGE
 from polarmask_pipelines.errors import ParameterError
 from polarmask_pipelines.train_and_deploy import train_and_deploy

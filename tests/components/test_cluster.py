@@ -6,7 +6,7 @@ from kubernetes.client.exceptions import ApiException
 
 from kube.faults import Fault
 from kube.server import KubeServer
-from polarmask_components.cluster import connect, own_namespace, patiently
+from polarmask_components.cluster.connection import connect, own_namespace, patiently
 from polarmask_components.errors import ClusterError
 
 

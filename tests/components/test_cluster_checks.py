@@ -13,12 +13,17 @@ from kubernetes.config import kube_config
 from data_repository import make_data_repository
 from kube.faults import Fault
 from kube.server import KubeServer
-from polarmask_components import bucket_check, cluster_checks
-from polarmask_components.cluster_access import NODES_ACCESS, QUOTA_ACCESS, REQUIRED_ACCESS, Access
-from polarmask_components.cluster_checks import ClusterUse, check_cluster
-from polarmask_components.data_version import check_reachable
+from polarmask_components.checks import bucket_check, cluster_checks
+from polarmask_components.checks.cluster_access import (
+    NODES_ACCESS,
+    QUOTA_ACCESS,
+    REQUIRED_ACCESS,
+    Access,
+)
+from polarmask_components.checks.cluster_checks import ClusterUse, check_cluster
 from polarmask_components.errors import MissingObjectsError, PreflightError
-from polarmask_components.job_settings import JobSettings
+from polarmask_components.run.data_version import check_reachable
+from polarmask_components.run.job_settings import JobSettings
 
 PIPELINE = Path(__file__).parents[2] / "k8s" / "base" / "pipeline"
 TARGET = "kubernetes://ml/polarmask"

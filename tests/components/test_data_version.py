@@ -4,18 +4,18 @@ import sys
 
 import pytest
 
-from polarmask_components import code_version as code
-from polarmask_components.data_version import (
-    fetch,
-    has_uncommitted_pointer,
-    hash_of_folder,
-    resolve,
-)
 from polarmask_components.errors import (
     MissingObjectsError,
     NoDataError,
     NotARepositoryError,
     UnknownRevisionError,
+)
+from polarmask_components.run import code_version as code
+from polarmask_components.run.data_version import (
+    fetch,
+    has_uncommitted_pointer,
+    hash_of_folder,
+    resolve,
 )
 
 

@@ -13,10 +13,10 @@ from polarmask.coco import Category
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
-from polarmask_components.deployment import ask_champion, deploy, facts_of
 from polarmask_components.errors import ConflictError
-from polarmask_components.local_server import is_serving, stop_server
-from polarmask_components.registry import open_registry
+from polarmask_components.models.registry import open_registry
+from polarmask_components.serving.deployment import ask_champion, deploy, facts_of
+from polarmask_components.serving.local_server import is_serving, stop_server
 from polarmask_serving.errors import ServerError, ServingError
 from polarmask_serving.server import LocalServer
 

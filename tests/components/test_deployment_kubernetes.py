@@ -10,7 +10,7 @@ import pytest
 from factories import make_tiny_coco
 from polarmask_components.deploy_torchserve import deploy_torchserve
 from polarmask_components.errors import RollOutError
-from polarmask_components.serving_state import RETURN_TO, VERSION, served_model
+from polarmask_components.serving.serving_state import RETURN_TO, VERSION, served_model
 from serving_cluster import TARGET, ServingCluster, make_model
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from polarmask_components.image_reference import problem_of_image
+from polarmask_components.checks.image_reference import problem_of_image
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import pytest
 
 from kube.server import KubeServer
-from polarmask_components.cluster import connect
-from polarmask_components.job_pods import JobPods
-from polarmask_components.job_settings import JobSettings
-from polarmask_components.pytorchjob import TrainingJob
+from polarmask_components.cluster.connection import connect
+from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.training.job_pods import JobPods
+from polarmask_components.training.pytorchjob import TrainingJob
 
 JOB = TrainingJob(
     name="a-job",

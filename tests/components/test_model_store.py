@@ -7,8 +7,8 @@ import pytest
 
 from polarmask.files import sha256_of_file
 from polarmask_components.errors import RegistryError, UnusableModelError
-from polarmask_components.model_store import store_archive
-from polarmask_components.registry import open_registry
+from polarmask_components.models.model_store import store_archive
+from polarmask_components.models.registry import open_registry
 from polarmask_serving.archive import Archive
 
 

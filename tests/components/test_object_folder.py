@@ -8,10 +8,15 @@ import boto3
 import pytest
 
 from polarmask_components.errors import StorageError
-from polarmask_components.file_manifest import FileFacts, facts_of_file, from_plain, manifest_of
-from polarmask_components.job_storage import JobStorage
-from polarmask_components.object_folder import ObjectFolder
-from polarmask_components.parallel import in_parallel
+from polarmask_components.storage.file_manifest import (
+    FileFacts,
+    facts_of_file,
+    from_plain,
+    manifest_of,
+)
+from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.storage.parallel import in_parallel
+from polarmask_components.training.job_storage import JobStorage
 
 BUCKET = "polarmask"
 

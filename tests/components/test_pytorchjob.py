@@ -6,9 +6,9 @@ import pytest
 
 from kube.server import KubeServer
 from polarmask.errors import ConfigError
-from polarmask_components.job_settings import JobSettings, read_job_settings
-from polarmask_components.pytorchjob import TrainingJob, job_name, state_of
-from polarmask_components.run_settings import check_shares
+from polarmask_components.run.job_settings import JobSettings, read_job_settings
+from polarmask_components.run.run_settings import check_shares
+from polarmask_components.training.pytorchjob import TrainingJob, job_name, state_of
 
 JOB = TrainingJob(
     name="polarmask-train-0123456789",

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from polarmask_components.errors import RollOutError
-from polarmask_components.serving_state import (
+from polarmask_components.serving.serving_state import (
     RETURN_TO,
     SHA256,
     VERSION,

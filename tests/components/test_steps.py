@@ -23,9 +23,7 @@ from polarmask.errors import DataError
 from polarmask.files import sha256_of_file
 from polarmask.label_store import LabelStore
 from polarmask.model_folder import read_card
-from polarmask_components.champion import check_same_task, measure_champion
 from polarmask_components.check_champion import check_champion
-from polarmask_components.deployment import facts_of
 from polarmask_components.errors import (
     LaunchError,
     NotARepositoryError,
@@ -37,12 +35,14 @@ from polarmask_components.evaluate import evaluate
 from polarmask_components.evaluate_champion import evaluate_champion
 from polarmask_components.gate_model import gate_model
 from polarmask_components.ingest_coco import ingest_coco
+from polarmask_components.models.champion import check_same_task, measure_champion
+from polarmask_components.models.registry import open_registry
 from polarmask_components.notify import notify
-from polarmask_components.pages import sample_image
 from polarmask_components.precompute_rays import precompute_rays
 from polarmask_components.preflight import preflight
-from polarmask_components.registry import open_registry
 from polarmask_components.resolve_data import resolve_data
+from polarmask_components.run.pages import sample_image
+from polarmask_components.serving.deployment import facts_of
 from polarmask_components.train import train
 from polarmask_serving import launch
 from polarmask_serving.errors import ServingError

@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from polarmask_components.errors import LaunchError
-from polarmask_components.lifeline import lifeline
-from polarmask_components.torchrun import (
+from polarmask_components.training.lifeline import lifeline
+from polarmask_components.training.torchrun import (
     choose_processes,
     keep_model,
     run_to_end,
@@ -47,8 +47,8 @@ def test_only_the_last_words_travel_with_the_failure():
 _LAUNCHER = """
 import sys
 from polarmask_components.errors import LaunchError
-from polarmask_components.lifeline import lifeline
-from polarmask_components.torchrun import run_to_end
+from polarmask_components.training.lifeline import lifeline
+from polarmask_components.training.torchrun import run_to_end
 child = "import signal, time; print('up', flush=True); signal.pause()"
 try:
     run_to_end([sys.executable, "-c", child])
@@ -98,7 +98,7 @@ def test_training_does_not_outlive_a_launcher_that_was_killed():
 _RUN = """
 import subprocess, sys
 from pathlib import Path
-from polarmask_components.lifeline import lifeline
+from polarmask_components.training.lifeline import lifeline
 with lifeline(Path(sys.argv[1])):
     subprocess.run([sys.executable, "-c", sys.argv[2]])
 """

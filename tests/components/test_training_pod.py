@@ -12,11 +12,11 @@ import pytest
 from factories import make_tiny_coco
 from polarmask.checkpoint import load_checkpoint
 from polarmask.cli import main as polarmask
-from polarmask_components.file_manifest import manifest_of
-from polarmask_components.job_storage import JobStorage
-from polarmask_components.object_folder import ObjectFolder
-from polarmask_components.snapshots import restore_newest, snapshots_of
-from polarmask_components.training_pod import main as training_pod
+from polarmask_components.storage.file_manifest import manifest_of
+from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.training.job_storage import JobStorage
+from polarmask_components.training.snapshots import restore_newest, snapshots_of
+from polarmask_components.training.training_pod import main as training_pod
 
 SMALL = ("--preset=tiny", "--set=model.channels=32", "--set=model.tower_depth=1")
 
@@ -74,7 +74,7 @@ def wait_for(condition, process, log):
 @pytest.mark.slow
 def test_a_pod_that_is_asked_to_end_leaves_its_last_step_to_another(place, tmp_path, one_node):
     storage = JobStorage(place, "job")
-    command = [sys.executable, "-m", "polarmask_components.training_pod"]
+    command = [sys.executable, "-m", "polarmask_components.training.training_pod"]
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -118,7 +118,7 @@ def write_checkpoint(run, text):
 
 def test_a_storage_that_is_away_holds_up_no_training(tmp_path, s3_environment, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("polarmask_components.snapshots._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("polarmask_components.training.snapshots._PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("polarmask.checkpoint.read_step", lambda _: 1)
     began = time.monotonic()
     with snapshots_of(tmp_path / "run", "s3://polarmask/away", "job"):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from factories import make_tiny_coco
-from polarmask_components import deployment_kubernetes
 from polarmask_components.errors import RollOutError
+from polarmask_components.serving import deployment_kubernetes
 from polarmask_serving.archive import build_archive, read_archive
 from polarmask_serving.client import ask
 from polarmask_serving.errors import ServerError

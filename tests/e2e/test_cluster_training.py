@@ -19,10 +19,10 @@ from kube.kubelet import Kubelet
 from kube.operator import TrainingOperator
 from kube.server import KubeServer
 from polarmask.cli import main as polarmask
-from polarmask_components.file_manifest import manifest_of
-from polarmask_components.job_storage import JobStorage
-from polarmask_components.object_folder import ObjectFolder
-from polarmask_components.pytorchjob import job_name
+from polarmask_components.storage.file_manifest import manifest_of
+from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.training.job_storage import JobStorage
+from polarmask_components.training.pytorchjob import job_name
 
 ROOT = Path(__file__).parents[2]
 PRESET = "tiny"
@@ -32,8 +32,8 @@ _STEP = """
 import json, logging, sys
 from pathlib import Path
 from kfp import dsl
-from polarmask_components.job_launcher import Pace
-from polarmask_components import cluster_training
+from polarmask_components.training.job_launcher import Pace
+from polarmask_components.training import cluster_training
 from polarmask_components.train import train
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -17,12 +17,12 @@ import pytest
 
 from kube.faults import Fault
 from kube.server import KubeServer
-from polarmask_components.cluster import connect, patiently
+from polarmask_components.cluster.connection import connect, patiently
 from polarmask_components.errors import ClusterError, LaunchError
-from polarmask_components.job_launcher import Pace, run_job
-from polarmask_components.job_settings import JobSettings
-from polarmask_components.job_storage import Result
-from polarmask_components.pytorchjob import TrainingJob
+from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.training.job_launcher import Pace, run_job
+from polarmask_components.training.job_storage import Result
+from polarmask_components.training.pytorchjob import TrainingJob
 
 pytestmark = pytest.mark.faults
 
@@ -188,7 +188,7 @@ def test_t10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_
     cluster, launch, good, monkeypatch
 ):
     for module in ("job_launcher", "job_pods"):
-        monkeypatch.setattr(f"polarmask_components.{module}.patiently", impatient)
+        monkeypatch.setattr(f"polarmask_components.training.{module}.patiently", impatient)
 
     gave_up = threading.Event()
 

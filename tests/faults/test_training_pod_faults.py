@@ -6,14 +6,14 @@ The pods run what they run on a cluster; the object storage is a real one.
 import boto3
 import pytest
 
-from polarmask_components.cluster import connect
+from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import LaunchError, StorageError
-from polarmask_components.file_manifest import manifest_of
-from polarmask_components.job_launcher import Pace, run_job
-from polarmask_components.job_settings import JobSettings
-from polarmask_components.job_storage import JobStorage
-from polarmask_components.object_folder import ObjectFolder
-from polarmask_components.pytorchjob import TrainingJob
+from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.storage.file_manifest import manifest_of
+from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.training.job_launcher import Pace, run_job
+from polarmask_components.training.job_storage import JobStorage
+from polarmask_components.training.pytorchjob import TrainingJob
 
 PACE = Pace(look=0.1, stuck=1.0, removal=20.0)
 NAME = "polarmask-train-0123456789"

@@ -4,8 +4,8 @@ import pytest
 
 from manifest_rules import name_of, problems_of
 from polarmask_components.images import TRAINER_IMAGE
-from polarmask_components.job_settings import JobSettings
-from polarmask_components.pytorchjob import GROUP, JOB_LABEL, PLURAL, TrainingJob
+from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.training.pytorchjob import GROUP, JOB_LABEL, PLURAL, TrainingJob
 
 
 def job(**changes):

@@ -1,0 +1,1 @@
+"""Preflight: what would fail after an hour, told in seconds."""

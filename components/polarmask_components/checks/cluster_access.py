@@ -1,0 +1,98 @@
+"""What the pipeline's service account has to be allowed in a cluster."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from kubernetes.client import (
+    ApiClient,
+    AuthorizationV1Api,
+    V1ResourceAttributes,
+    V1SelfSubjectAccessReview,
+    V1SelfSubjectAccessReviewSpec,
+)
+
+from polarmask_components.cluster.connection import patiently
+
+PATIENCE_SECONDS = 10.0
+"""Of a check: a cluster that is busy for longer is told."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """One verb on one kind of resource."""
+
+    verb: str
+    resource: str
+    """Plural, with the subresource if any: `pods/log`."""
+    group: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The resource with its group, as Kubernetes writes it."""
+        return f"{self.resource}.{self.group}" if self.group else self.resource
+
+
+_WATCHING = (Access("list", "pods"), Access("get", "pods/log"))
+TRAINING_ACCESS = (
+    *(Access(verb, "pytorchjobs", "kubeflow.org") for verb in ("create", "get", "delete")),
+    *_WATCHING,
+    Access("list", "events"),
+)
+DEPLOYMENT_ACCESS = (
+    *(Access(verb, "deployments", "apps") for verb in ("get", "patch")),
+    Access("get", "services"),
+    *_WATCHING,
+)
+OWN_POD_ACCESS = Access("get", "pods")
+"""In the namespace of the step itself: whose the job is to be."""
+NODES_ACCESS = Access("list", "nodes")
+QUOTA_ACCESS = Access("list", "resourcequotas")
+"""Of these two preflight knows more; runs do without."""
+
+REQUIRED_ACCESS = frozenset({*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS})
+
+
+def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = "") -> bool:
+    """Ask the cluster whether we may do this.
+
+    Args:
+        api: Client, as whoever asks.
+        access: What is to be done.
+        namespace: Where; empty for what lies in none.
+        name: Of the one object that is meant; empty for all.
+
+    Raises:
+        ClusterError: It can't be asked.
+    """
+    resource, _, subresource = access.resource.partition("/")
+    attributes = V1ResourceAttributes(
+        verb=access.verb,
+        group=access.group,
+        resource=resource,
+        subresource=subresource or None,
+        namespace=namespace or None,
+        name=name or None,
+    )
+    review = V1SelfSubjectAccessReview(
+        spec=V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)
+    )
+    answer = patiently(
+        AuthorizationV1Api(api).create_self_subject_access_review,
+        review,
+        patience_seconds=PATIENCE_SECONDS,
+    )
+    return bool(answer.status.allowed)
+
+
+def missing_access(
+    api: ApiClient, needed: Iterable[Access], *, namespace: str, name: str = ""
+) -> Iterator[str]:
+    """Yield a line for each kind of resource that we may not use as needed."""
+    missing = [each for each in needed if not is_allowed(api, each, namespace=namespace, name=name)]
+    for kind, accesses in groupby(missing, key=lambda each: each.kind):
+        verbs = ", ".join(each.verb for each in accesses)
+        yield (
+            f"namespace {namespace}: no right to {verbs} {kind}; bind the Role of "
+            "k8s/base/pipeline there to the service account that steps run as"
+        )

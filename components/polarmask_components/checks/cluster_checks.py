@@ -1,0 +1,256 @@
+"""Find in seconds what would otherwise stop a run on a cluster after an hour; all of it at once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from kubernetes.client import (
+    ApiClient,
+    ApisApi,
+    AppsV1Api,
+    CoreV1Api,
+    CustomObjectsApi,
+)
+from kubernetes.client.exceptions import ApiException
+from kubernetes.utils.quantity import parse_quantity
+
+from polarmask_components.checks.bucket_check import problems_of_bucket
+from polarmask_components.checks.cluster_access import (
+    DEPLOYMENT_ACCESS,
+    NODES_ACCESS,
+    OWN_POD_ACCESS,
+    PATIENCE_SECONDS,
+    QUOTA_ACCESS,
+    TRAINING_ACCESS,
+    is_allowed,
+    missing_access,
+)
+from polarmask_components.checks.image_reference import problem_of_image
+from polarmask_components.cluster.connection import connect, own_namespace, patiently, refusal_of
+from polarmask_components.errors import ComponentError, PreflightError
+from polarmask_components.run.data_version import check_reachable
+from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.serving.deploy_target import CLUSTER
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterUse:
+    """What a run wants of a cluster and of what lies around it."""
+
+    repository: str
+    revision: str
+    """Of the data."""
+    registry: str
+    """Folder or s3://bucket/prefix."""
+    job: JobSettings | None = None
+    """Of the training; None if it runs in the step itself."""
+    nodes: int = 1
+    """That train at the same time, at least."""
+    storage: str = ""
+    """s3://bucket/prefix of the training's checkpoints and result."""
+    target: str = ""
+    """`kubernetes://NAMESPACE/NAME` of the Deployment; anything else is not looked at."""
+
+    @property
+    def deploys(self) -> bool:
+        """Whether the model is served in a cluster."""
+        return self.target.startswith(CLUSTER)
+
+
+class Note(str):
+    """What could not be found out, or need not stop the run."""
+
+
+@dataclass
+class Findings:
+    """What checks found, a line each."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, check: Callable[[], Iterable[str]]) -> None:
+        """Run a check; what it yields or raises is a problem, unless it is a Note."""
+        try:
+            for line in check():
+                kind = self.notes if isinstance(line, Note) else self.problems
+                kind.append(_one_line(line))
+        except ComponentError as error:
+            self.problems.append(_one_line(str(error)))
+        except ApiException as error:
+            self.problems.append(f"the Kubernetes API refused: {refusal_of(error)}")
+
+
+def check_cluster(use: ClusterUse) -> list[str]:
+    """Check all that a run needs.
+
+    Returns:
+        Notes, for people.
+
+    Raises:
+        PreflightError: Some of it is not there; one line each.
+    """
+    findings = Findings()
+    findings.add(partial(_check_data, use.repository, use.revision))
+    findings.add(partial(_check_storage, "deploy_registry", use.registry, shared=use.deploys))
+    if use.job is not None:
+        findings.add(partial(_check_storage, "train_storage", use.storage, shared=True))
+    if use.job is not None or use.deploys:
+        _check_kubernetes(use, findings)
+    if findings.problems:
+        lines = "".join(f"\n- {problem}" for problem in findings.problems)
+        raise PreflightError(f"this run would be stopped by:{lines}")
+    return findings.notes
+
+
+def _check_data(repository: str, revision: str) -> Iterator[str]:
+    check_reachable(repository, revision)
+    yield from ()
+
+
+def _check_storage(parameter: str, uri: str, *, shared: bool) -> Iterator[str]:
+    if uri.startswith("s3://"):
+        yield from problems_of_bucket(uri)
+    elif shared:
+        yield f"{parameter} is {uri!r}, and pods share no disk; write s3://bucket/prefix"
+
+
+def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
+    try:
+        api = connect()
+        patiently(ApisApi(api).get_api_versions, patience_seconds=PATIENCE_SECONDS)
+    except ComponentError as error:  # no use in asking it more
+        findings.problems.append(_one_line(str(error)))
+        return
+    job = use.job
+    if job is not None:
+        namespace = job.namespace or own_namespace()
+        findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own_namespace()))
+        findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
+        findings.add(partial(_check_operator, api))
+        findings.add(partial(_check_image, job))
+        findings.add(partial(_check_gpus, api, job, use.nodes))
+        findings.add(partial(_check_quota, api, job, use.nodes, namespace))
+    if use.deploys:
+        findings.add(partial(_check_deployment, api, use.target))
+
+
+def _check_operator(api: ApiClient) -> Iterator[str]:
+    """Discovery answers everybody, while reading the definition takes a right of its own."""
+    problem = (
+        "the cluster serves no PyTorchJob of kubeflow.org/v1; install Kubeflow's training operator "
+        "1.9 (version 2 knows only TrainJob)"
+    )
+    try:
+        served = patiently(
+            CustomObjectsApi(api).get_api_resources,
+            *("kubeflow.org", "v1"),
+            patience_seconds=PATIENCE_SECONDS,
+        )
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        yield problem
+        return
+    if "pytorchjobs" not in {each.name for each in served.resources}:
+        yield problem
+
+
+def _check_image(job: JobSettings) -> Iterator[str]:
+    if job.image:  # else that of this very step
+        problem = problem_of_image(job.image)
+        if problem:
+            yield f"train_job.image: {problem}"
+
+
+def _check_gpus(api: ApiClient, job: JobSettings, nodes: int) -> Iterator[str]:
+    if not job.gpus_per_node:
+        return
+    if not is_allowed(api, NODES_ACCESS, namespace=""):
+        yield Note(f"whether nodes have {job.gpu_resource} is not known: no right to list nodes")
+        return
+    listed = patiently(CoreV1Api(api).list_node, patience_seconds=PATIENCE_SECONDS)
+    room = sum(
+        int(node.status.allocatable.get(job.gpu_resource, 0)) // job.gpus_per_node
+        for node in listed.items
+        if not node.spec.unschedulable
+        and job.node_selector.items() <= (node.metadata.labels or {}).items()
+    )
+    if room < nodes:
+        selected = f" with labels {job.node_selector}" if job.node_selector else ""
+        yield (
+            f"training wants {nodes} pods with {job.gpus_per_node} {job.gpu_resource} each, and "
+            f"the nodes{selected} hold {room}; change train_job or train_nodes, add nodes, or, "
+            "where nodes come on demand, take the right to list nodes from this service account"
+        )
+
+
+def _check_quota(api: ApiClient, job: JobSettings, nodes: int, namespace: str) -> Iterator[str]:
+    if not is_allowed(api, QUOTA_ACCESS, namespace=namespace):
+        yield Note(f"quotas of namespace {namespace} are not known: no right to list them")
+        return
+    listed = patiently(
+        CoreV1Api(api).list_namespaced_resource_quota,
+        namespace,
+        patience_seconds=PATIENCE_SECONDS,
+    )
+    for quota in listed.items:
+        if not (quota.spec.scopes or quota.spec.scope_selector):
+            yield from _problems_of_quota(quota, job, nodes)
+
+
+def _problems_of_quota(quota: Any, job: JobSettings, nodes: int) -> Iterator[str]:  # noqa: ANN401  # V1ResourceQuota has no types
+    where = f"quota {quota.metadata.name} of namespace {quota.metadata.namespace}"
+    used = (quota.status and quota.status.used) or {}
+    for name, amount in _wanted(job).items():
+        hard = (quota.spec.hard or {}).get(name)
+        if hard is None:
+            continue
+        wanted = nodes * parse_quantity(amount)
+        if wanted > parse_quantity(hard):
+            yield (
+                f"{where} allows {name} of {hard}, and training wants {nodes} x {amount}; change "
+                "train_job or train_nodes, or have the quota raised"
+            )
+        elif wanted > parse_quantity(hard) - parse_quantity(used.get(name, "0")):
+            yield Note(
+                f"{where} has {used[name]} of {hard} {name} in use; training waits until "
+                f"there is room for {nodes} x {amount}"
+            )
+
+
+def _wanted(job: JobSettings) -> dict[str, str]:
+    """Return what one pod wants, by the names that quotas use."""
+    wanted = {"pods": "1", "count/pods": "1"}
+    amounts = {"cpu": job.cpu, "memory": job.memory, "ephemeral-storage": job.disk}
+    for name, amount in amounts.items():
+        wanted |= {name: amount, f"requests.{name}": amount, f"limits.{name}": amount}
+    if job.gpus_per_node:
+        wanted[f"requests.{job.gpu_resource}"] = str(job.gpus_per_node)
+    return wanted
+
+
+def _check_deployment(api: ApiClient, target: str) -> Iterator[str]:
+    namespace, _, name = target.removeprefix(CLUSTER).partition("/")
+    if not namespace or not name or "/" in name:
+        yield f"deploy_target {target!r} is no Deployment; give kubernetes://NAMESPACE/NAME"
+        return
+    lacks = list(missing_access(api, DEPLOYMENT_ACCESS, namespace=namespace, name=name))
+    yield from lacks
+    reads = (
+        ("Deployment", AppsV1Api(api).read_namespaced_deployment),
+        ("Service", CoreV1Api(api).read_namespaced_service),
+    )
+    for kind, read in reads:
+        if any(f"{kind.lower()}s" in line for line in lacks):
+            continue
+        try:
+            patiently(read, name, namespace, patience_seconds=PATIENCE_SECONDS)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            yield f"{target}: no {kind} {name} in namespace {namespace}; apply k8s/ there first"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""The way to Kubernetes, patient with its bad moments."""

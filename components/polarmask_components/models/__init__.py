@@ -1,0 +1,1 @@
+"""Trained models, the champion among them, and archives for pods."""

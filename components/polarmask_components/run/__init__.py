@@ -1,0 +1,1 @@
+"""What a run is given, what it depends on, what it tells."""

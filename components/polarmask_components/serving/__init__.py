@@ -1,0 +1,1 @@
+"""Putting a model into service, here or in a cluster, and taking it back."""

@@ -1,0 +1,1 @@
+"""Files in object storage: verified, in parallel, whole or not at all."""

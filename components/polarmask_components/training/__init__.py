@@ -1,0 +1,1 @@
+"""Training as child processes here, or as a PyTorchJob in a cluster."""

@@ -1,0 +1,215 @@
+"""What happens to a job's pods, noted while it lasts.
+
+Afterwards it is too late: of a job that failed, the operator removes the pods and their logs.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubernetes.client import ApiClient, CoreV1Api
+from kubernetes.client.exceptions import ApiException
+
+from polarmask_components.cluster.connection import patiently
+from polarmask_components.errors import ClusterError
+from polarmask_components.training.pytorchjob import CONTAINER, JOB_LABEL, TrainingJob
+from polarmask_components.training.training_pod import REFUSED
+
+logger = logging.getLogger(__name__)
+
+_TAIL_LINES = 40
+_CRASHES_TOLD = 4
+_EVENTS_TOLD = 6
+_STUCK = {
+    "ErrImagePull": "train_job.image or train_job.image_pull_secret",
+    "ImagePullBackOff": "train_job.image or train_job.image_pull_secret",
+    "InvalidImageName": "train_job.image",
+    "ErrImageNeverPull": "train_job.image",
+    "CreateContainerConfigError": "train_job.secret",
+    "CreateContainerError": "train_job",
+    "RunContainerError": "train_job.image",
+}
+"""Waiting reasons that seldom pass by themselves, and the parameter that mends them."""
+_MENDED_BY = {
+    "OOMKilled": "raise train_job.memory, or lower optim.batch_size with train_set",
+    "Evicted": "raise train_job.disk",
+}
+
+
+@dataclass(frozen=True)
+class Crash:
+    """One end of a container with an error."""
+
+    pod: str
+    exit_code: int
+    reason: str
+    finished: str
+    """UTC, ISO 8601."""
+    tail: str
+    """The last lines it printed."""
+
+    def __str__(self) -> str:
+        """Say it with its last words."""
+        mended = f"; {_MENDED_BY[self.reason]}" if self.reason in _MENDED_BY else ""
+        head = f"pod {self.pod} ended with exit code {self.exit_code} ({self.reason}){mended}"
+        lines = [f"  | {line}" for line in self.tail.splitlines()]
+        return "\n".join([head, *lines])
+
+
+@dataclass
+class _Seen:
+    """A pod as of the last look."""
+
+    phase: str = ""
+    problem: str = ""
+    """Why it waits, in Kubernetes' words."""
+    stuck_since: float | None = None
+    crashes: dict[str, Crash] = field(default_factory=dict)
+    """By time of end."""
+    restarts: dict[str, int] = field(default_factory=dict)
+    """By the pod's uid: a pod that is evicted comes back as another one."""
+
+
+class JobPods:
+    """The pods of one job."""
+
+    def __init__(self, api: ApiClient, job: TrainingJob) -> None:
+        self._core = CoreV1Api(api)
+        self._job = job
+        self._seen: dict[str, _Seen] = {}
+
+    def look(self) -> None:
+        """Note what is new."""
+        found = patiently(
+            self._core.list_namespaced_pod,
+            self._job.namespace,
+            label_selector=f"{JOB_LABEL}={self._job.name}",
+        )
+        for pod in found.items:
+            seen = self._seen.setdefault(pod.metadata.name, _Seen())
+            seen.phase = pod.status.phase or ""
+            waiting = _waiting(pod)
+            seen.problem = waiting or _unschedulable(pod) or _evicted(pod)
+            is_stuck = waiting.partition(":")[0] in _STUCK
+            seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
+            seen.restarts[pod.metadata.uid] = _restarts(pod)
+            self._note_crashes(pod, seen)
+
+    def _note_crashes(self, pod: Any, seen: _Seen) -> None:  # noqa: ANN401  # V1Pod has no types
+        for status in pod.status.container_statuses or ():
+            for ended, previous in (
+                (status.last_state and status.last_state.terminated, True),
+                (status.state and status.state.terminated, False),
+            ):
+                if not ended or not ended.exit_code or str(ended.finished_at) in seen.crashes:
+                    continue
+                crash = Crash(
+                    pod=pod.metadata.name,
+                    exit_code=ended.exit_code,
+                    reason=ended.reason or "Error",
+                    finished=str(ended.finished_at),
+                    tail=self._tail(pod.metadata.name, previous=previous),
+                )
+                seen.crashes[crash.finished] = crash
+                logger.warning("%s", str(crash).splitlines()[0])
+
+    def _tail(self, pod: str, *, previous: bool) -> str:
+        with suppress(ApiException, ClusterError):
+            text: str = patiently(
+                self._core.read_namespaced_pod_log,
+                pod,
+                self._job.namespace,
+                container=CONTAINER,
+                previous=previous,
+                tail_lines=_TAIL_LINES,
+                patience_seconds=5.0,
+            )
+            return text
+        return "(its log can't be had)"
+
+    def restarts(self) -> int:
+        """Return how often containers were started again and pods evicted."""
+        return sum(number for seen in self._seen.values() for number in seen.restarts.values())
+
+    def stuck(self, seconds: float) -> str:
+        """Say why a pod can't start, if it has not been able to for so long; else ""."""
+        for name, seen in self._seen.items():
+            if seen.stuck_since and time.monotonic() - seen.stuck_since >= seconds:
+                mended_by = _STUCK[seen.problem.partition(":")[0]]
+                return f"pod {name} can't start: {seen.problem}; mend {mended_by}"
+        return ""
+
+    def refusal(self) -> str:
+        """Return the words of a pod that says that another try would not help; else ""."""
+        refused = [crash for crash in self._crashes() if crash.exit_code == REFUSED]
+        return str(refused[-1]) if refused else ""
+
+    def diagnosis(self) -> str:
+        """Say what is known of the pods: exit codes, reasons, last words, warnings."""
+        lines = []
+        for name, seen in sorted(self._seen.items()):
+            problem = f", {seen.problem}" if seen.problem else ""
+            ends = f", {len(seen.crashes)} crashes" if seen.crashes else ""
+            lines.append(f"pod {name}: {seen.phase}{problem}{ends}")
+        # The first of the last crashes: the others are what it did to them.
+        last = [max(seen.crashes.items())[1] for seen in self._seen.values() if seen.crashes]
+        last.sort(key=lambda crash: crash.finished)
+        lines += [str(crash) for crash in last[:_CRASHES_TOLD]]
+        warnings = self._warnings()
+        lines += [f"event: {text}" for text in warnings]
+        return "\n".join(lines) or "it has no pods; is the training operator running?"
+
+    def _crashes(self) -> Iterable[Crash]:
+        found = [crash for seen in self._seen.values() for crash in seen.crashes.values()]
+        return sorted(found, key=lambda crash: crash.finished)
+
+    def _warnings(self) -> list[str]:
+        """Return the last warnings about the job and its pods."""
+        try:
+            found = patiently(
+                self._core.list_namespaced_event,
+                self._job.namespace,
+                field_selector="type=Warning",
+                patience_seconds=5.0,
+            ).items
+        except (ApiException, ClusterError):
+            return []
+        names = {self._job.name, *self._seen}
+        own = [
+            f"{event.reason} {event.involved_object.name}: {event.message}"
+            for event in found
+            if event.involved_object.name in names
+        ]
+        return list(dict.fromkeys(own))[-_EVENTS_TOLD:]
+
+
+def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
+    restarts: int = sum(status.restart_count for status in pod.status.container_statuses or ())
+    evictions: bool = pod.status.reason == "Evicted"
+    return restarts + evictions
+
+
+def _waiting(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
+    for status in pod.status.container_statuses or ():
+        waiting = status.state and status.state.waiting
+        if waiting and waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting.reason}: {waiting.message or ''}".strip(": ")
+    return ""
+
+
+def _unschedulable(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
+    for condition in pod.status.conditions or ():
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return f"{condition.reason}: {condition.message}"
+    return ""
+
+
+def _evicted(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
+    reason = pod.status.reason
+    if not reason:
+        return ""
+    mended = f"; {_MENDED_BY[reason]}" if reason in _MENDED_BY else ""
+    return f"{reason}: {pod.status.message or ''}{mended}"

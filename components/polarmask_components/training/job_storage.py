@@ -1,0 +1,211 @@
+"""What a training job keeps in object storage, so that it outlives every pod and launcher.
+
+    STORAGE/JOB/inputs.json      what the pods fetch; written by the launcher
+    STORAGE/JOB/start.json       the last start of the first node; the others begin anew with it
+    STORAGE/JOB/latest.json      the last two snapshots of the run folder
+    STORAGE/JOB/result.json      model and run folder, once the training has ended
+    STORAGE/JOB/objects/SHA256   their files
+
+Files are stored before the JSON that names them, so what is named is whole.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polarmask.run_folder import CHECKPOINT
+from polarmask_components.cluster.patience import PATIENCE_SECONDS
+from polarmask_components.errors import StorageError
+from polarmask_components.storage.file_manifest import (
+    FileFacts,
+    Manifest,
+    from_plain,
+    manifest_of,
+    to_plain,
+)
+from polarmask_components.storage.object_folder import ObjectFolder
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_INPUTS, _LATEST, _RESULT = "inputs.json", "latest.json", "result.json"
+_START = "start.json"
+_SNAPSHOTS_KEPT = 2
+"""The newest and, should it be damaged, the one before."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run folder as of one step."""
+
+    step: int
+    files: dict[str, FileFacts]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished job left."""
+
+    spec: str
+    """Hash of what was asked for."""
+    model: dict[str, FileFacts]
+    run: dict[str, FileFacts]
+
+
+class JobStorage:
+    """The place of one job."""
+
+    def __init__(
+        self, storage: str, job: str, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
+        place = f"{storage.rstrip('/')}/{job}"
+        self._folder = ObjectFolder.from_uri(place, patience_seconds=patience_seconds)
+        self.where = self._folder.where
+
+    def write_inputs(self, inputs: Mapping[str, Manifest]) -> None:
+        """Say what the pods are to find: a manifest for each input."""
+        self._write(_INPUTS, {name: to_plain(manifest) for name, manifest in inputs.items()})
+
+    def inputs(self) -> dict[str, dict[str, FileFacts]]:
+        """Return what the pods are to find.
+
+        Raises:
+            StorageError: The launcher left no such list.
+        """
+        plain = self._read(_INPUTS)
+        if plain is None:
+            raise StorageError(f"{self.where} holds no {_INPUTS}; start the train step again")
+        return {name: from_plain(manifest) for name, manifest in plain.items()}
+
+    def write_start(self, start: str) -> None:
+        """Say that the first node starts, under an id of this start."""
+        self._write(_START, {"start": start})
+
+    def start(self) -> str:
+        """Return the id of the first node's last start, or ""."""
+        plain = self._read(_START)
+        return str(plain["start"]) if plain else ""
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots, newest first."""
+        plain = self._read(_LATEST) or {"snapshots": []}
+        return [Snapshot(each["step"], from_plain(each["files"])) for each in plain["snapshots"]]
+
+    def save_snapshot(self, folder: Path, step: int) -> None:
+        """Store a run folder's files, unless a snapshot of this step or a later one is there.
+
+        Raises:
+            StorageError: The storage can't be used; the snapshots before are as they were.
+        """
+        before = self.snapshots()
+        if before and before[0].step >= step:
+            return
+        new = Snapshot(step, manifest_of(folder))
+        known = {facts.sha256 for each in before for facts in each.files.values()}
+        self._store(new.files, folder, known, what=f"snapshot of step {step}")
+        kept = [new, *before][:_SNAPSHOTS_KEPT]
+        plain = [{"step": each.step, "files": to_plain(each.files)} for each in kept]
+        self._write(_LATEST, {"snapshots": plain})
+        needed = {facts.sha256 for each in kept for facts in each.files.values()}
+        self._folder.delete(_object(sha256) for sha256 in known - needed)
+
+    def restore_snapshot(self, to: Path, *, newer_than: int) -> int | None:
+        """Fetch the newest snapshot that is whole, if it is newer; return its step.
+
+        Args:
+            to: Folder to make.
+            newer_than: Step that the caller has already; -1 for none.
+
+        Raises:
+            StorageError: There are newer snapshots, and none can be used.
+        """
+        problem: StorageError | None = None
+        for snapshot in self.snapshots():
+            if snapshot.step <= newer_than:
+                return None
+            # Of its own: after an error some files may still be on their way.
+            own = to.with_name(f"{to.name}-{snapshot.step}")
+            try:
+                self._fetch(snapshot.files, own, what=f"snapshot of step {snapshot.step}")
+                own.replace(to)
+            except StorageError as error:
+                logger.warning("snapshot of step %d can't be used: %s", snapshot.step, error)
+                problem = problem or error
+            else:
+                return snapshot.step
+        if problem is not None:
+            raise problem
+        return None
+
+    def store_result(self, model: Path, run: Path, *, spec: str) -> None:
+        """Store what a finished training left: model folder, and run folder without checkpoint."""
+        files = manifest_of(model)
+        self._store(files, model, set(), what="model")
+        run_files = {
+            name: facts
+            for name, facts in manifest_of(run).items()
+            if name != CHECKPOINT and not (run / name).is_relative_to(model)
+        }
+        self._store(run_files, run, set(), what="run folder")
+        plain = {"spec": spec, "model": to_plain(files), "run": to_plain(run_files)}
+        self._write(_RESULT, plain)
+
+    def result(self) -> Result | None:
+        """Return what the job left if it has finished."""
+        plain = self._read(_RESULT)
+        if plain is None:
+            return None
+        return Result(plain["spec"], from_plain(plain["model"]), from_plain(plain["run"]))
+
+    def fetch_result(self, result: Result, *, model: Path, run: Path) -> None:
+        """Fetch model folder and run folder, verified."""
+        self._fetch(result.model, model, what="model")
+        self._fetch(result.run, run, what="run folder")
+
+    def forget_snapshots(self, result: Result) -> None:
+        """Remove all but the result."""
+        kept = {
+            _object(each.sha256) for files in (result.model, result.run) for each in files.values()
+        }
+        self._folder.delete(set(self._folder.names()) - kept - {_RESULT})
+
+    def _store(self, files: Manifest, folder: Path, known: set[str], *, what: str) -> None:
+        paths = {
+            _object(facts.sha256): folder / name
+            for name, facts in files.items()
+            if facts.sha256 not in known
+        }
+        self._folder.upload(paths, what=what)
+
+    def _fetch(self, files: Manifest, to: Path, *, what: str) -> None:
+        self._folder.download(files, to, what=what, name_of=lambda _, facts: _object(facts.sha256))
+
+    def _write(self, name: str, plain: Mapping[str, Any]) -> None:
+        text = json.dumps({"format_version": FORMAT_VERSION, **plain}, indent=1)
+        self._folder.write(name, text.encode())
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        data = self._folder.read(name)
+        if data is None:
+            return None
+        try:
+            plain: dict[str, Any] = json.loads(data)
+            version = plain.pop("format_version", None)
+        except (ValueError, AttributeError) as error:
+            raise StorageError(
+                f"{self.where}/{name} is damaged ({error}); delete {self.where} and start the "
+                "train step again"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise StorageError(
+                f"{self.where}/{name} has format version {version}, this code reads "
+                f"{FORMAT_VERSION}; delete {self.where} and start the train step again"
+            )
+        return plain
+
+
+def _object(sha256: str) -> str:
+    return f"objects/{sha256}"

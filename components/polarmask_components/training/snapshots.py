@@ -1,0 +1,124 @@
+"""Checkpoints go to object storage while training goes on, and come back from there."""
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from polarmask.files import atomic_path
+from polarmask.run_folder import BEST, CHECKPOINT, picture
+from polarmask_components.errors import StorageError
+from polarmask_components.training.job_storage import JobStorage
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_PATIENCE_SECONDS = 60.0
+"""The next look tries again."""
+
+
+@contextmanager
+def snapshots_of(run: Path, storage: str, job: str) -> Iterator[None]:
+    """Store each new checkpoint of a run folder while the block runs.
+
+    If the block fails, the last one is stored before the error goes on: this node's disk may go.
+    A storage that can't be reached holds up nothing; the next checkpoint is tried again.
+
+    Args:
+        run: Run folder.
+        storage: s3://bucket/prefix of all jobs.
+        job: Name of this one.
+    """
+    keeper = _Keeper(run, JobStorage(storage, job, patience_seconds=_PATIENCE_SECONDS))
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_SECONDS_BETWEEN_LOOKS):
+            keeper.keep_newest()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        done.set()
+        thread.join()
+        keeper.keep_newest()
+        raise
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Keeper:
+    """Knows what of a run is stored."""
+
+    def __init__(self, run: Path, storage: JobStorage) -> None:
+        self._run = run
+        self._storage = storage
+        self._kept: tuple[int, int] | None = None
+
+    def keep_newest(self) -> None:
+        """Store the checkpoint if it is another one than at the last look."""
+        stamp = _stamp(self._run / CHECKPOINT)
+        if stamp is None or stamp == self._kept:
+            return
+        from polarmask.checkpoint import read_step  # brings torch, which takes seconds
+        from polarmask.errors import CheckpointError
+
+        copy = self._run.with_name(f".{self._run.name}.picture")
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        try:
+            if picture(self._run, copy):
+                self._storage.save_snapshot(copy, read_step(copy / CHECKPOINT))
+                self._kept = stamp
+        except (StorageError, CheckpointError, OSError) as error:
+            logger.warning("the checkpoint is not stored: %s", error)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def restore_newest(run: Path, storage: JobStorage) -> None:
+    """Bring a run folder to the newest snapshot, if that is newer than what lies there.
+
+    A checkpoint that can't be read is dropped.
+
+    Raises:
+        StorageError: There are newer snapshots, and none can be used.
+    """
+    from polarmask.checkpoint import read_step
+    from polarmask.errors import CheckpointError
+
+    own = run / CHECKPOINT
+    step = -1
+    if own.is_file():
+        try:
+            step = read_step(own)
+        except CheckpointError as error:
+            logger.warning("%s; it is dropped", error)
+            own.unlink()
+    fetched = run.with_name(f".{run.name}.restored")
+    found = storage.restore_snapshot(fetched, newer_than=step)
+    if found is None:
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    if (fetched / BEST).is_dir():
+        with atomic_path(run / BEST) as temporary:
+            (fetched / BEST).replace(temporary)
+    # By name the checkpoint would come first; it comes last, because it says what is there.
+    for path in sorted(fetched.iterdir(), key=lambda path: path.name == CHECKPOINT):
+        if path.is_file():
+            path.replace(run / path.name)
+    shutil.rmtree(fetched, ignore_errors=True)
+    logger.info("fetched step %d from %s", found, storage.where)

@@ -89,7 +89,7 @@ def assert_settled(cluster):
     assert RETURN_TO not in deployment["metadata"]["annotations"]
     assert cluster.answering() == champion
     cluster.server.wait_for(lambda: len(cluster.server.list("Pod")) == 1)
-    assert len(cluster.process_ids()) == 1
+    assert len(cluster.process_ids()) == 2  # the server and its proxy
 
 
 @contextmanager

@@ -181,6 +181,8 @@ def _ids(wanted: tuple[int | str, ...], categories: Mapping[int, str]) -> tuple[
             known = ", ".join(
                 f"{name} ({number})" for number, name in list(categories.items())[:20]
             )
-            raise BadOptionError(f"unknown category {str(each)[:50]!r}; the model knows {known}")
+            raise BadOptionError(
+                f"categories has {str(each)[:50]!r}, which is none; the model knows {known}"
+            )
         found.append(number)
     return tuple(dict.fromkeys(found))

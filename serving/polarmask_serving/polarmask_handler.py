@@ -60,7 +60,6 @@ class PolarMaskHandler:
         for index, (asked, answer) in enumerate(zip(batch, answers, strict=True)):
             request_id = _request_id(asked, context.get_request_id(index))
             context.set_response_content_type(index, "application/json")
-            context.set_response_header(index, "X-Request-Id", request_id)
             if answer.error is not None:
                 error = answer.error
                 context.set_response_status(code=error.status, phrase=error.phrase, idx=index)
@@ -74,6 +73,9 @@ class PolarMaskHandler:
 
 
 def _request_id(asked: Asked, own: str) -> str:
-    """Return the id the client gave, if it is one, else TorchServe's."""
+    """Return the id the client or proxy gave, if it is one, else TorchServe's.
+
+    TorchServe writes its own into the answer, whatever the handler says; the proxy sets that right.
+    """
     given = {name.lower(): value for name, value in asked.headers.items()}.get("x-request-id")
     return given if isinstance(given, str) and re.fullmatch(r"[!-~]{1,128}", given) else own

@@ -8,6 +8,9 @@ from typing import Any, Literal, cast, get_args
 
 from polarmask_serving.errors import BadOptionError
 
+MAX_IMAGES = 8
+"""Images in one JSON request."""
+
 Mask = Literal["polygon", "rle", "none"]
 
 

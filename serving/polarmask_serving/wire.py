@@ -24,10 +24,7 @@ from polarmask_serving.errors import (
     BadJsonError,
     EmptyRequestError,
 )
-from polarmask_serving.options import Options, options_in_headers, read_options
-
-MAX_IMAGES = 8
-"""Images in one JSON request."""
+from polarmask_serving.options import MAX_IMAGES, Options, options_in_headers, read_options
 
 _USUAL = Options()
 _ONE = '{"image": "BASE64", "parameters": {...}}'

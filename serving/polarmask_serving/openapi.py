@@ -84,7 +84,7 @@ def _header_parameters() -> list[dict[str, Any]]:
         "name": "X-Request-Id",
         "in": "header",
         "description": "Stands in the log's line about this request; made up if it is missing.",
-        "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+        "schema": {"type": "string"},
     }
     return [
         *(
@@ -179,7 +179,7 @@ def _object(properties: Mapping[str, Any], *, optional: Sequence[str] = ()) -> d
 
 
 def _schemas() -> dict[str, Any]:
-    base64 = {"type": "string", "contentEncoding": "base64", "description": "A JPEG or PNG file."}
+    base64 = {"type": "string", "format": "byte", "description": "A JPEG or PNG file."}
     parameters = _object(_option_schemas(), optional=list(OPTIONS))
     images = {
         "type": "array",

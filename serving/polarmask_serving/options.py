@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -146,18 +146,18 @@ def options_in_headers(headers: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def read_options(chosen: Mapping[str, object], categories: Mapping[int, str]) -> Options:
+def read_options(sources: Sequence[Mapping[str, object]], categories: Mapping[int, str]) -> Options:
     """Check options given as text, bytes or JSON values.
 
     Args:
-        chosen: Values by name.
+        sources: Values by name. The last source wins; what it overrides has to make sense, too.
         categories: The model's, names by id.
 
     Raises:
         BadOptionError: An option or a category is unknown, or a value makes no sense.
     """
     settings: dict[str, Any] = {}
-    for name, value in chosen.items():
+    for name, value in (pair for source in sources for pair in source.items()):
         if name not in OPTIONS:
             raise BadOptionError(f"unknown option {name[:50]!r}; there are: {', '.join(OPTIONS)}")
         if isinstance(value, bytes | bytearray):

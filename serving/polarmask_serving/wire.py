@@ -55,19 +55,20 @@ def read_request(
     Raises:
         RequestError: The request as a whole is unusable.
     """
-    chosen = options_in_headers(headers)
+    in_headers = options_in_headers(headers)
     if "body" not in fields:
         if "image" not in fields:
             raise EmptyRequestError(
                 "no image: send one as the body or as the multipart field `image`"
             )
-        chosen |= {name: value for name, value in fields.items() if name != "image"}
-        return Request(images=(fields["image"],), options=read_options(chosen, categories))
+        in_fields = {name: value for name, value in fields.items() if name != "image"}
+        options = read_options([in_headers, in_fields], categories)
+        return Request(images=(fields["image"],), options=options)
     body = fields["body"]
     if not isinstance(body, bytes | bytearray) or not body[:100].lstrip().startswith((b"{", b"[")):
-        return Request(images=(body,), options=read_options(chosen, categories))
+        return Request(images=(body,), options=read_options([in_headers], categories))
     images, parameters, as_list = _read_json(body)
-    options = read_options(chosen | parameters, categories)
+    options = read_options([in_headers, parameters], categories)
     return Request(images=images, options=options, as_list=as_list)
 
 

@@ -57,6 +57,11 @@ def test_multipart_fields_win_over_headers(png):
     assert request.images == (png,)
 
 
+def test_an_option_that_is_overridden_has_to_make_sense_too(png):
+    with pytest.raises(errors.BadOptionError, match="circle"):
+        read({"image": png, "mask": b"rle"}, {"X-Mask": "circle"})
+
+
 def test_kserve_json_holds_several_images_and_parameters(png, jpeg):
     content = {
         "instances": [{"b64": base64.b64encode(data).decode()} for data in (png, jpeg, b"no")],

@@ -15,6 +15,8 @@ from polarmask_serving.errors import AnswerError
 _INSTANCE_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
 _SCORE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
+_COUNTER = MetricTypes.COUNTER
+
 Add = Callable[[str, str, list[str], MetricTypes], Any]
 """TorchServe's `add_metric_to_cache`: name, unit, dimensions, type."""
 
@@ -42,9 +44,6 @@ class Metrics:
         found = [outcome for outcome in answer.outcomes if isinstance(outcome, Instances)]
         self._instances.observe([len(each) for each in found])
         self._scores.observe([score for each in found for score in each.scores.tolist()])
-
-
-_COUNTER = MetricTypes.COUNTER
 
 
 class _Histogram:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from polarmask.checkpoint import load_checkpoint
 from polarmask.detector import PolarMask
 from polarmask.device import find_device
+from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference import Instances, Predictor
 from polarmask.model_folder import CARD_FILE, WEIGHTS_FILE, ModelCard, is_model_folder
@@ -91,7 +92,7 @@ def _open_checkpoint(path: Path, device: str | None) -> Predictor:
     detector.load_state_dict(weights)
     own = find_device(device)
     card = ModelCard(state.config, state.categories, {}, {"steps": state.step})
-    return Predictor(detector.to(own).eval(), card, own)
+    return Predictor(Eager(detector.to(own).eval()), card, own)
 
 
 class Server:

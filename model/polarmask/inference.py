@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from polarmask.config import RunConfig
 from polarmask.device import find_device
@@ -199,9 +200,7 @@ class Predictor:
         resized_hws = [(image.pixels.shape[0], image.pixels.shape[1]) for image in images]
         with torch.inference_mode():
             with clock("network"):
-                canvas = np.stack([_on_canvas(image, hw, config) for image in images])
-                batch = normalise(torch.from_numpy(canvas).to(self._device), config.input)
-                predictions = self.engine.run(batch)
+                predictions = self.engine.run(self._batch(images, hw))
             with clock("decode_rays"):
                 found = postprocess(
                     predictions,
@@ -215,6 +214,16 @@ class Predictor:
                     self._in_image(raw, image.given_hw, resized_hw)
                     for raw, image, resized_hw in zip(found, images, resized_hws, strict=True)
                 ]
+
+    def network_input(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return what the network gets to see of one image, (1, 3, rows, columns)."""
+        prepared = self.prepare(image)
+        return self._batch([prepared], _canvas_hw(prepared, self.card.config))
+
+    def _batch(self, images: Sequence[Prepared], hw: tuple[int, int]) -> Tensor:
+        config = self.card.config
+        canvas = np.stack([_on_canvas(image, hw, config) for image in images])
+        return normalise(torch.from_numpy(canvas).to(self._device), config.input)
 
     def _in_image(
         self, raw: RawInstances, image_hw: tuple[int, int], resized_hw: tuple[int, int]

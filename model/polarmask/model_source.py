@@ -23,7 +23,7 @@ from polarmask.device import find_device
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference import Instances, Predictor
-from polarmask.model_folder import CARD_FILE, WEIGHTS_FILE, ModelCard, is_model_folder
+from polarmask.model_folder import ModelCard, is_model_folder
 from polarmask.run_folder import CHECKPOINT
 
 _SECONDS_TO_ANSWER = 60
@@ -67,9 +67,9 @@ def open_model(source: str, *, device: str | None = "cpu", threads: int | None =
 def _open_archive(path: Path, device: str | None, threads: int | None) -> Predictor:
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            for name in (WEIGHTS_FILE, CARD_FILE):
-                (Path(folder) / name).write_bytes(archive.read(f"model/{name}"))
-            return Predictor.load(Path(folder), device=device, threads=threads)
+            names = [name for name in archive.namelist() if name.startswith("model/")]
+            archive.extractall(folder, names)
+            return Predictor.load(Path(folder) / "model", device=device, threads=threads)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise ModelFormatError(
             f"{path} is no archive of a model ({error}); "

@@ -18,6 +18,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from polarmask.inference import Instances, Predictor
 from polarmask_serving import wire
+from polarmask_serving.archive import check_unpacked
 from polarmask_serving.batch import predict_each
 from polarmask_serving.errors import RequestError
 
@@ -30,6 +31,7 @@ class PolarMaskHandler:
     def initialize(self, context: Any) -> None:
         """Load the archive's model and send a picture through, so that READY means it answers."""
         properties, described = context.system_properties, context.manifest["model"]
+        check_unpacked(Path(properties["model_dir"]))
         self.model = {"name": described["modelName"], "version": described["modelVersion"]}
         gpu = properties.get("gpu_id")
         cv2.setNumThreads(1)

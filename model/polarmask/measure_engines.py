@@ -181,7 +181,7 @@ def _try_all(
         close = score <= kind.score_tolerance and ray <= kind.ray_tolerance
         if close and not kind.exact:
             mask_ap = _mask_ap(Predictor(engine, reference.card, device), sample.data)
-        admitted, reason = _judge(kind, (score, ray), mask_ap, reference_ap)
+        admitted, reason = judge(kind, (score, ray), mask_ap, reference_ap)
         result = EngineResult(
             name=name,
             admitted=admitted,
@@ -249,7 +249,7 @@ def _mask_ap(predictor: Predictor, data: CocoData | None) -> float:
     return evaluate_predictions(data, predict_split(predictor, data)).mask_ap
 
 
-def _judge(
+def judge(
     kind: EngineKind, difference: tuple[float, float], mask_ap: float, reference_ap: float
 ) -> tuple[bool, str]:
     """Decide whether an engine may run the model, and say why."""

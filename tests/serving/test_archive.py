@@ -1,4 +1,6 @@
 import ast
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,9 +16,10 @@ import pytest
 
 import polarmask_serving
 from polarmask.engines.interface import ENGINES
+from polarmask.engines.machine import has_bf16
+from polarmask.engines.report import EngineReport
 from polarmask.errors import ModelFormatError
 from polarmask.inference import Predictor
-from polarmask.measure_engines import measure_engines
 from polarmask_serving.__main__ import main
 from polarmask_serving.archive import DESCRIPTION, HANDLER, check_unpacked, read_archive
 from polarmask_serving.errors import ArchiveError
@@ -136,16 +139,14 @@ def test_files_that_are_no_archive_of_ours_are_refused(tmp_path):
             read_archive(tmp_path / name)
 
 
-def test_the_command_packs_a_model(random_model, tmp_path, capsys):
-    out = tmp_path / "model.mar"
+@pytest.fixture(scope="module")
+def packed(random_model, tmp_path_factory):
+    """Return the archive that the command makes, and what it printed."""
+    out = tmp_path_factory.mktemp("command") / "model.mar"
     command = ["archive", "--model", str(random_model), "--out", str(out), "--version", "1"]
-    assert main(command) == 0
-    *table, last = capsys.readouterr().out.splitlines()
-    assert last == f"{out} sha256:{read_archive(out).sha256}"
-    assert [line.split()[0] for line in table[1:]] == [
-        name for name, kind in ENGINES.items() if kind.device == "cpu"
-    ]
-    assert described(out)["engine"] in ENGINES
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(command) == 0
+    return out, said.getvalue().splitlines()
 
 
 def described(path):
@@ -154,8 +155,26 @@ def described(path):
 
 
 @pytest.fixture(scope="module")
-def report(random_model):
-    return measure_engines(random_model)
+def report(packed):
+    with zipfile.ZipFile(packed[0]) as opened:
+        return EngineReport.from_plain(
+            json.loads(opened.read("model/engines.json")), where="the archive"
+        )
+
+
+def test_the_command_measures_and_packs(packed, report):
+    out, (*table, last) = packed
+    assert last == f"{out} sha256:{read_archive(out).sha256}"
+    on_cpu = [name for name, kind in ENGINES.items() if kind.device == "cpu"]
+    assert [line.split()[0] for line in table[1:]] == on_cpu
+    assert {engine.name for engine in report.engines if engine.admitted} == {
+        name
+        for name in on_cpu
+        if ENGINES[name].exact  # without data nothing else can be judged
+    }
+    half = next(engine for engine in report.engines if engine.name == "bf16")
+    assert ("images with objects" if has_bf16() else "no bf16") in half.reason
+    assert described(out)["engine"] == report.ranking[0]
 
 
 def with_engine(report, name):

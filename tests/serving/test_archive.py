@@ -16,7 +16,6 @@ import pytest
 
 import polarmask_serving
 from polarmask.engines.interface import ENGINES
-from polarmask.engines.machine import has_bf16
 from polarmask.engines.report import EngineReport
 from polarmask.errors import ModelFormatError
 from polarmask.inference import Predictor
@@ -172,8 +171,7 @@ def test_the_command_measures_and_packs(packed, report):
         for name in on_cpu
         if ENGINES[name].exact  # without data nothing else can be judged
     }
-    half = next(engine for engine in report.engines if engine.name == "bf16")
-    assert ("images with objects" if has_bf16() else "no bf16") in half.reason
+    assert all(engine.reason for engine in report.engines)
     assert described(out)["engine"] == report.ranking[0]
 
 

@@ -5,6 +5,7 @@ Dimension key
     R: rays    2: (x, y) in pixels of the given image
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from polarmask.config import RunConfig
 from polarmask.device import find_device
+from polarmask.engines.interface import Engine
+from polarmask.engines.load import load_engine
 from polarmask.masks import RASTERS, Raster, Rle, united
 from polarmask.model_folder import ModelCard, load_model
 from polarmask.postprocess import RawInstances, postprocess
-from polarmask.preprocess import canvas_hw, normalise, resize, to_canvas
+from polarmask.preprocess import (
+    canvas_hw,
+    letterbox,
+    letterbox_hw,
+    normalise,
+    resize,
+    to_canvas,
+)
 from polarmask.rays import ray_directions
 from polarmask.stages import StageClock
 
@@ -102,31 +114,41 @@ class Prepared:
 class Predictor:
     """Answers for one model; not bound to files or threads once loaded."""
 
-    def __init__(self, detector: torch.nn.Module, card: ModelCard, device: torch.device) -> None:
+    def __init__(self, engine: Engine, card: ModelCard, device: torch.device) -> None:
         self.card = card
-        self._detector = detector
+        self.engine = engine
         self._device = device
 
     @classmethod
     def load(
-        cls, model: Path, *, device: str | None = "cpu", threads: int | None = None
+        cls,
+        model: Path,
+        *,
+        device: str | None = "cpu",
+        threads: int | None = None,
+        engine: str | None = None,
     ) -> "Predictor":
         """Load a model folder.
 
         Args:
             model: Folder written by `polarmask train`.
             device: "cpu" or "cuda"; None takes CUDA where there is one.
-            threads: CPU threads of the whole process; None leaves torch's choice.
+            threads: CPU threads of the whole process; None leaves torch's choice and gives
+                engines other than torch's one.
+            engine: What runs the network, see `polarmask.engines`; None takes the fastest that
+                the folder's report admits, or the folded network where there is no report. One
+                that can't run here is replaced by the folded network, with a warning.
 
         Raises:
             ModelFormatError: The folder can't be used.
-            ConfigError: CUDA is asked for and not there.
+            ConfigError: CUDA is asked for and not there, or there is no such engine.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         own = find_device(device)
         detector, card = load_model(model, device=own)
-        return cls(detector, card, own)
+        runs = load_engine(model, detector, device=own, name=engine, threads=threads)
+        return cls(runs, card, own)
 
     def predict(
         self, images: Sequence[NDArray[np.uint8]], *, clock: StageClock | None = None
@@ -156,19 +178,29 @@ class Predictor:
     def predict_prepared(
         self, images: Sequence[Prepared], *, clock: StageClock | None = None
     ) -> list[Instances]:
-        """Find instances in a batch of prepared images; see `predict`."""
-        if not images:
-            return []
+        """Find instances in prepared images; see `predict`.
+
+        Images on canvases of equal size go through the network together. An image's canvas
+        depends on its own size alone, so its answer does not depend on its neighbours.
+        """
         clock = clock or StageClock()
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            alike[_canvas_hw(image, self.card.config)].append(index)
+        found: dict[int, Instances] = {}
+        for hw, indices in alike.items():
+            group = [images[index] for index in indices]
+            found.update(zip(indices, self._predict_alike(group, hw, clock), strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def _predict_alike(
+        self, images: Sequence[Prepared], hw: tuple[int, int], clock: StageClock
+    ) -> list[Instances]:
         config = self.card.config
         resized_hws = [(image.pixels.shape[0], image.pixels.shape[1]) for image in images]
-        sizes = [canvas_hw(hw, config.model.strides, config.input.multiple) for hw in resized_hws]
-        hw = (max(size[0] for size in sizes), max(size[1] for size in sizes))
         with torch.inference_mode():
             with clock("network"):
-                canvas = np.stack([to_canvas(image.pixels, hw, config.input) for image in images])
-                batch = normalise(torch.from_numpy(canvas).to(self._device), config.input)
-                predictions = self._detector(batch)
+                predictions = self.engine.run(self._batch(images, hw))
             with clock("decode_rays"):
                 found = postprocess(
                     predictions,
@@ -182,6 +214,16 @@ class Predictor:
                     self._in_image(raw, image.given_hw, resized_hw)
                     for raw, image, resized_hw in zip(found, images, resized_hws, strict=True)
                 ]
+
+    def network_input(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return what the network gets to see of one image, (1, 3, rows, columns)."""
+        prepared = self.prepare(image)
+        return self._batch([prepared], _canvas_hw(prepared, self.card.config))
+
+    def _batch(self, images: Sequence[Prepared], hw: tuple[int, int]) -> Tensor:
+        config = self.card.config
+        canvas = np.stack([_on_canvas(image, hw, config) for image in images])
+        return normalise(torch.from_numpy(canvas).to(self._device), config.input)
 
     def _in_image(
         self, raw: RawInstances, image_hw: tuple[int, int], resized_hw: tuple[int, int]
@@ -217,3 +259,17 @@ class Predictor:
             },
             raster="whole_pixels" if as_original else "exact",
         )
+
+
+def _canvas_hw(image: Prepared, config: RunConfig) -> tuple[int, int]:
+    """Return the size of the canvas; the original's is no larger than locations need."""
+    rows, columns = image.pixels.shape[:2]
+    fit = canvas_hw if config.postprocess.score == "original" else letterbox_hw
+    return fit((rows, columns), config.model.strides, config.input.multiple)
+
+
+def _on_canvas(image: Prepared, hw: tuple[int, int], config: RunConfig) -> NDArray[np.uint8]:
+    """Pad with the mirror image, in `original` with the mean colour as it does."""
+    if config.postprocess.score == "original":
+        return to_canvas(image.pixels, hw, config.input)
+    return letterbox(image.pixels, hw)

@@ -1,7 +1,6 @@
 """Many requests, one call of the model: each request gets its own answer or its own error."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -117,25 +116,13 @@ def prepare_each(predictor: Predictor, encoded: Iterable[object]) -> list[Prepar
 def predict_each(
     predictor: Predictor, images: Sequence[Prepared | AnswerError], clock: StageClock
 ) -> list[Instances | AnswerError]:
-    """Replace each image by its instances; an error stays where it is.
-
-    Images of equal size go through the network together. Others don't: the smaller one would be
-    padded, and a padded image's answer differs a little from the one it gets alone.
-    """
-    outcomes: dict[int, Instances | AnswerError] = {}
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, image in enumerate(images):
-        if isinstance(image, AnswerError):
-            outcomes[index] = image
-        else:
-            alike[image.pixels.shape].append(index)
-    for indices in alike.values():
-        group = [image for i in indices if not isinstance(image := images[i], AnswerError)]
-        outcomes.update(zip(indices, _predict_alike(predictor, group, clock), strict=True))
-    return [outcomes[index] for index in range(len(images))]
+    """Replace each image by its instances; an error stays where it is."""
+    ready = [image for image in images if not isinstance(image, AnswerError)]
+    found = iter(_predict_all(predictor, ready, clock))
+    return [image if isinstance(image, AnswerError) else next(found) for image in images]
 
 
-def _predict_alike(
+def _predict_all(
     predictor: Predictor, images: list[Prepared], clock: StageClock
 ) -> list[Instances | AnswerError]:
     try:
@@ -145,4 +132,4 @@ def _predict_alike(
         if len(images) == 1:
             return [PredictionError(f"the model failed: {type(error).__name__}")]
     # Find out whose fault it is, so that the others get their answers.
-    return [outcome for image in images for outcome in _predict_alike(predictor, [image], clock)]
+    return [outcome for image in images for outcome in _predict_all(predictor, [image], clock)]

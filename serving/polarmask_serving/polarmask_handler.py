@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from polarmask.inference import Predictor
+from polarmask_serving.archive import check_unpacked
 from polarmask_serving.batch import Asked, answer_batch
 from polarmask_serving.observe import Metrics, log_line
 
@@ -32,6 +33,7 @@ class PolarMaskHandler:
     def initialize(self, context: Any) -> None:
         """Load the archive's model and send a picture through, so that READY means it answers."""
         properties, described = context.system_properties, context.manifest["model"]
+        check_unpacked(Path(properties["model_dir"]))
         self.model = {"name": described["modelName"], "version": described["modelVersion"]}
         gpu = properties.get("gpu_id")
         cv2.setNumThreads(1)

@@ -27,11 +27,7 @@ def predictor(random_model):
 class Picky:
     """Fails, as a model may, on every batch that holds a black image."""
 
-    def __init__(self):
-        self.batches = []
-
     def predict_prepared(self, images, *, clock):
-        self.batches.append([image.pixels.shape for image in images])
         if any(image.pixels.max() == 0 for image in images):
             raise RuntimeError("black")
         return [image.pixels.max() for image in images]
@@ -138,13 +134,6 @@ def test_an_image_the_model_fails_on_harms_no_other():
     assert (first, third) == (255, 255)
     assert isinstance(second, PredictionError)
     assert "RuntimeError" in str(second)
-
-
-def test_only_images_of_equal_size_share_a_batch():
-    picky = Picky()
-    sizes = [(8, 8), (4, 8), (8, 8)]
-    predict_each(picky, [prepared(np.ones((*size, 3), np.uint8)) for size in sizes], StageClock())
-    assert picky.batches == [[(8, 8, 3), (8, 8, 3)], [(4, 8, 3)]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2)])

@@ -11,16 +11,13 @@ from typing import Any
 
 from polarmask_serving.errors import AnswerError
 from polarmask_serving.options import MAX_IMAGES, OPTIONS, header_of
+from polarmask_serving.proxy_config import REFUSALS
 
-PROXY_ERRORS = {
-    401: ("unauthorized", "No token, or one that is not known; only where tokens are set up."),
-    404: ("not_found", "No such path, model or version."),
-    408: ("request_timeout", "The request did not come in time."),
-    413: ("body_too_large", "The body has too many bytes."),
-    503: ("overloaded", "The queue is full, or no worker is ready: try again later."),
-    504: ("time_out", "The model did not answer in time."),
-}
-"""What is refused before it reaches a worker: code and reason by status."""
+SCRIPT_REFUSALS = (
+    (400, "bad_form", "The form can't be read."),
+    (503, "authentication_unavailable", "The server can't read its tokens."),
+)
+"""What the proxy's scripts refuse beside `proxy_config.REFUSALS`."""
 
 _MODEL = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}
 _PIXELS = {"type": "number"}
@@ -31,6 +28,13 @@ _POLYGON = {"type": "array", "items": _POINT, "minItems": 3}
 def answer_errors() -> list[type[AnswerError]]:
     """Return the errors a worker answers with, by status and code."""
     return sorted(_leaves(AnswerError), key=lambda each: (each.status, each.code))
+
+
+def proxy_refusals() -> list[tuple[int, str, str]]:
+    """Return what is refused before or after a worker: status, code and reason."""
+    told = {error.code for error in answer_errors()}
+    known = [(status, code, message) for status, (code, message) in REFUSALS.items()]
+    return sorted(each for each in (*known, *SCRIPT_REFUSALS) if each[1] not in told)
 
 
 def _leaves(kind: type[AnswerError]) -> Iterator[type[AnswerError]]:
@@ -50,6 +54,7 @@ def document() -> dict[str, Any]:
         path: {"post": _predict(path, parameters)} for path, parameters in predict.items()
     }
     paths["/v1/models/{model}:predict"] = {"post": _kserve()}
+    paths["/healthz"] = {"get": _health()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -61,7 +66,8 @@ def document() -> dict[str, Any]:
                 at, that is, after its EXIF orientation: x points right, y points down, and the
                 pixel in row i, column j covers [j, j + 1) x [i, i + 1).
 
-                TorchServe drops the query string: options travel in headers, form fields or JSON.
+                Options travel in headers, the query, form fields or JSON. The query, like
+                /healthz, is the proxy's: TorchServe alone drops it.
                 """
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -79,7 +85,7 @@ def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": _MODEL}
 
 
-def _header_parameters() -> list[dict[str, Any]]:
+def _option_parameters() -> list[dict[str, Any]]:
     request_id = {
         "name": "X-Request-Id",
         "in": "header",
@@ -89,12 +95,15 @@ def _header_parameters() -> list[dict[str, Any]]:
     return [
         *(
             {
-                "name": header_of(name),
-                "in": "header",
+                "name": parameter,
+                "in": place,
                 "description": option.description,
                 "schema": option.schema,
+                # Lists as text with commas.
+                **({"style": "form", "explode": False} if place == "query" else {}),
             }
             for name, option in OPTIONS.items()
+            for place, parameter in (("header", header_of(name)), ("query", name))
         ),
         request_id,
     ]
@@ -112,7 +121,7 @@ def _predict(path: str, parameters: Sequence[Mapping[str, Any]]) -> dict[str, An
     return {
         "operationId": "predict_version" if "version" in path else "predict",
         "summary": "Find the instances of one image; or of several, as KServe v1 asks.",
-        "parameters": [*parameters, *_header_parameters()],
+        "parameters": [*parameters, *_option_parameters()],
         "requestBody": {
             "required": True,
             "content": {
@@ -129,7 +138,7 @@ def _kserve() -> dict[str, Any]:
     return {
         "operationId": "predict_kserve_v1",
         "summary": "Find the instances of several images, as KServe v1 asks.",
-        "parameters": [_path_parameter("model"), *_header_parameters()],
+        "parameters": [_path_parameter("model"), *_option_parameters()],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _ref("Images")}},
@@ -138,12 +147,26 @@ def _kserve() -> dict[str, Any]:
     }
 
 
+def _health() -> dict[str, Any]:
+    ready = _object({"status": {"const": "ready"}, "version": {"type": "string"}})
+    refusal = {"application/json": {"schema": _ref("Refusal")}}
+    return {
+        "operationId": "health",
+        "summary": "Tell whether a worker has put a picture through the model.",
+        "security": [{}],
+        "responses": {
+            "200": {"description": "It has.", "content": {"application/json": {"schema": ready}}},
+            "503": {"description": "`not_ready`: none yet.", "content": refusal},
+        },
+    }
+
+
 def _responses(answer: Mapping[str, Any]) -> dict[str, Any]:
     reasons: dict[int, list[str]] = {}
     for error in answer_errors():
         reasons.setdefault(error.status, []).append(f"`{error.code}`: {inspect.getdoc(error)}")
-    for status, (code, reason) in PROXY_ERRORS.items():
-        reasons.setdefault(status, []).append(f"`{code}`: {reason}")
+    for status, code, message in proxy_refusals():
+        reasons.setdefault(status, []).append(f"`{code}`: {message}")
     refusals = {
         str(status): {
             "description": f"{HTTPStatus(status).phrase}. " + " ".join(lines),
@@ -188,7 +211,7 @@ def _schemas() -> dict[str, Any]:
         "maxItems": MAX_IMAGES,
     }
     whole = {"type": "integer", "minimum": 1}
-    codes = [error.code for error in answer_errors()] + [code for code, _ in PROXY_ERRORS.values()]
+    codes = [error.code for error in answer_errors()] + [code for _, code, _ in proxy_refusals()]
     return {
         "OneImage": _object({"image": base64, "parameters": parameters}, optional=["parameters"]),
         "Images": _object({"instances": images, "parameters": parameters}, optional=["parameters"]),
@@ -216,7 +239,7 @@ def _schemas() -> dict[str, Any]:
             {
                 "error": _object(
                     {
-                        "code": {"type": "string", "enum": codes},
+                        "code": {"type": "string", "enum": [*dict.fromkeys(codes), "not_ready"]},
                         "message": {"type": "string", "minLength": 1},
                     }
                 )

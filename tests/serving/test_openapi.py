@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "serving/README.md").read_text(encoding="utf-8")
 
 
+SCRIPTS = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "serving").rglob("*.lua"))
+
+
 def validator(name):
     schema = {"$ref": f"#/components/schemas/{name}"}
     return jsonschema.Draft202012Validator(schema | {"components": DOCUMENT["components"]})
@@ -58,7 +61,11 @@ def test_the_readme_names_every_option_and_every_refusal():
 
 def test_every_error_a_worker_answers_with_is_documented():
     codes = DOCUMENT["components"]["schemas"]["Refusal"]["properties"]["error"]["properties"]
-    assert {each.code for each in openapi.answer_errors()} <= set(codes["code"]["enum"])
+    documented = set(codes["code"]["enum"])
+    assert {each.code for each in openapi.answer_errors()} <= documented
+    said = re.findall(r'refuse\(handle, \d+, "(\w+)"|"code": "(\w+)"', SCRIPTS)
+    assert {first or second for first, second in said} <= documented
+    assert len(said) > 4
     assert errors.PredictionError in openapi.answer_errors()
 
 

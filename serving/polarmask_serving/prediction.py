@@ -78,7 +78,7 @@ class Prediction:
 
 
 def _fill(vertex_V2: NDArray[np.floating[Any]], hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which pixel centres lie in a polygon: those with an odd number of edges to the left."""
+    """Return which pixel centres lie in a polygon: an odd number of edges is left of them."""
     height, width = hw
     start_V2, end_V2 = vertex_V2.astype(float), np.roll(vertex_V2, -1, axis=0).astype(float)
     y_H = np.arange(height) + 0.5

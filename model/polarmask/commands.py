@@ -2,9 +2,13 @@
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from polarmask.config import RunConfig, override
 from polarmask.presets import preset
+
+if TYPE_CHECKING:
+    from polarmask.model_source import Finder
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -137,11 +141,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Write what a model finds in images as JSON."""
-    from polarmask.model_source import open_model
     from polarmask.predict import find_images, predict_images
 
     images = find_images(options.images)
-    finder = open_model(options.model, device=options.device, threads=options.threads)
+    finder = _open_finder(options)
     counts = predict_images(finder, images, options.out, min_score=options.score)
     for path, count in counts.items():
         print(f"{path}: {count} instances")
@@ -150,14 +153,27 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_visualize(options: argparse.Namespace) -> None:
     """Draw what a model finds in images."""
-    from polarmask.model_source import open_model
     from polarmask.predict import find_images, visualize_images
 
     images = find_images(options.images)
-    finder = open_model(options.model, device=options.device, threads=options.threads)
+    finder = _open_finder(options)
     counts = visualize_images(
         finder, images, options.out, min_score=options.score, rays=options.rays
     )
     for path, count in counts.items():
         print(f"{path}: {count} instances")
     print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
+
+
+def _open_finder(options: argparse.Namespace) -> "Finder":
+    from polarmask.errors import DataError
+    from polarmask.model_source import open_model, open_server
+
+    if options.url:
+        if options.device or options.threads:
+            raise DataError("--device and --threads are for --model; a server has its own")
+        token = options.token_file.read_text().strip() if options.token_file else None
+        return open_server(options.url, token=token)
+    if options.token_file:
+        raise DataError("--token-file is for --url")
+    return open_model(options.model, device=options.device, threads=options.threads)

@@ -73,7 +73,7 @@ def rles_from_whole_pixels(
 
 
 def _rle_of_crop(crop: NDArray[np.uint8], low_2: NDArray[np.int32], hw: tuple[int, int]) -> Rle:
-    """Encode a bitmap that lies in a larger, empty one at `low_2`, (x, y); its last row is empty."""
+    """Encode a bitmap, its last row empty, that lies in a larger, empty one at `low_2`, (x, y)."""
     image_height, image_width = hw
     crop_height, crop_width = crop.shape
     # Column after column: where a pixel differs from the one before, a run begins or ends.
@@ -124,6 +124,12 @@ def bitmap_from_rle(rle: Rle) -> NDArray[np.bool_]:
 def rle_area(rle: Rle) -> int:
     """Count the mask's pixels."""
     return int(coco_mask.area(rle))
+
+
+def rle_areas(rles: Sequence[Rle]) -> list[int]:
+    """Count the pixels of each mask."""
+    areas: list[int] = coco_mask.area(list(rles)).tolist() if rles else []
+    return areas
 
 
 def rle_box(rle: Rle) -> tuple[float, float, float, float]:

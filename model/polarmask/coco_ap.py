@@ -74,6 +74,7 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
     scorer.evaluate()
     scorer.accumulate()
     curves = scorer.eval
+    assert curves is not None  # noqa: S101  # accumulate has made them
     return CocoScores(
         precision_TQKA=curves["precision"][..., 0],
         recall_TKA=curves["recall"][..., 0],

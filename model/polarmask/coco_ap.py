@@ -9,9 +9,9 @@ Dimension key
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import hotcoco
 import numpy as np
@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from polarmask.coco import CocoData
 from polarmask.inference import Instances
-from polarmask.masks import Rle, rle_areas, rle_from_segmentation, rle_iou
+from polarmask.masks import Rle, rle_from_segmentation, rle_iou
 
 _DETECTION_LIMITS = (100, 500, 1000, 5000, 10_000)
+
+_FIRST_ID = 1
+"""Of objects and detections, numbered anew: by COCO's rules a match with id 0 is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,113 +61,136 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
         default=0,
     )
     truths, detections = _truths(data), _detections(data, predictions)
-    header = {
-        "images": [
-            {"id": image.id, "height": image.height, "width": image.width} for image in data.images
-        ],
-        "categories": [{"id": category.id, "name": category.name} for category in data.categories],
-    }
-    scorer = hotcoco.COCOeval(
-        hotcoco.COCO({**header, "annotations": truths.annotations}),
-        hotcoco.COCO({**header, "annotations": detections.annotations}),
-        "segm",
-    )
     limit = next(limit for limit in _DETECTION_LIMITS if limit >= most)
+    scorer = _scorer(data, truths, detections)
     scorer.params.max_dets = [limit]
     scorer.evaluate()
     scorer.accumulate()
     curves = scorer.eval
     assert curves is not None  # noqa: S101  # accumulate has made them
+    # Those that crowd regions forgive have no status.
+    found = scorer.image_diagnostics(iou_thr=0.5, score_thr=0.0)
+    place_D = np.array(sorted(found["dt_status"]), dtype=np.int64) - _FIRST_ID
+    truth_of = {key - _FIRST_ID: value - _FIRST_ID for key, value in found["dt_match"].items()}
+    matched_D = np.array([truth_of.get(place, -1) for place in place_D.tolist()], dtype=np.int64)
+    row_T = np.array([*truths.row, -1])
     return CocoScores(
         precision_TQKA=curves["precision"][..., 0],
         recall_TKA=curves["recall"][..., 0],
         max_detections=limit,
-        **_matches(scorer, truths, detections),
+        image_D=np.array(detections.image, dtype=np.int64)[place_D],
+        row_D=np.array(detections.row, dtype=np.int64)[place_D],
+        score_D=np.array(detections.score, dtype=np.float64)[place_D],
+        object_D=row_T[matched_D],
+        iou_D=_ious(detections, place_D.tolist(), truths, matched_D.tolist()),
     )
 
 
-class _Annotations(NamedTuple):
-    """Objects or detections; the one at place i has the id i + 1, because COCO's 0 is no match."""
+@dataclass(frozen=True)
+class _Masks:
+    """Objects or detections, column by column, image after image."""
 
-    annotations: list[dict[str, Any]]
-    rows: list[int]
-    """Place of each among those of its image."""
+    image: list[int] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    """Place among those of the image."""
+    category: list[int] = field(default_factory=list)
+    """Id."""
+    rle: list[Rle] = field(default_factory=list)
+    score: list[float] = field(default_factory=list)
+    """Of detections."""
 
-    def add(self, image_id: int, row: int, category_id: int, rle: Rle, **more: float) -> None:
-        self.rows.append(row)
-        self.annotations.append(
-            {
-                "id": len(self.rows),
-                "image_id": image_id,
-                "category_id": category_id,
-                "segmentation": rle,
-                **more,
-            }
-        )
+    def extend(
+        self, image_id: int, rows: list[int], categories: list[int], rles: list[Rle]
+    ) -> None:
+        self.image.extend([image_id] * len(rows))
+        self.row.extend(rows)
+        self.category.extend(categories)
+        self.rle.extend(rles)
 
 
-def _truths(data: CocoData) -> _Annotations:
-    truths = _Annotations([], [])
+def _truths(data: CocoData) -> _Masks:
+    truths = _Masks()
     for image in data.images:
-        for row, annotation in enumerate(image.annotations):
-            truths.add(
-                image.id,
-                row,
-                data.categories[annotation.category].id,
-                rle_from_segmentation(annotation.segmentation, (image.height, image.width)),
-                # Of the outline, as in COCO's own files: it decides small, medium, large.
-                area=annotation.area,
-                iscrowd=int(annotation.crowd),
-            )
+        truths.extend(
+            image.id,
+            list(range(len(image.annotations))),
+            [data.categories[annotation.category].id for annotation in image.annotations],
+            [
+                rle_from_segmentation(annotation.segmentation, (image.height, image.width))
+                for annotation in image.annotations
+            ],
+        )
     return truths
 
 
-def _detections(data: CocoData, predictions: Mapping[int, Instances]) -> _Annotations:
+def _detections(data: CocoData, predictions: Mapping[int, Instances]) -> _Masks:
     known = {category.id for category in data.categories}
-    detections = _Annotations([], [])
+    detections = _Masks()
     for image in data.images:
         instances = predictions.get(image.id)
         if instances is None:
             continue
-        rles = instances.rle()
-        for row, (rle, area, category_id, score) in enumerate(
-            zip(
-                rles,
-                rle_areas(rles),
-                instances.category_ids.tolist(),
-                instances.scores.tolist(),
-                strict=True,
-            )
-        ):
-            if category_id in known:
-                detections.add(image.id, row, category_id, rle, area=area, score=score)
+        rles, categories = instances.rle(), instances.category_ids.tolist()
+        rows = [row for row, category_id in enumerate(categories) if category_id in known]
+        detections.extend(
+            image.id, rows, [categories[row] for row in rows], [rles[row] for row in rows]
+        )
+        detections.score.extend(instances.scores[rows].tolist())
     return detections
 
 
-def _matches(
-    scorer: hotcoco.COCOeval, truths: _Annotations, detections: _Annotations
-) -> dict[str, NDArray[Any]]:
-    """Return the fields of CocoScores that are about single detections."""
-    found = scorer.image_diagnostics(iou_thr=0.5, score_thr=0.0)
-    # Ordered by id, and so by image; those that crowd regions forgive have no status.
-    place_D = [detection_id - 1 for detection_id in sorted(found["dt_status"])]
-    matched = {place: found["dt_match"].get(place + 1, 0) - 1 for place in place_D}
-    annotations = [detections.annotations[place] for place in place_D]
-    iou_of: dict[int, float] = {}
-    for _, places in groupby(place_D, lambda place: detections.annotations[place]["image_id"]):
-        pairs = [(place, matched[place]) for place in places if matched[place] >= 0]
+def _scorer(data: CocoData, truths: _Masks, detections: _Masks) -> hotcoco.COCOeval:
+    annotations = [annotation for image in data.images for annotation in image.annotations]
+    truth = hotcoco.COCO(
+        {
+            "images": [
+                {"id": image.id, "height": image.height, "width": image.width}
+                for image in data.images
+            ],
+            "categories": [
+                {"id": category.id, "name": category.name} for category in data.categories
+            ],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "segmentation": rle,
+                    # Of the outline, as in COCO's own files: it decides small, medium, large.
+                    "area": annotation.area,
+                    "iscrowd": int(annotation.crowd),
+                }
+                for number, (image_id, category_id, rle, annotation) in enumerate(
+                    zip(truths.image, truths.category, truths.rle, annotations, strict=True),
+                    start=_FIRST_ID,
+                )
+            ],
+        }
+    )
+    rles: list[Any] = list(detections.rle)  # to hotcoco's types a typed dictionary is none
+    # Boxes decide nothing where masks are compared; ids are given in this order.
+    table_D7 = np.zeros((len(detections.rle), 7))
+    table_D7[:, 0] = detections.image
+    table_D7[:, 5] = detections.score
+    table_D7[:, 6] = detections.category
+    found = truth.load_res(table_D7, segmentation=rles)
+    found.update_anns(
+        ids=np.arange(_FIRST_ID, _FIRST_ID + len(table_D7)),
+        area=hotcoco.mask.area(rles).astype(np.float64),
+    )
+    return hotcoco.COCOeval(truth, found, "segm")
+
+
+def _ious(
+    detections: _Masks, places: list[int], truths: _Masks, matches: list[int]
+) -> NDArray[np.float64]:
+    """Return the mask IoU of each detection with the object it is matched to, 0 without one."""
+    iou_D = np.zeros(len(places))
+    matched = [at for at, match in enumerate(matches) if match >= 0]
+    for _, group in groupby(matched, lambda at: detections.image[places[at]]):
+        own = list(group)
         iou_NN = rle_iou(
-            [detections.annotations[place]["segmentation"] for place, _ in pairs],
-            [truths.annotations[owner]["segmentation"] for _, owner in pairs],
+            [detections.rle[places[at]] for at in own], [truths.rle[matches[at]] for at in own]
         )
-        iou_of |= {place: float(iou_NN[at, at]) for at, (place, _) in enumerate(pairs)}
-    return {
-        "image_D": np.array([one["image_id"] for one in annotations], dtype=np.int64),
-        "row_D": np.array([detections.rows[place] for place in place_D], dtype=np.int64),
-        "score_D": np.array([one["score"] for one in annotations], dtype=np.float64),
-        "object_D": np.array(
-            [truths.rows[owner] if owner >= 0 else -1 for owner in matched.values()],
-            dtype=np.int64,
-        ),
-        "iou_D": np.array([iou_of.get(place, 0.0) for place in place_D], dtype=np.float64),
-    }
+        iou_D[own] = iou_NN.diagonal()
+    return iou_D

@@ -126,12 +126,6 @@ def rle_area(rle: Rle) -> int:
     return int(coco_mask.area(rle))
 
 
-def rle_areas(rles: Sequence[Rle]) -> list[int]:
-    """Count the pixels of each mask."""
-    areas: list[int] = coco_mask.area(list(rles)).tolist() if rles else []
-    return areas
-
-
 def rle_box(rle: Rle) -> tuple[float, float, float, float]:
     """Return the tight box (x0, y0, x1, y1) in pixels; all zero for an empty mask."""
     x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))

@@ -116,13 +116,17 @@ def run_import_original(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """Measure COCO mask AP."""
     from polarmask.coco import load_coco
-    from polarmask.evaluate import evaluate_predictions, predict_split
+    from polarmask.distributed import is_first, process_group
+    from polarmask.evaluate import evaluate_predictions, predict_together
     from polarmask.files import write_text
     from polarmask.inference import Predictor
 
-    data = load_coco(options.data, options.split, check_pixels=True)
-    predictor = Predictor.load(options.model, device=options.device, threads=options.threads)
-    predictions = predict_split(predictor, data)
+    with process_group(options.device) as device:
+        data = load_coco(options.data, options.split, check_pixels=True)
+        predictor = Predictor.load(options.model, device=device, threads=options.threads)
+        predictions = predict_together(predictor, data)
+        if not is_first():
+            return
     evaluation = evaluate_predictions(data, predictions)
     print(
         f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from polarmask.files import write_text
-from polarmask_serving import launch, probe
+from polarmask_serving import launch, openapi, probe
 from polarmask_serving.errors import PortTakenError, ServerError, ServingError
 from polarmask_serving.proxy_config import (
     OPERATIONS_PORT,
@@ -70,7 +70,8 @@ def _find_envoy() -> Path:
 
 
 def _pages() -> tuple[Page, ...]:
-    return ()
+    document = json.dumps(openapi.document())
+    return (Page(path="/openapi.json", content_type="application/json", body=document),)
 
 
 class LocalProxy:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polarmask_serving.options import OPTIONS
 from polarmask_serving.probe import Target
 
 HERE = Path(__file__).parent
 PORT = 8080
 OPERATIONS_PORT = 8082
 ADMIN_SOCKET = "admin.sock"
-OPTIONS = ("score_threshold", "max_instances", "categories", "mask", "return_rays")
 
 Config = dict[str, Any]
 
@@ -25,7 +25,7 @@ _TYPE = "type.googleapis.com/envoy."
 _HTTP = _TYPE + "extensions.filters.http."
 _TLS = _TYPE + "extensions.transport_sockets.tls.v3."
 # Refusals by status: code, message. TorchServe's own texts name its settings or nothing at all.
-_REFUSALS = {
+REFUSALS = {
     400: ("bad_request", "the request is malformed"),
     401: ("unauthorized", "send the header Authorization: Bearer TOKEN with a valid token"),
     403: ("forbidden", "this is not allowed"),
@@ -221,7 +221,7 @@ def _access_log() -> Config:
 def _mappers() -> list[Config]:
     """Return the body of each refusal of Envoy's own."""
     mappers = []
-    for status in _REFUSALS:
+    for status in REFUSALS:
         compared = {"op": "EQ", "value": {"default_value": status, "runtime_key": "unused"}}
         mapper: Config = {
             "filter": {"status_code_filter": {"comparison": compared}},
@@ -250,7 +250,7 @@ def _mappers() -> list[Config]:
 
 
 def _error_format(status: int) -> Config:
-    code, message = _REFUSALS[status]
+    code, message = REFUSALS[status]
     return {"json_format": {"error": {"code": code, "message": message}}}
 
 
@@ -356,7 +356,7 @@ def _file(name: str) -> str:
 def _refusals() -> str:
     bodies = {
         status: json.dumps({"error": {"code": code, "message": message}})
-        for status, (code, message) in _REFUSALS.items()
+        for status, (code, message) in REFUSALS.items()
     }
     entries = ", ".join(f"[{status}] = {json.dumps(body)}" for status, body in bodies.items())
     return f"local REFUSALS = {{{entries}}}"

@@ -173,7 +173,7 @@ def test_what_does_not_pass_is_told_at_once(scripted, answer, kind, words):
 
 
 def test_a_server_that_is_not_there_is_named():
-    with pytest.raises(UnavailableError, match="127.0.0.1:9/predictions") as caught:
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9/predictions") as caught:
         Client("http://127.0.0.1:9/predictions/polarmask", retries=0).predict(b"image")
     assert caught.value.status is None
 

@@ -115,8 +115,9 @@ def _stage_width(resnet: nn.Module, stage: str) -> int:
     if width is not None:
         return width
     last_block = list(part.children())[-1]
-    last_conv = getattr(last_block, "conv3", last_block.conv2)
-    return int(last_conv.out_channels)
+    last_conv = last_block.get_submodule("conv3" if hasattr(last_block, "conv3") else "conv2")
+    assert isinstance(last_conv, nn.Conv2d)  # noqa: S101  # nothing is deformed at a stage's 1x1
+    return last_conv.out_channels
 
 
 def _later_blocks(resnet: nn.Module) -> Iterator[Bottleneck]:

@@ -35,12 +35,19 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_precompute(options: argparse.Namespace) -> None:
     """Check the data and make its ray labels."""
-    from polarmask.precompute import find_splits, precompute
+    from polarmask.device import find_device
+    from polarmask.precompute import Crew, Part, find_splits, precompute, precompute_part
 
-    splits = find_splits(options.data)
-    store = precompute(
-        options.data, options.out, _config(options), splits=splits, workers=options.workers
-    )
+    data, out, config = options.data, options.out, _config(options)
+    splits = find_splits(data)
+    crew = Crew(options.workers, find_device("cuda").type if options.device == "cuda" else None)
+    if options.shard is not None:
+        part = Part(*options.shard)
+        count = precompute_part(data, out, config, part, splits=splits, crew=crew)
+        print(f"{count} shards of part {part.number}/{part.of} are in {out}; when all parts are")
+        print("made, run the same command without --shard to finish the store (--made FOLDER ...)")
+        return
+    store = precompute(data, out, config, splits=splits, crew=crew, made=options.made)
     if "val" not in splits:
         print(f"val: {options.data} has no instances_val.json, labels are for training only")
     for split in splits:

@@ -15,6 +15,7 @@ from kube.faults import Fault
 from kube.server import KubeServer
 from polarmask_components.checks import bucket_check, cluster_checks
 from polarmask_components.checks.cluster_access import (
+    NAMESPACE_ACCESS,
     NODES_ACCESS,
     QUOTA_ACCESS,
     REQUIRED_ACCESS,
@@ -133,7 +134,10 @@ def granted_in(rules):
 
 
 def test_the_shipped_role_is_what_is_checked_and_nothing_more():
-    assert granted_in(rules_in("role.yaml")) == REQUIRED_ACCESS | {QUOTA_ACCESS}
+    assert granted_in(rules_in("role.yaml")) == REQUIRED_ACCESS | {
+        NAMESPACE_ACCESS,
+        QUOTA_ACCESS,
+    }
 
 
 def test_the_shipped_cluster_role_grants_what_preflight_may_ask():
@@ -273,6 +277,30 @@ def test_a_cordoned_node_does_not_count(gpu_cluster, tmp_path):
 def test_nodes_that_may_not_be_listed_are_a_note(as_pipeline, cluster_alone, tmp_path):
     (note,) = check_cluster(use(tmp_path, job=GPUS))
     assert "whether nodes have nvidia.com/gpu is not known" in note
+
+
+# pod security
+
+
+@pytest.fixture
+def restricted(cluster):
+    """Let only restricted pods into the namespace for one test."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.update("Namespace", "ml", lambda obj: obj["metadata"].update(labels=labels))
+    yield
+    cluster.update("Namespace", "ml", lambda obj: obj["metadata"].pop("labels"))
+
+
+def test_a_master_in_a_restricted_namespace_is_a_note(
+    as_pipeline, cluster_alone, restricted, tmp_path
+):
+    (note,) = check_cluster(use(tmp_path, job=JobSettings(), nodes=2, has_master=True))
+    assert "needs a --pytorch-init-container-template-file" in note
+    assert check_cluster(use(tmp_path, job=JobSettings(), nodes=2)) == []
+
+
+def test_a_master_elsewhere_is_none(as_pipeline, cluster_alone, tmp_path):
+    assert check_cluster(use(tmp_path, job=JobSettings(), nodes=2, has_master=True)) == []
 
 
 # quotas

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from factories import make_tiny_coco
 from polarmask.checkpoint import load_checkpoint
 from polarmask.cli import main as polarmask
+from polarmask_components.run.signals import when_asked_to_end
 from polarmask_components.storage.file_manifest import manifest_of
 from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.training import training_pod as pod
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.snapshots import restore_newest, snapshots_of
 from polarmask_components.training.training_pod import main as training_pod
@@ -136,3 +139,16 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_snapshot(place, tmp_p
     restore_newest(tmp_path / "run", storage)
     assert (tmp_path / "run" / "checkpoint.pt").read_text() == "a snapshot"
     assert "it is dropped" in caplog.text
+
+
+def test_a_node_begins_anew_whenever_the_first_one_does(s3_environment, monkeypatch):
+    monkeypatch.setattr(pod, "_SECONDS_BETWEEN_STARTS", 0.05)
+    storage, asked = JobStorage("s3://polarmask/starts", "job"), threading.Event()
+    with when_asked_to_end(lambda *_: asked.set()):
+        monkeypatch.setenv("PET_NODE_RANK", "1")
+        pod._start_together(storage)  # earlier than the first node
+        monkeypatch.setenv("PET_NODE_RANK", "0")
+        pod._start_together(storage)
+        assert not asked.wait(0.5)  # that was the start it waited for
+        pod._start_together(storage)
+        assert asked.wait(10)

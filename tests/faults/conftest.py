@@ -10,7 +10,9 @@ import pytest
 from kube.kubelet import Kubelet
 from kube.operator import TrainingOperator
 from kube.server import KubeServer
+from serving_cluster import shipped
 
+ACCOUNT = "polarmask-pipeline"
 SECONDS_PER_FAULT = 120
 """No fault may keep anybody waiting for longer than this, here."""
 
@@ -46,11 +48,16 @@ def _words(process):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A cluster of two nodes; nothing may be left in it when the test ends."""
+    """A cluster of two nodes with the shipped Role; nothing may be left in it when a test ends."""
     nodes = {"node-a": {}, "node-b": {}}
     before = {each.pid for each in children()}
-    with KubeServer() as server, Kubelet(server, nodes=nodes) as kubelet, TrainingOperator(server):
-        kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig")
+    (role, _) = shipped("pipeline/role.yaml")
+    with (
+        KubeServer({ACCOUNT: role["rules"]}) as server,
+        Kubelet(server, nodes=nodes) as kubelet,
+        TrainingOperator(server),
+    ):
+        kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig", ACCOUNT)
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         began = time.monotonic()
         made = Cluster(server, kubelet, kubeconfig, before)

@@ -354,9 +354,14 @@ def test_t28_cluster_without_training_operator_is_told_apart(tmp_path, launch, c
         launch(job_of(FOREVER))
 
 
-def test_t29_namespace_that_is_not_there_is_named_with_its_parameter(cluster, launch):
+def test_t29_namespace_that_is_not_there_is_named(cluster, launch, tmp_path, monkeypatch):
+    job = job_of(FOREVER, namespace="nowhere")
+    with pytest.raises(ClusterError, match=r"(?s)namespace \"nowhere\".*Role of k8s"):
+        launch(job)  # a Role says nothing of what lies outside of its namespace
+    kubeconfig = cluster.server.write_kubeconfig(tmp_path / "administrator")
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     with pytest.raises(LaunchError, match=r"nowhere.* train_job\.namespace has to exist"):
-        launch(job_of(FOREVER, namespace="nowhere"))
+        launch(job)
 
 
 def test_t30_service_account_without_rights_is_told_which_role_it_needs(tmp_path, monkeypatch):

@@ -48,7 +48,8 @@ OWN_POD_ACCESS = Access("get", "pods")
 """In the namespace of the step itself: whose the job is to be."""
 NODES_ACCESS = Access("list", "nodes")
 QUOTA_ACCESS = Access("list", "resourcequotas")
-"""Of these two preflight knows more; runs do without."""
+NAMESPACE_ACCESS = Access("get", "namespaces")
+"""With these preflight knows more; runs do without."""
 
 REQUIRED_ACCESS = frozenset({*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS})
 

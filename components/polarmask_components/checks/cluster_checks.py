@@ -18,6 +18,7 @@ from kubernetes.utils.quantity import parse_quantity
 from polarmask_components.checks.bucket_check import problems_of_bucket
 from polarmask_components.checks.cluster_access import (
     DEPLOYMENT_ACCESS,
+    NAMESPACE_ACCESS,
     NODES_ACCESS,
     OWN_POD_ACCESS,
     PATIENCE_SECONDS,
@@ -47,6 +48,8 @@ class ClusterUse:
     """Of the training; None if it runs in the step itself."""
     nodes: int = 1
     """That train at the same time, at least."""
+    has_master: bool = False
+    """The other nodes wait for the first one; an elastic job has no such node."""
     storage: str = ""
     """s3://bucket/prefix of the training's checkpoints and result."""
     target: str = ""
@@ -131,6 +134,8 @@ def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
         findings.add(partial(_check_image, job))
         findings.add(partial(_check_gpus, api, job, use.nodes))
         findings.add(partial(_check_quota, api, job, use.nodes, namespace))
+        if use.has_master:
+            findings.add(partial(_check_pod_security, api, namespace))
     if use.deploys:
         findings.add(partial(_check_deployment, api, use.target))
 
@@ -217,6 +222,19 @@ def _problems_of_quota(quota: Any, job: JobSettings, nodes: int) -> Iterator[str
                 f"{where} has {used[name]} of {hard} {name} in use; training waits until "
                 f"there is room for {nodes} x {amount}"
             )
+
+
+def _check_pod_security(api: ApiClient, namespace: str) -> Iterator[str]:
+    """What the operator's own init container looks like can't be known from here."""
+    if not is_allowed(api, NAMESPACE_ACCESS, namespace=namespace, name=namespace):
+        return
+    found = patiently(CoreV1Api(api).read_namespace, namespace, patience_seconds=PATIENCE_SECONDS)
+    if (found.metadata.labels or {}).get("pod-security.kubernetes.io/enforce") == "restricted":
+        yield Note(
+            f"namespace {namespace} lets restricted pods in only: the training operator needs a "
+            "--pytorch-init-container-template-file, or its workers never start; with "
+            "train_min_nodes equal to train_nodes no such container is needed"
+        )
 
 
 def _wanted(job: JobSettings) -> dict[str, str]:

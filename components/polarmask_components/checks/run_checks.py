@@ -70,6 +70,7 @@ def check_run(run: PlannedRun) -> RunConfig:
             registry=run.registry,
             job=job if run.on == ON_CLUSTER else None,
             nodes=run.min_nodes or run.nodes,
+            has_master=run.nodes > 1 and not run.min_nodes,
             storage=run.storage,
             target=run.target,
         )

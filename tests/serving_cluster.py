@@ -23,7 +23,7 @@ from polarmask_components.models.registry import open_registry
 from polarmask_components.serving import serving_deployment
 from polarmask_components.serving.deploy_target import deploy_to
 from polarmask_components.serving.deployment import facts_of
-from polarmask_serving.client import ask
+from polarmask_serving.management import ask
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).with_name("stand_in_server.py")

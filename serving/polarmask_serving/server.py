@@ -23,13 +23,13 @@ from typing import Any, Self
 from polarmask.files import atomic_path, sha256_of_file
 from polarmask_serving import launch
 from polarmask_serving.archive import Archive
-from polarmask_serving.client import ModelClient
 from polarmask_serving.errors import (
     ArchiveError,
     PortTakenError,
     RegistrationError,
     ServerError,
 )
+from polarmask_serving.management import ModelClient
 from polarmask_serving.probe import Target
 from polarmask_serving.record import ServerRecord, locked
 from polarmask_serving.server_log import start_error, worker_error

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from polarmask.checkpoint import load_checkpoint
 from polarmask.detector import PolarMask
 from polarmask.device import find_device
+from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference import Instances, Predictor
-from polarmask.model_folder import CARD_FILE, WEIGHTS_FILE, ModelCard, is_model_folder
+from polarmask.model_folder import ModelCard, is_model_folder
 from polarmask.run_folder import CHECKPOINT
 
 _CLIENTS = "polarmask.clients"  # entry points: this area must not know the serving area (ADR 0016)
@@ -58,9 +59,9 @@ def open_model(source: str, *, device: str | None = "cpu", threads: int | None =
 def _open_archive(path: Path, device: str | None, threads: int | None) -> Predictor:
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            for name in (WEIGHTS_FILE, CARD_FILE):
-                (Path(folder) / name).write_bytes(archive.read(f"model/{name}"))
-            return Predictor.load(Path(folder), device=device, threads=threads)
+            names = [name for name in archive.namelist() if name.startswith("model/")]
+            archive.extractall(folder, names)
+            return Predictor.load(Path(folder) / "model", device=device, threads=threads)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise ModelFormatError(
             f"{path} is no archive of a model ({error}); "
@@ -83,7 +84,7 @@ def _open_checkpoint(path: Path, device: str | None) -> Predictor:
     detector.load_state_dict(weights)
     own = find_device(device)
     card = ModelCard(state.config, state.categories, {}, {"steps": state.step})
-    return Predictor(detector.to(own).eval(), card, own)
+    return Predictor(Eager(detector.to(own).eval()), card, own)
 
 
 def open_server(url: str, *, token: str | None = None) -> Finder:

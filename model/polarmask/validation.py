@@ -12,6 +12,7 @@ from polarmask.checkpoint import Validated
 from polarmask.coco import CocoData
 from polarmask.detector import PolarMask
 from polarmask.distributed import all_gather, gather_to_first, is_first, rank, world_size
+from polarmask.engines.torch_engines import Eager
 from polarmask.evaluate import Evaluation, evaluate_predictions, predict_split
 from polarmask.inference import Instances, Predictor
 from polarmask.model_folder import ModelCard, save_model
@@ -57,7 +58,7 @@ class Validator:
 
     def measure(self, detector: PolarMask, step: int, before: Validated) -> Validated:
         """Measure the weights of a step; the later ones win a tie, they have seen more."""
-        predictor = Predictor(detector.eval(), self._card, self._device)
+        predictor = Predictor(Eager(detector.eval()), self._card, self._device)
         own = replace(self._data, images=self._data.images[rank() :: world_size()])
         gathered = gather_to_first(predict_split(predictor, own))
         found = {image_id: one for part in gathered for image_id, one in part.items()}

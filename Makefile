@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-fuzz test-gpu test-images check fix compile openapi render images lock clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-gpu test-images bench bench-quick check fix compile openapi render images lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -46,6 +46,12 @@ test-gpu: .venv/.ready ## run the tests that need CUDA
 
 test-images: .venv/.ready ## build the container images with Docker and run each: some minutes, 20 GB of disk
 	$(RUN) -m pytest -m images
+
+bench: .venv/.ready data ## measure everything anew: benchmarks/results.json and README's table (BENCH="rays feed": these only)
+	$(RUN) benchmarks/run.py $(BENCH)
+
+bench-quick: .venv/.ready data ## run every benchmark briefly; fails on wrong results only
+	$(RUN) benchmarks/run.py --quick $(BENCH)
 
 check: .venv/.ready ## format, lint, types, import rules
 	$(RUN) -m ruff format --check .

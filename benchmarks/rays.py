@@ -1,46 +1,137 @@
-"""Time and memory of one image's labels: the original's way against ours (faults W1 and W18).
+"""Labels of one image: slow, obvious ways and the original's against ours (faults W1 and W18).
 
     .venv/bin/python benchmarks/rays.py
 
-The original's way is said again here in plain numpy: location by location, ray by ray, degree by
-degree, and targets as dense arrays over all locations. Both sides run in this process, on one
-thread, in turns; the median of the CPU times counts.
+The objects are those of the eight COCO photos in tests/data, two photos laid on one canvas of
+1280x768: as many objects and positives an image as COCO has. The original's way is said again here
+in plain numpy: location by location, ray by ray, degree by degree, and targets as dense arrays.
 """
 
-import argparse
-import platform
-import time
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from frame import Result, main, race, wrong
 
-from polarmask.config import LabelConfig, ModelConfig
+from polarmask.coco import load_coco
+from polarmask.config import InputConfig, LabelConfig, ModelConfig
+from polarmask.image_labels import label_image
+from polarmask.masks import bitmap_from_rle, rle_from_segmentation, rles_from_polygons
+from polarmask.native_targets import assign_native
 from polarmask.original_rays import binned_rays, largest_contour, mass_center
-from polarmask.rays import Polygons, cast_rays
-from polarmask.targets import all_locations, assign, assign_original, level_points
+from polarmask.outlines import read_outline
+from polarmask.presets import tiny
+from polarmask.rays import Polygons
+from polarmask.targets import all_locations, assign_batch, assign_original, level_points
 
+PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"
 CANVAS = (768, 1280)
-MODEL = ModelConfig()
+MODEL = ModelConfig(backbone_norm="group")
+LABELS = LabelConfig()
 
 
-def draw_objects(count, rng):
-    """Return polygons (V, 2) of wobbly discs and their bitmaps."""
-    polygons, bitmaps = [], []
-    rows, columns = np.mgrid[: CANVAS[0], : CANVAS[1]] + 0.5
-    angle = np.arange(400) * 2 * np.pi / 400
-    for _ in range(count):
-        radius = np.exp(rng.uniform(np.log(15), np.log(150)))
-        x, y = rng.uniform(radius, CANVAS[1] - radius), rng.uniform(radius, CANVAS[0] - radius)
-        wave, turn = rng.integers(2, 7), rng.uniform(0, 2 * np.pi)
+def scenes():
+    """Return outlines by image: the largest part of every object of two photos each."""
+    photos = load_coco(PHOTOS, "train").images
+    found = []
+    for pair in zip(photos[::2], photos[1::2], strict=True):
+        scaled = [
+            (annotation.parts[0] * (CANVAS[1] / photo.width, CANVAS[0] / photo.height))
+            for photo in pair
+            for annotation in photo.annotations
+            if annotation.parts
+        ]
+        found.append([outline.astype(np.float32) for outline in scaled])
+    return found
 
-        def border(at, radius=radius, wave=wave, turn=turn):
-            return radius * (0.8 + 0.2 * np.sin(wave * at + turn))
 
-        ends = np.stack([np.cos(angle), np.sin(angle)], axis=1) * border(angle)[:, None]
-        polygons.append(torch.from_numpy(ends + np.array([x, y])).float())
-        distance = np.hypot(columns - x, rows - y)
-        bitmaps.append((distance < border(np.arctan2(rows - y, columns - x))).astype(np.uint8))
-    return polygons, bitmaps
+def obvious(outlines):
+    """Return the rays of every location by object: tests each location, casts one by one."""
+    location_L3 = all_locations(CANVAS, MODEL.strides)
+    point_L2 = level_points(location_L3, MODEL.strides).double().numpy()
+    level_L, stride_L = location_L3[:, 0].numpy(), np.array(MODEL.strides)[location_L3[:, 0]]
+    range_L2 = np.array(LABELS.level_ranges)[level_L]
+    owner, smallest = np.full(len(point_L2), -1), np.full(len(point_L2), np.inf)
+    for number, outline in enumerate(outlines):
+        polygon = outline.astype(np.float64)
+        low, high = polygon.min(axis=0), polygon.max(axis=0)
+        center = centroid(polygon)
+        sides = np.concatenate([point_L2 - low, high - point_L2], axis=1)
+        fits = (sides.min(axis=1) > 0) & (sides.max(axis=1) >= range_L2[:, 0])
+        fits &= sides.max(axis=1) <= range_L2[:, 1]
+        fits &= np.abs(point_L2 - center).max(axis=1) < LABELS.center_radius * stride_L
+        area = (high - low).prod()
+        for place in np.flatnonzero(fits):
+            if area < smallest[place] and contains(point_L2[place], polygon):
+                owner[place], smallest[place] = number, area
+    return {
+        (int(owner[place]), *location_L3[place].tolist()): [
+            farthest(point_L2[place], outlines[owner[place]], 2 * math.pi * ray / MODEL.num_rays)
+            for ray in range(MODEL.num_rays)
+        ]
+        for place in np.flatnonzero(owner >= 0)
+    }
+
+
+def centroid(polygon):
+    start, stop = polygon - polygon[0], np.roll(polygon, -1, axis=0) - polygon[0]
+    cross = start[:, 0] * stop[:, 1] - start[:, 1] * stop[:, 0]
+    return polygon[0] + ((start + stop) * cross[:, None]).sum(axis=0) / (3 * cross.sum())
+
+
+def contains(point, polygon):
+    (ax, ay), (bx, by) = polygon.T, np.roll(polygon, -1, axis=0).T
+    rows = (ay > point[1]) != (by > point[1])
+    at = ax[rows] + (point[1] - ay[rows]) / (by - ay)[rows] * (bx - ax)[rows]
+    return bool((point[0] < at).sum() % 2)
+
+
+def farthest(point, polygon, angle):
+    """Solve point + t * direction = a + u * (b - a) for every edge."""
+    (ax, ay), (bx, by) = polygon.T.astype(np.float64), np.roll(polygon, -1, axis=0).T
+    dx, dy = math.cos(angle), math.sin(angle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        determinant = dy * (bx - ax) - dx * (by - ay)
+        t = ((ay - point[1]) * (bx - ax) - (ax - point[0]) * (by - ay)) / determinant
+        u = ((ay - point[1]) * dx - (ax - point[0]) * dy) / determinant
+    return t[(t >= 0) & (u >= -1e-9) & (u <= 1 + 1e-9)].max()
+
+
+def together(images):
+    """Assign the locations of all images at once in torch."""
+    image_G = torch.arange(len(images)).repeat_interleave(torch.tensor([len(o) for o in images]))
+    vertices = [torch.from_numpy(outline) for own in images for outline in own]
+    canvas_I2 = torch.tensor([CANVAS] * len(images))
+    polygons = Polygons.from_vertices(vertices)
+    return assign_batch(polygons, image_G, canvas_I2, model=MODEL, labels=LABELS)
+
+
+def check(images, ours):
+    """See that the ways agree: locations exactly, rays to 1e-3 px."""
+    for number, (outlines, (location_P3, object_P, ray_PR)) in enumerate(
+        zip(images, ours, strict=True)
+    ):
+        slow = obvious(outlines)
+        fast = {
+            (owner, *location): rays
+            for owner, location, rays in zip(
+                object_P.tolist(), location_P3.tolist(), ray_PR.tolist(), strict=True
+            )
+        }
+        lost = set(range(len(outlines))) - {owner for owner, *_ in slow}
+        if {key for key in fast if key[0] not in lost} != set(slow):
+            wrong(f"image {number}: other locations than the definition's")
+        worst = max(np.abs(np.subtract(fast[key], rays)).max() for key, rays in slow.items())
+        if worst > 1e-3:
+            wrong(f"image {number}: a ray is {worst:.2g} px off")
+    batch = together(images)
+    if not np.array_equal(batch.location_P3, np.concatenate([one[0] for one in ours])):
+        wrong("torch chooses other locations")
+    if np.abs(batch.ray_PR.numpy() - np.concatenate([one[2] for one in ours])).max() > 1e-3:
+        wrong("torch casts other rays")
 
 
 def original_loop(points, contour):
@@ -58,7 +149,7 @@ def original_loop(points, contour):
                     break
             else:
                 rays[row, ray] = 1e-6
-    return rays
+    return rays[:, (9 - np.arange(36)) % 36]
 
 
 def dense_bytes(num_objects, num_locations):
@@ -69,60 +160,97 @@ def dense_bytes(num_objects, num_locations):
     return sides.nbytes + regions.nbytes + targets.nbytes
 
 
-def cpu_time(function):
-    started = time.process_time()
-    function()
-    return 1000 * (time.process_time() - started)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objects", type=int, default=15)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    polygons, bitmaps = draw_objects(options.objects, np.random.default_rng(0))
+def binned(outlines):
+    """Return contours, and the locations that the original's rules choose for them."""
+    bitmaps = [
+        bitmap_from_rle(rle).astype(np.uint8) for rle in rles_from_polygons(outlines, CANVAS)
+    ]
     contours = [largest_contour(bitmap) for bitmap in bitmaps]
     tensors = [torch.from_numpy(contour) for contour in contours]
     center_G2 = torch.tensor([mass_center(contour) for contour in contours]).float()
     box_G4 = torch.from_numpy(np.array([[*c.min(0), *c.max(0)] for c in contours])).float()
     labels = LabelConfig(mode="original")
     found = assign_original(tensors, center_G2, box_G4, CANVAS, model=MODEL, labels=labels)
-    point_P2 = level_points(found.location_P3, MODEL.strides).float()
-    owner_P = found.object_P.numpy()
+    return contours, level_points(found.location_P3, MODEL.strides).float(), found.object_P
 
-    flat = Polygons.from_vertices(polygons)
 
-    def original():
-        for owner, contour in enumerate(contours):
-            original_loop(point_P2.numpy()[owner_P == owner], contour)
+def read_and_label():
+    """Do all that a photo's annotations need, from the parsed JSON to stored labels."""
+    document = json.loads((PHOTOS / "annotations" / "instances_train.json").read_bytes())
+    records = load_coco(PHOTOS, "train").images
+    raw = {record.id: [] for record in records}
+    for entry in document["annotations"]:
+        raw[entry["image_id"]].append(entry)
+    images = InputConfig(short_side=768, max_side=1280)
+    config = replace(tiny(), input=images, model=MODEL, labels=LABELS)
 
-    ways = {
-        "original's loop, rays only": original,
-        "the same bins, rays only": lambda: binned_rays(point_P2, found.object_P, tensors, 36),
-        "exact rays, rays only": lambda: cast_rays(point_P2, found.object_P, flat, 36),
-        "exact rays with the whole assignment": lambda: assign(
-            polygons, CANVAS, model=MODEL, labels=LabelConfig()
-        ),
-    }
-    for function in ways.values():
-        function()
-    times = {name: [] for name in ways}
-    for _ in range(options.repeats):
-        for name, function in ways.items():
-            times[name].append(cpu_time(function))
-    slow = np.median(times["original's loop, rays only"])
-    print(f"{options.objects} objects, {len(point_P2)} positives, {platform.processor()}\n")
-    print("| one image | ms CPU | original's / this |\n|---|---|---|")
-    for name, values in times.items():
-        print(f"| {name} | {np.median(values):.1f} | {slow / np.median(values):.1f} |")
-    ours = assign(polygons, CANVAS, model=MODEL, labels=LabelConfig())
-    held = sum(value.nbytes for value in vars(ours).values())
-    dense = dense_bytes(len(polygons), len(all_locations(CANVAS, MODEL.strides)))
-    print("\n| targets of one image | kB | original's / this |\n|---|---|---|")
-    print(f"| dense, as the original has them | {dense / 1000:.0f} | 1.0 |")
-    print(f"| positives only | {held / 1000:.0f} | {dense / held:.0f} |")
+    def once():
+        for record in records:
+            objects = [
+                read_outline(entry, (record.height, record.width), crowd=False)
+                for entry in raw[record.id]
+            ]
+            for one in objects:
+                rle_from_segmentation(one.segmentation, (record.height, record.width))
+            label_image(record, config)
+
+    return once, len(records), sum(len(entries) for entries in raw.values())
+
+
+def run(quick):
+    torch.set_num_threads(1)
+    images = scenes()
+    ours = [assign_native(own, CANVAS, model=MODEL, labels=LABELS) for own in images]
+    check(images, ours)
+    count = len(images)
+    objects = sum(len(own) for own in images) / count
+    positives = sum(len(one[1]) for one in ours) / count
+    scene = f"{objects:.0f} objects, {positives:.0f} positives, 1280x768"
+
+    def native():
+        for own in images:
+            assign_native(own, CANVAS, model=MODEL, labels=LABELS)
+
+    fast, slow, torch_ms = race(
+        native, lambda: [obvious(own) for own in images], lambda: together(images), quick=quick
+    )
+    yield Result(
+        f"labels of an image: centre, assignment, exact rays ({scene})",
+        fast / count, slow / count, "ms", goal="<= 4 ms",
+    )  # fmt: skip
+    yield Result(
+        f"the same in torch on the CPU, {count} images together",
+        torch_ms / count,
+        slow / count,
+        "ms",
+    )
+    once, photos, annotations = read_and_label()
+    (all_ms,) = race(once, quick=quick)
+    yield Result(
+        f"labels of a photo from its JSON, masks and their IoU included "
+        f"({annotations / photos:.1f} objects)",
+        all_ms / photos, None, "ms", goal="<= 12 ms",
+    )  # fmt: skip
+    contours, point_P2, object_P = binned(images[0])
+    tensors = [torch.from_numpy(contour) for contour in contours]
+    owner_P = object_P.numpy()
+
+    def loop():
+        return np.concatenate(
+            [original_loop(point_P2.numpy()[owner_P == g], c) for g, c in enumerate(contours)]
+        )
+
+    def bins():
+        return binned_rays(point_P2, object_P, tensors, 36)
+
+    if not np.allclose(bins().numpy(), loop(), atol=1e-3):
+        wrong("the original's bins differ from its loop")
+    fast, slow = race(bins, loop, quick=quick)
+    yield Result("the original's binned rays of an image, rays only", fast, slow, "ms")
+    held = sum(array.nbytes for array in ours[0])
+    dense = dense_bytes(len(images[0]), len(all_locations(CANVAS, MODEL.strides)))
+    yield Result("targets of an image in memory (original: dense)", held / 1e3, dense / 1e3, "kB")
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__)

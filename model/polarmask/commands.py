@@ -39,12 +39,19 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_precompute(options: argparse.Namespace) -> None:
     """Check the data and make its ray labels."""
-    from polarmask.precompute import find_splits, precompute
+    from polarmask.device import find_device
+    from polarmask.precompute import Crew, Part, find_splits, precompute, precompute_part
 
-    splits = find_splits(options.data)
-    store = precompute(
-        options.data, options.out, _config(options), splits=splits, workers=options.workers
-    )
+    data, out, config = options.data, options.out, _config(options)
+    splits = find_splits(data)
+    crew = Crew(options.workers, find_device("cuda").type if options.device == "cuda" else None)
+    if options.shard is not None:
+        part = Part(*options.shard)
+        count = precompute_part(data, out, config, part, splits=splits, crew=crew)
+        print(f"{count} shards of part {part.number}/{part.of} are in {out}; when all parts are")
+        print("made, run the same command without --shard to finish the store (--made FOLDER ...)")
+        return
+    store = precompute(data, out, config, splits=splits, crew=crew, made=options.made)
     if "val" not in splits:
         print(f"val: {options.data} has no instances_val.json, labels are for training only")
     for split in splits:
@@ -116,13 +123,17 @@ def run_import_original(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """Measure COCO mask AP."""
     from polarmask.coco import load_coco
-    from polarmask.evaluate import evaluate_predictions, predict_split
+    from polarmask.distributed import is_first, process_group
+    from polarmask.evaluate import evaluate_predictions, predict_together
     from polarmask.files import write_text
     from polarmask.inference import Predictor
 
-    data = load_coco(options.data, options.split, check_pixels=True)
-    predictor = Predictor.load(options.model, device=options.device, threads=options.threads)
-    predictions = predict_split(predictor, data)
+    with process_group(options.device) as device:
+        data = load_coco(options.data, options.split, check_pixels=True)
+        predictor = Predictor.load(options.model, device=device, threads=options.threads)
+        predictions = predict_together(predictor, data)
+        if not is_first():
+            return
     evaluation = evaluate_predictions(data, predictions)
     print(
         f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "

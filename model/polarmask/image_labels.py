@@ -5,7 +5,8 @@ Dimension key
     V: contour points    L: all locations    2: (x, y) in pixels    4: x0, y0, x1, y1
 """
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,11 +18,12 @@ from polarmask.augment import Symmetry, apply_to_labels, apply_to_pixels
 from polarmask.coco import Annotation, ImageRecord
 from polarmask.config import RunConfig
 from polarmask.label_store import ImageLabels
+from polarmask.native_targets import assign_native
 from polarmask.original_rays import largest_contour, mass_center
 from polarmask.outlines import polygon_area
 from polarmask.preprocess import canvas_hw, resized_hw
-from polarmask.rays import decode_rays
-from polarmask.targets import Assignment, all_locations, assign, assign_original, level_points
+from polarmask.rays import Polygons, decode_rays
+from polarmask.targets import all_locations, assign_batch, assign_original, level_points
 
 _ORIGINAL_MIN_AREA = 15
 """Objects of so many square pixels of the given image or less are background in the original."""
@@ -29,51 +31,127 @@ _ORIGINAL_MIN_SIDE = 10
 """So are objects narrower and lower than this, in pixels of the given image."""
 
 
+_Assigned = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""location_P3, object_P and ray_PR of one image; object_P counts outlines."""
+
+
 def label_image(record: ImageRecord, config: RunConfig) -> ImageLabels:
     """Return what one image teaches and how well its labels fit, for the label store."""
-    labels, shape_P = _label(record, config, Symmetry())
-    return replace(labels, iou_G=_reached_iou(labels, shape_P, record, config))
+    return label_images([record], config)[0]
+
+
+def label_images(
+    records: Sequence[ImageRecord], config: RunConfig, device: str | None = None
+) -> list[ImageLabels]:
+    """Return what images teach and how well their labels fit, for the label store.
+
+    Args:
+        records: The images.
+        config: Strides, rays, input size and label rules.
+        device: Where torch takes all images at once; None takes one after the other in compiled
+            code on the CPU, which the original's label rules always do.
+    """
+    if config.labels.mode == "original":
+        made = [_label_as_original(record, config, Symmetry()) for record in records]
+        pairs = [(labels, labels.object_P) for labels in made]
+    elif device is None:
+        pairs = [_label_exactly(record, config) for record in records]
+    else:
+        teaching = [_Teaching.of(record, config) for record in records]
+        assigned = _assign_together(teaching, config, device)
+        pairs = [
+            _put_together(*each, config) for each in zip(records, teaching, assigned, strict=True)
+        ]
+    return [
+        replace(labels, iou_G=_reached_iou(labels, shape_P, record, config))
+        for (labels, shape_P), record in zip(pairs, records, strict=True)
+    ]
 
 
 def label_view(record: ImageRecord, config: RunConfig, symmetry: Symmetry) -> ImageLabels:
     """Return what one image teaches when it is mirrored; `iou_G` is 0: nobody trains on it."""
-    return _label(record, config, symmetry)[0]
-
-
-def _label(
-    record: ImageRecord, config: RunConfig, symmetry: Symmetry
-) -> tuple[ImageLabels, NDArray[np.int64]]:
-    """Return labels and for each positive the shape it decodes to: an object, or a part of one."""
     if config.labels.mode == "original":
-        labels = _label_as_original(record, config, symmetry)
-        return labels, labels.object_P
-    labels, shape_P = _label_exactly(record, config)
-    return apply_to_labels(labels, symmetry, config.model.strides), shape_P
+        return _label_as_original(record, config, symmetry)
+    return apply_to_labels(_label_exactly(record, config)[0], symmetry, config.model.strides)
+
+
+@dataclass(frozen=True)
+class _Teaching:
+    """What an image has to teach: its learned objects' outlines in pixels of the network's input.
+
+    An object may teach several outlines, its parts.
+    """
+
+    canvas: tuple[int, int]
+    objects: list[Annotation]
+    shapes: list[list[NDArray[np.float32]]]
+
+    @classmethod
+    def of(cls, record: ImageRecord, config: RunConfig) -> "_Teaching":
+        content_hw = resized_hw((record.height, record.width), config.input)
+        canvas = canvas_hw(content_hw, config.model.strides, config.input.multiple)
+        scale_2 = _scale(record, config)
+        objects = [a for a in record.annotations if _is_learned(a, scale_2, config)]
+        return cls(canvas, objects, [_shapes(a, scale_2, config) for a in objects])
+
+    @property
+    def outlines(self) -> list[NDArray[np.float32]]:
+        return [part for parts in self.shapes for part in parts]
 
 
 def _label_exactly(record: ImageRecord, config: RunConfig) -> tuple[ImageLabels, NDArray[np.int64]]:
-    content_hw = resized_hw((record.height, record.width), config.input)
-    canvas = canvas_hw(content_hw, config.model.strides, config.input.multiple)
-    scale_2 = _scale(record, config)
-    objects = [a for a in record.annotations if _is_learned(a, scale_2, config)]
-    shapes = [_shapes(annotation, scale_2, config) for annotation in objects]
-    owner_S = np.array([row for row, parts in enumerate(shapes) for _ in parts], dtype=np.int64)
-    vertices = [torch.from_numpy(part).float() for parts in shapes for part in parts]
-    found = assign(vertices, canvas, model=config.model, labels=config.labels)
-    ignored = [a for a in record.annotations if not _is_learned(a, scale_2, config)]
-    shape_P = found.object_P.numpy()
-    boxes = [(part.min(axis=0), part.max(axis=0)) for part in map(np.concatenate, shapes)]
+    """Return labels and for each positive the outline it decodes to."""
+    teaching = _Teaching.of(record, config)
+    assigned = assign_native(
+        teaching.outlines, teaching.canvas, model=config.model, labels=config.labels
+    )
+    return _put_together(record, teaching, assigned, config)
+
+
+def _assign_together(
+    teaching: list[_Teaching], config: RunConfig, device: str
+) -> Iterator[_Assigned]:
+    """Assign the locations of all images at once on a device."""
+    outlines = [[torch.from_numpy(part) for part in one.outlines] for one in teaching]
+    image_G = torch.arange(len(outlines)).repeat_interleave(
+        torch.tensor([len(own) for own in outlines])
+    )
+    found = assign_batch(
+        Polygons.from_vertices([part for own in outlines for part in own]).to(device),
+        image_G.to(device),
+        torch.tensor([one.canvas for one in teaching], device=device),
+        model=config.model,
+        labels=config.labels,
+    )
+    object_P = found.object_P.cpu()
+    image_P = image_G[object_P].numpy()
+    location_P3, ray_PR = found.location_P3.cpu().numpy(), found.ray_PR.cpu().numpy()
+    first = 0
+    for image, own in enumerate(outlines):
+        chosen = slice(*np.searchsorted(image_P, [image, image + 1]))
+        yield location_P3[chosen], object_P.numpy()[chosen] - first, ray_PR[chosen]
+        first += len(own)
+
+
+def _put_together(
+    record: ImageRecord, teaching: _Teaching, assigned: _Assigned, config: RunConfig
+) -> tuple[ImageLabels, NDArray[np.int64]]:
+    location_P3, shape_P, ray_PR = assigned
+    owner_S = np.array([row for row, parts in enumerate(teaching.shapes) for _ in parts], np.int64)
+    boxes = [(part.min(axis=0), part.max(axis=0)) for part in map(np.concatenate, teaching.shapes)]
+    taught = {annotation.id for annotation in teaching.objects}
+    ignored = [a for a in record.annotations if a.id not in taught]
     labels = ImageLabels(
         image_id=record.id,
-        canvas_hw=canvas,
-        location_P3=found.location_P3.numpy(),
+        canvas_hw=teaching.canvas,
+        location_P3=location_P3,
         object_P=owner_S[shape_P],
-        ray_PR=found.ray_PR.numpy(),
-        category_G=np.array([a.category for a in objects], dtype=np.int64),
+        ray_PR=ray_PR,
+        category_G=np.array([a.category for a in teaching.objects], dtype=np.int64),
         box_G4=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        annotation_G=np.array([a.id for a in objects], dtype=np.int64),
-        iou_G=np.zeros(len(objects), dtype=np.float32),
-        ignored_I3=_ignored_locations(ignored, found, record, canvas, config),
+        annotation_G=np.array([a.id for a in teaching.objects], dtype=np.int64),
+        iou_G=np.zeros(len(teaching.objects), dtype=np.float32),
+        ignored_I3=_ignored_locations(ignored, location_P3, record, teaching.canvas, config),
     )
     return labels, shape_P
 
@@ -91,13 +169,14 @@ def _is_learned(annotation: Annotation, scale_2: NDArray[np.float64], config: Ru
 
 def _shapes(
     annotation: Annotation, scale_2: NDArray[np.float64], config: RunConfig
-) -> list[NDArray[np.float64]]:
+) -> list[NDArray[np.float32]]:
     """Return the outlines that an object teaches, in pixels of the network's input."""
     parts = [part * scale_2 for part in annotation.parts]
-    if config.labels.parts == "largest":
-        return parts[:1]
-    large = [part for part in parts if polygon_area(part) >= config.labels.min_area]
-    return large or parts[:1]
+    if config.labels.parts == "all":
+        parts = [p for p in parts if polygon_area(p) >= config.labels.min_area] or parts[:1]
+    else:
+        parts = parts[:1]
+    return [part.astype(np.float32) for part in parts]
 
 
 def _label_as_original(record: ImageRecord, config: RunConfig, symmetry: Symmetry) -> ImageLabels:
@@ -190,7 +269,7 @@ def _reached_iou(
 
 def _ignored_locations(
     ignored: list[Annotation],
-    found: Assignment,
+    claimed_P3: NDArray[np.int64],
     record: ImageRecord,
     canvas: tuple[int, int],
     config: RunConfig,
@@ -207,7 +286,7 @@ def _ignored_locations(
         rle = masks.rle_from_segmentation(annotation.segmentation, (record.height, record.width))
         bitmap = masks.bitmap_from_rle(rle)
         covered_L[on_image_L] |= bitmap[pixel_L2[on_image_L, 1], pixel_L2[on_image_L, 0]]
-    claimed = {tuple(location) for location in found.location_P3.tolist()}
+    claimed = {tuple(location) for location in claimed_P3.tolist()}
     return np.array(
         [p for p in location_L3.numpy()[covered_L].tolist() if tuple(p) not in claimed],
         dtype=np.int64,

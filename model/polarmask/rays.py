@@ -12,7 +12,9 @@ screen from +x, because y points down (ADR 0008).
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MIN_LENGTH = 1e-3
@@ -50,6 +52,12 @@ class Polygons:
         stop_E2 = torch.cat([polygon.roll(-1, dims=0) for polygon in vertices])
         return cls(start_E2, stop_E2, counts.cumsum(0).to(start_E2.device))
 
+    def to(self, device: str | torch.device) -> "Polygons":
+        """Return a copy on a device."""
+        return Polygons(
+            self.start_E2.to(device), self.stop_E2.to(device), self.offset_G1.to(device)
+        )
+
     def area_and_centroid(self) -> tuple[Tensor, Tensor]:
         """Return area (G,) in square pixels and mass centre (G, 2).
 
@@ -57,8 +65,8 @@ class Polygons:
         """
         counts_G = self.offset_G1.diff()
         owner_E = torch.repeat_interleave(counts_G)
-        # Relative to the first vertex: products of absolute coordinates lose digits in float32.
-        origin_G2 = self.start_E2[self.offset_G1[:-1]]
+        # In float64: sums in any order then round to the same centre in float32.
+        origin_G2 = self.start_E2[self.offset_G1[:-1]].double()
         a_E2 = self.start_E2 - origin_G2[owner_E]
         b_E2 = self.stop_E2 - origin_G2[owner_E]
         cross_E = a_E2[:, 0] * b_E2[:, 1] - a_E2[:, 1] * b_E2[:, 0]
@@ -69,13 +77,27 @@ class Polygons:
         flat_G = twice_area_G.abs() < 1e-6
         divisor_G = torch.where(flat_G, 1.0, 3 * twice_area_G)
         center_G2 = torch.where(flat_G[:, None], mean_G2, moment_G2 / divisor_G[:, None])
-        return twice_area_G.abs() / 2, origin_G2 + center_G2
+        return (twice_area_G.abs() / 2).to(self.start_E2), (origin_G2 + center_G2).to(self.start_E2)
+
+    def boxes(self) -> Tensor:
+        """Return x0, y0, x1, y1 (G, 4) of each polygon."""
+        counts_G = self.offset_G1.diff()
+        owner_E2 = torch.repeat_interleave(counts_G)[:, None].expand(-1, 2)
+        empty_G2 = self.start_E2.new_zeros(len(counts_G), 2)
+        low_G2 = empty_G2.scatter_reduce(0, owner_E2, self.start_E2, "amin", include_self=False)
+        high_G2 = empty_G2.scatter_reduce(0, owner_E2, self.start_E2, "amax", include_self=False)
+        return torch.cat([low_G2, high_G2], dim=1)
+
+
+def direction_table(num_rays: int) -> NDArray[np.float64]:
+    """Return unit vectors (R, 2) of the rays: the one table that all ways of casting share."""
+    angle_R = np.arange(num_rays) * (2 * math.pi / num_rays)
+    return np.stack([np.cos(angle_R), np.sin(angle_R)], axis=1)
 
 
 def ray_directions(num_rays: int, *, like: Tensor) -> Tensor:
     """Return unit vectors (R, 2) of the rays, with dtype and device of `like`."""
-    angle_R = torch.arange(num_rays, dtype=torch.float64) * (2 * math.pi / num_rays)
-    return torch.stack([angle_R.cos(), angle_R.sin()], dim=-1).to(like)
+    return torch.from_numpy(direction_table(num_rays)).to(like)
 
 
 def cast_rays(
@@ -98,7 +120,8 @@ def cast_rays(
     """
     count_P = polygons.offset_G1.diff()[polygon_P]
     lengths, insides = [], []
-    direction_R2 = ray_directions(num_rays, like=point_P2)
+    # In float64, like the compiled way: both then see the same crossings, also at grazed corners.
+    direction_R2 = ray_directions(num_rays, like=point_P2.double())
     for first, last in _chunks(count_P):
         length, inside = _cast_chunk(
             point_P2[first:last],
@@ -107,7 +130,7 @@ def cast_rays(
             polygons,
             direction_R2,
         )
-        lengths.append(length)
+        lengths.append(length.to(point_P2))
         insides.append(inside)
     if not lengths:
         return point_P2.new_zeros(0, num_rays), point_P2.new_zeros(0, dtype=torch.bool)
@@ -138,16 +161,16 @@ def _cast_chunk(
     nth_M = torch.arange(len(point_M), device=point_M.device)
     nth_M = nth_M - (count_P.cumsum(0) - count_P)[point_M]
     edge_M = first_edge_P[point_M] + nth_M
-    a_M2 = polygons.start_E2[edge_M] - point_P2[point_M]
-    b_M2 = polygons.stop_E2[edge_M] - point_P2[point_M]
+    point_M2 = point_P2[point_M].double()
+    a_M2 = polygons.start_E2[edge_M] - point_M2
+    b_M2 = polygons.stop_E2[edge_M] - point_M2
     pair_T, ray_T = _spanned_rays(a_M2, b_M2, len(direction_R2))
     a_T2, b_T2, point_T = a_M2[pair_T], b_M2[pair_T], point_M[pair_T]
     direction_T2 = direction_R2[ray_T]
-    normal_T2 = torch.stack([-direction_T2[:, 1], direction_T2[:, 0]], dim=1)
-    side_a_T, side_b_T = _dot(a_T2, normal_T2), _dot(b_T2, normal_T2)
+    side_a_T, side_b_T = _side(a_T2, direction_T2), _side(b_T2, direction_T2)
     # Half-open rule: a vertex on the ray belongs to one of its two edges, so crossings pair up.
     crosses_T = (side_a_T > 0) != (side_b_T > 0)
-    along_a_T, along_b_T = _dot(a_T2, direction_T2), _dot(b_T2, direction_T2)
+    along_a_T, along_b_T = _along(a_T2, direction_T2), _along(b_T2, direction_T2)
     span_T = torch.where(crosses_T, side_b_T - side_a_T, 1.0)
     distance_T = (along_a_T * side_b_T - along_b_T * side_a_T) / span_T
     distance_T = torch.where(crosses_T & (distance_T >= 0), distance_T, -1.0)
@@ -182,10 +205,15 @@ def _spanned_rays(a_M2: Tensor, b_M2: Tensor, num_rays: int) -> tuple[Tensor, Te
     return pair_T, (first_M[pair_T] + nth_T) % num_rays
 
 
-def _dot(a_T2: Tensor, b_T2: Tensor) -> Tensor:
-    """Multiply rows and add up, rounded once at the end as a matrix product does it."""
-    first_T = (a_T2[:, 0] * b_T2[:, 0]).double()
-    return (first_T + a_T2[:, 1].double() * b_T2[:, 1].double()).to(a_T2.dtype)
+def _side(a_T2: Tensor, direction_T2: Tensor) -> Tensor:
+    """Return how far a point lies to the right of a ray, written out: no product may be fused."""
+    first_T = a_T2[:, 1] * direction_T2[:, 0]
+    return first_T - a_T2[:, 0] * direction_T2[:, 1]
+
+
+def _along(a_T2: Tensor, direction_T2: Tensor) -> Tensor:
+    first_T = a_T2[:, 0] * direction_T2[:, 0]
+    return first_T + a_T2[:, 1] * direction_T2[:, 1]
 
 
 def decode_rays(center_P2: Tensor, length_PR: Tensor, direction_R2: Tensor | None = None) -> Tensor:

@@ -1,8 +1,13 @@
 """Which location learns which object, and the ray lengths it learns.
 
+`assign_batch` does whole batches of images in torch, on any device and without a loop over
+objects; `native_targets` does the same for one image at a time on one CPU core, faster there.
+Both compute in float64 what decides, and agree.
+
 Dimension key
-    G: objects of one image    K: candidate (object, location) pairs    P: positive locations
-    R: rays    2: (x, y) in pixels of the network's input    4: x0, y0, x1, y1
+    I: images    G: objects of all images    K: candidate (object, location) pairs
+    P: positive locations    R: rays    C: locations that an object may get in need
+    2: (x, y) in pixels of the network's input    4: x0, y0, x1, y1
 """
 
 from dataclasses import dataclass
@@ -17,7 +22,7 @@ from polarmask.rays import Polygons, cast_rays
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Positive locations of one image.
+    """Positive locations of one image or of a batch.
 
     Attributes:
         location_P3: Level, row and column, int64.
@@ -49,9 +54,10 @@ def all_locations(canvas_hw: tuple[int, int], strides: tuple[int, ...]) -> Tenso
     return torch.cat(levels)
 
 
-def assign(
-    vertices: list[Tensor],
-    canvas_hw: tuple[int, int],
+def assign_batch(
+    polygons: Polygons,
+    image_G: Tensor,
+    canvas_I2: Tensor,
     *,
     model: ModelConfig,
     labels: LabelConfig,
@@ -64,32 +70,41 @@ def assign(
     inside it that is nearest to its mass centre, or the nearest free one if none is inside.
 
     Args:
-        vertices: One (V, 2) float tensor per object, in pixels of the network's input.
-        canvas_hw: Rows and columns of the padded input, multiples of the coarsest stride.
+        polygons: Objects of all images, in pixels of the network's input, float32.
+        image_G: Image of each object.
+        canvas_I2: Rows and columns of each image's padded input, int64, multiples of the coarsest
+            stride.
         model: Strides and ray count.
         labels: Radius and level ranges.
 
     Returns:
-        The assignment, ordered by object.
+        The assignment, ordered by object, then by level, row and column. `object_P` counts through
+        all images.
     """
-    if not vertices:
-        empty = torch.zeros(0, dtype=torch.long)
-        return Assignment(
-            torch.zeros(0, 3, dtype=torch.long), empty, torch.zeros(0, model.num_rays)
-        )
-    polygons = Polygons.from_vertices(vertices)
+    if not len(image_G):
+        nothing = torch.zeros(0, dtype=torch.long, device=image_G.device)
+        rays = torch.zeros(0, model.num_rays, device=image_G.device)
+        return Assignment(nothing.reshape(0, 3), nothing, rays)
+    grid = _Grid.of(canvas_I2, model.strides)
     _, center_G2 = polygons.area_and_centroid()
-    box_G4 = torch.stack([torch.cat([v.amin(dim=0), v.amax(dim=0)]) for v in vertices])
-    location_K3, object_K = _near_centers(center_G2, canvas_hw, model.strides, labels.center_radius)
+    box_G4 = polygons.boxes().double()
+    location_K3, object_K = _near_centers(
+        center_G2, canvas_I2[image_G], model.strides, labels.center_radius
+    )
     in_range_K = _in_level_range(location_K3, box_G4[object_K], model.strides, labels.level_ranges)
     location_K3, object_K = location_K3[in_range_K], object_K[in_range_K]
-    point_K2 = level_points(location_K3, model.strides)
-    ray_KR, inside_K = cast_rays(point_K2, object_K, polygons, model.num_rays)
-    location_K3, object_K, ray_KR = location_K3[inside_K], object_K[inside_K], ray_KR[inside_K]
+    inside_K = _is_inside(location_K3, object_K, polygons, model.strides)
+    location_K3, object_K = location_K3[inside_K], object_K[inside_K]
     area_G = (box_G4[:, 2] - box_G4[:, 0]) * (box_G4[:, 3] - box_G4[:, 1])
-    won_K = _smallest_wins(location_K3, object_K, area_G)
-    chosen = Assignment(location_K3[won_K], object_K[won_K], ray_KR[won_K])
-    return _rescue(chosen, polygons, center_G2, box_G4, canvas_hw, model, labels)
+    place_K = grid.place(location_K3, image_G[object_K])
+    won_K = _smallest_wins(place_K, object_K, area_G)
+    location_P3, object_P = _rescue(
+        location_K3[won_K], object_K[won_K], polygons, image_G, center_G2, box_G4, grid, labels
+    )
+    ray_PR, _ = cast_rays(
+        level_points(location_P3, model.strides), object_P, polygons, model.num_rays
+    )
+    return Assignment(location_P3, object_P, ray_PR)
 
 
 def assign_original(
@@ -116,12 +131,17 @@ def assign_original(
         the original takes that for an image without objects.
     """
     if not contours or center_G2[0, 0] == 0:
-        return assign([], canvas_hw, model=model, labels=labels)
-    location_K3, object_K = _near_centers(center_G2, canvas_hw, model.strides, labels.center_radius)
+        nothing = torch.zeros(0, dtype=torch.long)
+        return Assignment(nothing.reshape(0, 3), nothing, torch.zeros(0, model.num_rays))
+    canvas_I2 = torch.tensor([canvas_hw])
+    location_K3, object_K = _near_centers(
+        center_G2, canvas_I2.expand(len(center_G2), 2), model.strides, labels.center_radius
+    )
     in_range_K = _in_level_range(location_K3, box_G4[object_K], model.strides, labels.level_ranges)
     location_K3, object_K = location_K3[in_range_K], object_K[in_range_K]
     area_G = (box_G4[:, 2] - box_G4[:, 0] + 1) * (box_G4[:, 3] - box_G4[:, 1] + 1)
-    won_P = _smallest_wins(location_K3, object_K, area_G)
+    place_K = _Grid.of(canvas_I2, model.strides).place(location_K3, torch.zeros_like(object_K))
+    won_P = _smallest_wins(place_K, object_K, area_G)
     location_P3, object_P = location_K3[won_P], object_K[won_P]
     point_P2 = level_points(location_P3, model.strides)
     return Assignment(
@@ -129,24 +149,47 @@ def assign_original(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """All locations of all images counted through: image, level, row, column."""
+
+    strides: tuple[int, ...]
+    hw_IL2: Tensor
+    """Rows and columns of each image's levels."""
+    first_IL: Tensor
+    """Number of the first location of each image's levels."""
+    total: int
+
+    @classmethod
+    def of(cls, canvas_I2: Tensor, strides: tuple[int, ...]) -> "_Grid":
+        stride_L1 = torch.tensor(strides, device=canvas_I2.device)[:, None]
+        hw_IL2 = canvas_I2[:, None] // stride_L1
+        count_IL = hw_IL2.prod(dim=2)
+        first_IL = (count_IL.flatten().cumsum(0) - count_IL.flatten()).reshape(count_IL.shape)
+        return cls(strides, hw_IL2, first_IL, int(count_IL.sum()))
+
+    def place(self, location_K3: Tensor, image_K: Tensor) -> Tensor:
+        level_K, row_K, column_K = location_K3.unbind(dim=1)
+        columns_K = self.hw_IL2[image_K, level_K, 1]
+        return self.first_IL[image_K, level_K] + row_K * columns_K + column_K
+
+
 def _near_centers(
-    center_G2: Tensor, canvas_hw: tuple[int, int], strides: tuple[int, ...], radius: float
+    center_G2: Tensor, canvas_G2: Tensor, strides: tuple[int, ...], radius: float
 ) -> tuple[Tensor, Tensor]:
     """Return all on-canvas locations strictly within the sampling square of every level."""
     reach = int(radius) + 1
-    offset = torch.arange(-reach, reach + 1)
+    offset = torch.arange(-reach, reach + 1, device=center_G2.device)
     step_N2 = torch.cartesian_prod(offset, offset)
+    yx_G2 = center_G2[:, [1, 0]].double()
     locations, owners = [], []
     for level, stride in enumerate(strides):
-        middle_G2 = (center_G2[:, [1, 0]] / stride).floor().long()
-        cell_GN2 = middle_G2[:, None] + step_N2
-        distance_GN2 = (cell_GN2 + 0.5) * stride - center_G2[:, None, [1, 0]]
-        rows, columns = canvas_hw[0] // stride, canvas_hw[1] // stride
+        cell_GN2 = (yx_G2 / stride).floor().long()[:, None] + step_N2
+        distance_GN2 = (cell_GN2.double() + 0.5) * stride - yx_G2[:, None]
         keep_GN = (
             (distance_GN2.abs().amax(dim=2) < radius * stride)
             & (cell_GN2 >= 0).all(dim=2)
-            & (cell_GN2[..., 0] < rows)
-            & (cell_GN2[..., 1] < columns)
+            & (cell_GN2 < (canvas_G2 // stride)[:, None]).all(dim=2)
         )
         owner_K, nth_K = keep_GN.nonzero(as_tuple=True)
         cell_K2 = cell_GN2[owner_K, nth_K]
@@ -164,15 +207,20 @@ def _in_level_range(
     point_K2 = level_points(location_K3, strides)
     side_K4 = torch.cat([point_K2 - box_K4[:, :2], box_K4[:, 2:] - point_K2], dim=1)
     farthest_K = side_K4.amax(dim=1)
-    range_K2 = torch.tensor(ranges)[location_K3[:, 0]]
+    range_K2 = torch.tensor(ranges, device=box_K4.device)[location_K3[:, 0]]
     return (
         (side_K4.amin(dim=1) > 0) & (farthest_K >= range_K2[:, 0]) & (farthest_K <= range_K2[:, 1])
     )
 
 
-def _smallest_wins(location_K3: Tensor, object_K: Tensor, area_G: Tensor) -> Tensor:
-    """Return the pair indices that win their location, ordered by object."""
-    _, place_K = location_K3.unique(dim=0, return_inverse=True)
+def _is_inside(
+    location_K3: Tensor, object_K: Tensor, polygons: Polygons, strides: tuple[int, ...]
+) -> Tensor:
+    return cast_rays(level_points(location_K3, strides), object_K, polygons, 1)[1]
+
+
+def _smallest_wins(place_K: Tensor, object_K: Tensor, area_G: Tensor) -> Tensor:
+    """Return the pair indices that win their place, ordered by object, then by place."""
     order_K = area_G[object_K].argsort(stable=True)
     order_K = order_K[place_K[order_K].argsort(stable=True)]
     sorted_place_K = place_K[order_K]
@@ -183,66 +231,106 @@ def _smallest_wins(location_K3: Tensor, object_K: Tensor, area_G: Tensor) -> Ten
 
 
 def _rescue(
-    chosen: Assignment,
+    location_P3: Tensor,
+    object_P: Tensor,
     polygons: Polygons,
+    image_G: Tensor,
     center_G2: Tensor,
     box_G4: Tensor,
-    canvas_hw: tuple[int, int],
-    model: ModelConfig,
+    grid: _Grid,
     labels: LabelConfig,
-) -> Assignment:
-    """Give every object without a positive one location, if any is free."""
-    has_positive_G = torch.zeros(len(center_G2), dtype=torch.bool)
-    has_positive_G[chosen.object_P] = True
-    taken = {tuple(location) for location in chosen.location_P3.tolist()}
-    locations, rays, owners = [chosen.location_P3], [chosen.ray_PR], [chosen.object_P]
-    for lost in (~has_positive_G).nonzero().flatten().tolist():
-        candidate_K3 = _candidates(box_G4[lost], center_G2[lost], canvas_hw, model.strides, labels)
-        free_K = [tuple(location) not in taken for location in candidate_K3.tolist()]
-        candidate_K3 = candidate_K3[torch.tensor(free_K, dtype=torch.bool)]
-        if not len(candidate_K3):
-            continue
-        point_K2 = level_points(candidate_K3, model.strides)
-        owner_K = torch.full((len(candidate_K3),), lost)
-        ray_KR, inside_K = cast_rays(point_K2, owner_K, polygons, model.num_rays)
-        distance_K = (point_K2 - center_G2[lost]).norm(dim=1)
-        best = int(inside_K.int().argmax() if inside_K.any() else distance_K.argmin())
-        locations.append(candidate_K3[best : best + 1])
-        rays.append(ray_KR[best : best + 1])
-        owners.append(owner_K[:1])
-        taken.add(tuple(candidate_K3[best].tolist()))
-    object_P = torch.cat(owners)
+) -> tuple[Tensor, Tensor]:
+    """Give every object without a positive one location, if any is free; the first object first.
+
+    All choose at once, a place keeps the first object that wants it, the others choose again: the
+    outcome is that of choosing one after the other, because all places prefer the same order.
+    """
+    is_lost_G = torch.ones_like(image_G, dtype=torch.bool)
+    is_lost_G[object_P] = False
+    lost_G = is_lost_G.nonzero().flatten()
+    if not len(lost_G):
+        return location_P3, object_P
+    location_C3, object_C, order_C = _candidates(lost_G, image_G, center_G2, box_G4, grid, labels)
+    place_C = grid.place(location_C3, image_G[object_C])
+    free = torch.ones(grid.total, dtype=torch.bool, device=image_G.device)
+    free[grid.place(location_P3, image_G[object_P])] = False
+    location_C3, object_C, order_C = (
+        value[free[place_C]] for value in (location_C3, object_C, order_C)
+    )
+    inside_C = _is_inside(location_C3, object_C, polygons, grid.strides)
+    offset_C2 = level_points(location_C3, grid.strides).double() - center_G2[object_C]
+    distance_C = offset_C2[:, 0] * offset_C2[:, 0] + offset_C2[:, 1] * offset_C2[:, 1]
+    # Inside: the object's own level first, then by distance there (around the centre: as listed).
+    # Outside: by distance alone. Stable sorts, last key first, keep the listed order of equals.
+    around_C = order_C == len(grid.strides)
+    wish_C = torch.where(inside_C & around_C, 0.0, distance_C).argsort(stable=True)
+    for key_C in (torch.where(inside_C, order_C, 0), ~inside_C, object_C):
+        wish_C = wish_C[key_C[wish_C].long().argsort(stable=True)]
+    location_C3, object_C = location_C3[wish_C], object_C[wish_C]
+    chosen = _choose(grid.place(location_C3, image_G[object_C]), object_C, len(image_G), grid.total)
+    location_P3 = torch.cat([location_P3, location_C3[chosen]])
+    object_P = torch.cat([object_P, object_C[chosen]])
     order_P = object_P.argsort(stable=True)
-    return Assignment(torch.cat(locations)[order_P], object_P[order_P], torch.cat(rays)[order_P])
+    return location_P3[order_P], object_P[order_P]
+
+
+def _choose(place_C: Tensor, object_C: Tensor, num_objects: int, num_places: int) -> Tensor:
+    """Return one row per object from their wishes, sorted by object, best first; no place twice."""
+    count_G = torch.bincount(object_C, minlength=num_objects)
+    end_G = count_G.cumsum(0)
+    next_G = end_G - count_G
+    holder = torch.full((num_places,), num_objects, device=place_C.device)
+    while True:
+        asking = (next_G < end_G).nonzero().flatten()
+        place = place_C[next_G[asking]]
+        holder.scatter_reduce_(0, place, asking, "amin")
+        refused = asking[holder[place] != asking]
+        if not len(refused):
+            return next_G[asking]
+        next_G[refused] += 1
 
 
 def _candidates(
-    box_4: Tensor,
-    center_2: Tensor,
-    canvas_hw: tuple[int, int],
-    strides: tuple[int, ...],
+    lost_G: Tensor,
+    image_G: Tensor,
+    center_G2: Tensor,
+    box_G4: Tensor,
+    grid: _Grid,
     labels: LabelConfig,
-) -> Tensor:
-    """List locations in an object's box, its own level first, nearest to its centre first.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """List locations in lost objects' boxes from their own level down to the finest.
 
     The last ones are those of the finest level around the centre, box or no box.
+
+    Returns:
+        Locations (C, 3), the object of each, and which levels to prefer: lower first, the number
+        of levels for those around the centre.
     """
-    half_side = float((box_4[2:] - box_4[:2]).max()) / 2
-    own = next(i for i, (_, high) in enumerate(labels.level_ranges) if half_side <= high)
+    box_C4, image_C = box_G4[lost_G], image_G[lost_G]
+    half_side = (box_C4[:, 2:] - box_C4[:, :2]).amax(dim=1) / 2
+    high_L = torch.tensor([high for _, high in labels.level_ranges], device=box_G4.device)
+    own = (half_side[:, None] > high_L).sum(dim=1)
     found = []
-    for level in range(own, -1, -1):
-        stride = strides[level]
-        first = (box_4[[1, 0]] / stride - 0.5).ceil().long().clamp(min=0).tolist()
-        last = (box_4[[3, 2]] / stride - 0.5).floor().long().tolist()
-        rows = torch.arange(first[0], min(last[0], canvas_hw[0] // stride - 1) + 1)
-        columns = torch.arange(first[1], min(last[1], canvas_hw[1] // stride - 1) + 1)
-        cell_K2 = torch.cartesian_prod(rows, columns).reshape(-1, 2)
-        distance_K = ((cell_K2 + 0.5) * stride - center_2[[1, 0]]).norm(dim=1)
-        cell_K2 = cell_K2[distance_K.argsort(stable=True)]
-        found.append(torch.cat([torch.full_like(cell_K2[:, :1], level), cell_K2], dim=1))
-    around = torch.arange(-2, 3)
-    middle_2 = (center_2[[1, 0]] / strides[0]).floor().long()
-    limit_2 = torch.tensor([canvas_hw[0] // strides[0] - 1, canvas_hw[1] // strides[0] - 1])
-    cell_K2 = (middle_2 + torch.cartesian_prod(around, around)).clamp(min=0).minimum(limit_2)
-    found.append(torch.cat([torch.zeros_like(cell_K2[:, :1]), cell_K2], dim=1))
-    return torch.cat(found)
+    for level in range(len(grid.strides) - 1, -1, -1):
+        stride = grid.strides[level]
+        first_2 = (box_C4[:, [1, 0]] / stride - 0.5).ceil().long().clamp(min=0)
+        last_2 = (box_C4[:, [3, 2]] / stride - 0.5).floor().long()
+        last_2 = last_2.minimum(grid.hw_IL2[image_C, level] - 1)
+        size_2 = (last_2 - first_2 + 1).clamp(min=0) * (own >= level)[:, None]
+        count = size_2.prod(dim=1)
+        row_C = torch.repeat_interleave(count)
+        nth_C = torch.arange(len(row_C), device=row_C.device) - (count.cumsum(0) - count)[row_C]
+        columns_C = size_2[row_C, 1]
+        cell_C2 = torch.stack([nth_C // columns_C, nth_C % columns_C], dim=1) + first_2[row_C]
+        location_C3 = torch.cat([torch.full_like(cell_C2[:, :1], level), cell_C2], dim=1)
+        found.append((location_C3, lost_G[row_C], own[row_C] - level))
+    offset = torch.arange(-2, 3, device=box_G4.device)
+    middle_2 = (center_G2[lost_G][:, [1, 0]].double() / grid.strides[0]).floor().long()
+    cell_N2 = middle_2[:, None] + torch.cartesian_prod(offset, offset)
+    cell_N2 = cell_N2.clamp(min=0).minimum(grid.hw_IL2[image_C, 0][:, None] - 1)
+    around_C2 = cell_N2.reshape(-1, 2)
+    location_C3 = torch.cat([torch.zeros_like(around_C2[:, :1]), around_C2], dim=1)
+    owner_C = lost_G.repeat_interleave(len(offset) ** 2)
+    found.append((location_C3, owner_C, torch.full_like(owner_C, len(grid.strides))))
+    locations, owners, orders = zip(*found, strict=True)
+    return torch.cat(locations), torch.cat(owners), torch.cat(orders)

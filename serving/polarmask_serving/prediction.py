@@ -90,7 +90,8 @@ def _fill(vertex_V2: NDArray[np.floating[Any]], hw: tuple[int, int]) -> NDArray[
     crossings_HW = np.zeros((height, width + 1), np.int32)
     # The first pixel whose centre is right of the edge.
     np.add.at(crossings_HW, (row_C, np.ceil(x_C - 0.5).clip(0, width).astype(int)), 1)
-    return (crossings_HW.cumsum(axis=1) % 2 == 1)[:, :width]
+    inside_HW: NDArray[np.bool_] = crossings_HW.cumsum(axis=1) % 2 == 1
+    return inside_HW[:, :width]
 
 
 def read_prediction(answer: Mapping[str, Any]) -> Prediction:

@@ -10,6 +10,7 @@ def deploy_torchserve(
     model: dsl.Input[dsl.Model],
     sample: dsl.Input[dsl.Artifact],
     metrics: dsl.Input[dsl.Metrics],
+    engines: dsl.Input[dsl.Artifact],
     registry: str,
     target: str,
     model_name: str,
@@ -24,6 +25,7 @@ def deploy_torchserve(
         model: Model folder.
         sample: PNG that is sent to the server.
         metrics: Of the model on this data; kept in the registry.
+        engines: Report of `measure_engines`; the archive gets the fastest engine.
         registry: Folder or s3://bucket/prefix of the champion registry; s3 for a cluster.
         target: kubernetes://NAMESPACE/NAME of a Deployment, or folder of the TorchServe of this
             machine, which is started if none runs there.
@@ -37,6 +39,7 @@ def deploy_torchserve(
     import json
     from pathlib import Path
 
+    from polarmask.engines.report import read_report
     from polarmask.files import write_text
     from polarmask_components.models.registry import open_registry
     from polarmask_components.serving.deploy_target import deploy_to
@@ -45,7 +48,7 @@ def deploy_torchserve(
     deployed = deploy_to(
         target,
         Path(model.path),
-        facts=facts_of(Path(model.path), metrics.metadata),
+        facts=facts_of(Path(model.path), metrics.metadata, read_report(Path(engines.path))),
         name=model_name,
         registry=open_registry(registry),
         expected=champion_version or None,

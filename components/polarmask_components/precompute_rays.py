@@ -29,14 +29,14 @@ def precompute_rays(
 
     from polarmask.coco import load_coco
     from polarmask.files import write_text
-    from polarmask.precompute import precompute
+    from polarmask.precompute import Crew, precompute
     from polarmask.report import labels_page
     from polarmask_components.run.pages import label_metrics, log_metrics
     from polarmask_components.run.run_settings import choose_workers, config_for_labels
 
     data = Path(dataset.path)
     config = config_for_labels(label_settings)
-    store = precompute(data, Path(labels.path), config, workers=choose_workers(data))
+    store = precompute(data, Path(labels.path), config, crew=Crew(choose_workers(data)))
     splits = {split: load_coco(data, split) for split in ("train", "val")}
     provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
     write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))

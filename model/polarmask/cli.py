@@ -140,7 +140,34 @@ def _add_precompute(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     command.add_argument(
         "--workers", type=_at_least(0), default=0, help="processes (default: this one)"
     )
+    command.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda shares this machine's GPUs out to the workers (default: cpu)",
+    )
+    command.add_argument(
+        "--shard",
+        type=_share,
+        metavar="I/N",
+        help="make only the I-th of N machines' share; a run without it finishes the store",
+    )
+    command.add_argument(
+        "--made",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders with shares made elsewhere, taken over where whole",
+    )
     command.set_defaults(run=do.run_precompute)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; give 1/4 to 4/4 for four machines")
+    return int(number), int(of)
 
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -274,11 +301,15 @@ def _add_visualize(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_finder_flags(command: argparse.ArgumentParser) -> None:
+    finder = command.add_mutually_exclusive_group(required=True)
+    finder.add_argument(
+        "--model", metavar="MODEL", help="model folder, run folder, checkpoint.pt or .mar"
+    )
+    finder.add_argument(
+        "--url", help="of a server, such as http://127.0.0.1:8080/predictions/polarmask"
+    )
     command.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="model folder, run folder, checkpoint.pt, .mar, or URL of a server's predictions",
+        "--token-file", type=Path, metavar="FILE", help="holds the token that the server wants"
     )
     _add_device_flags(command)
     command.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")

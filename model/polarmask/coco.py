@@ -244,7 +244,7 @@ def _check_files(
     """Return the records whose file exists, opens and has the size the JSON says."""
 
     def check(record: ImageRecord) -> Problem | None:
-        return _check_file(folder / record.file_name, record, check_pixels)
+        return check_file(folder / record.file_name, record, pixels=check_pixels)
 
     everything = list(records)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -262,12 +262,13 @@ def _check_files(
     return [record for record, problem in zip(everything, found, strict=True) if problem is None]
 
 
-def _check_file(path: Path, record: ImageRecord, check_pixels: bool) -> Problem | None:
+def check_file(path: Path, record: ImageRecord, *, pixels: bool) -> Problem | None:
+    """Return what is wrong with an image's file; None if it opens and has the size it should."""
     where = f"image {record.id} ({record.file_name})"
     if not path.is_file():
         return Problem("missing_image", where, "no such file under images/")
     try:
-        height, width = read_image(path).shape[:2] if check_pixels else read_size(path)
+        height, width = read_image(path).shape[:2] if pixels else read_size(path)
     except DataError as error:
         return Problem("undecodable_image", where, str(error))
     if (width, height) == (record.width, record.height):

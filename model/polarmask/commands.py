@@ -2,9 +2,13 @@
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from polarmask.config import RunConfig, override
 from polarmask.presets import preset
+
+if TYPE_CHECKING:
+    from polarmask.model_source import Finder
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -35,12 +39,19 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_precompute(options: argparse.Namespace) -> None:
     """Check the data and make its ray labels."""
-    from polarmask.precompute import find_splits, precompute
+    from polarmask.device import find_device
+    from polarmask.precompute import Crew, Part, find_splits, precompute, precompute_part
 
-    splits = find_splits(options.data)
-    store = precompute(
-        options.data, options.out, _config(options), splits=splits, workers=options.workers
-    )
+    data, out, config = options.data, options.out, _config(options)
+    splits = find_splits(data)
+    crew = Crew(options.workers, find_device("cuda").type if options.device == "cuda" else None)
+    if options.shard is not None:
+        part = Part(*options.shard)
+        count = precompute_part(data, out, config, part, splits=splits, crew=crew)
+        print(f"{count} shards of part {part.number}/{part.of} are in {out}; when all parts are")
+        print("made, run the same command without --shard to finish the store (--made FOLDER ...)")
+        return
+    store = precompute(data, out, config, splits=splits, crew=crew, made=options.made)
     if "val" not in splits:
         print(f"val: {options.data} has no instances_val.json, labels are for training only")
     for split in splits:
@@ -141,11 +152,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Write what a model finds in images as JSON."""
-    from polarmask.model_source import open_model
     from polarmask.predict import find_images, predict_images
 
     images = find_images(options.images)
-    finder = open_model(options.model, device=options.device, threads=options.threads)
+    finder = _open_finder(options)
     counts = predict_images(finder, images, options.out, min_score=options.score)
     for path, count in counts.items():
         print(f"{path}: {count} instances")
@@ -154,14 +164,27 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_visualize(options: argparse.Namespace) -> None:
     """Draw what a model finds in images."""
-    from polarmask.model_source import open_model
     from polarmask.predict import find_images, visualize_images
 
     images = find_images(options.images)
-    finder = open_model(options.model, device=options.device, threads=options.threads)
+    finder = _open_finder(options)
     counts = visualize_images(
         finder, images, options.out, min_score=options.score, rays=options.rays
     )
     for path, count in counts.items():
         print(f"{path}: {count} instances")
     print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
+
+
+def _open_finder(options: argparse.Namespace) -> "Finder":
+    from polarmask.errors import DataError
+    from polarmask.model_source import open_model, open_server
+
+    if options.url:
+        if options.device or options.threads:
+            raise DataError("--device and --threads are for --model; a server has its own")
+        token = options.token_file.read_text().strip() if options.token_file else None
+        return open_server(options.url, token=token)
+    if options.token_file:
+        raise DataError("--token-file is for --url")
+    return open_model(options.model, device=options.device, threads=options.threads)

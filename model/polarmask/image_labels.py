@@ -41,20 +41,20 @@ def label_image(record: ImageRecord, config: RunConfig) -> ImageLabels:
 
 
 def label_images(
-    records: Sequence[ImageRecord], config: RunConfig, device: str = "cpu"
+    records: Sequence[ImageRecord], config: RunConfig, device: str | None = None
 ) -> list[ImageLabels]:
     """Return what images teach and how well their labels fit, for the label store.
 
     Args:
         records: The images.
         config: Strides, rays, input size and label rules.
-        device: "cpu" takes one image after the other in compiled code, another device all at once.
-            The original's label rules always run on the CPU.
+        device: Where torch takes all images at once; None takes one after the other in compiled
+            code on the CPU, which the original's label rules always do.
     """
     if config.labels.mode == "original":
         made = [_label_as_original(record, config, Symmetry()) for record in records]
         pairs = [(labels, labels.object_P) for labels in made]
-    elif torch.device(device).type == "cpu":
+    elif device is None:
         pairs = [_label_exactly(record, config) for record in records]
     else:
         teaching = [_Teaching.of(record, config) for record in records]

@@ -18,6 +18,7 @@ from polarmask.coco import Category, load_coco
 from polarmask.coco_categories import COCO_CATEGORIES
 from polarmask.config import RunConfig
 from polarmask.detector import PolarMask
+from polarmask.engines.torch_engines import Eager
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.evaluate import evaluate_predictions, predict_split
 from polarmask.files import sha256_of_file
@@ -194,7 +195,7 @@ def better_order(
     orders: tuple[RayOrder, RayOrder] = ("new", "old")
     for order in orders:
         detector = detector_from(state, card.config, order)
-        predictor = Predictor(detector, card, torch.device("cpu"))
+        predictor = Predictor(Eager(detector), card, torch.device("cpu"))
         mask_ap[order] = evaluate_predictions(coco, predict_split(predictor, coco)).mask_ap
     logger.info(
         "mask AP on %d images: %.4f in new ray order, %.4f in old",

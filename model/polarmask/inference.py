@@ -5,20 +5,34 @@ Dimension key
     R: rays    2: (x, y) in pixels of the given image
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from polarmask.config import RunConfig
 from polarmask.device import find_device
+from polarmask.engines.interface import Engine
+from polarmask.engines.load import load_engine
 from polarmask.masks import RASTERS, Raster, Rle, united
 from polarmask.model_folder import ModelCard, load_model
 from polarmask.postprocess import RawInstances, postprocess
-from polarmask.preprocess import canvas_hw, normalise, resize, to_canvas
+from polarmask.preprocess import (
+    canvas_hw,
+    letterbox,
+    letterbox_hw,
+    normalise,
+    resize,
+    to_canvas,
+)
+from polarmask.rays import ray_directions
+from polarmask.stages import StageClock
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +48,7 @@ class Instances:
         category_ids: (N,) int64, ids of the data's categories.
         category_names: One name per instance.
         centers: (N, 2) float32, where the rays start.
-        ray_lengths: (N, R) float32, in pixels of the network's input.
+        ray_lengths: (N, R) float32, from the centers; not clipped.
         further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
         raster: How polygons become masks.
     """
@@ -57,6 +71,25 @@ class Instances:
         """Return all polygons (R, 2) of one instance, the best first."""
         return [self.polygons[row], *self.further_parts.get(row, ())]
 
+    def select(self, rows: Sequence[int]) -> "Instances":
+        """Return some of the instances, in the order given."""
+        index = np.asarray(rows, dtype=np.intp)
+        return replace(
+            self,
+            polygons=self.polygons[index],
+            boxes_xywh=self.boxes_xywh[index],
+            scores=self.scores[index],
+            category_ids=self.category_ids[index],
+            category_names=tuple(self.category_names[row] for row in rows),
+            centers=self.centers[index],
+            ray_lengths=self.ray_lengths[index],
+            further_parts={
+                new: self.further_parts[old]
+                for new, old in enumerate(rows)
+                if old in self.further_parts
+            },
+        )
+
     def rle(self) -> list[Rle]:
         """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
         return list(self._masks)
@@ -71,71 +104,132 @@ class Instances:
         return masks
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image in the size the network looks at.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, resized and not yet padded.
+        given_hw: Rows and columns of the image as given, in whose pixels instances are told.
+    """
+
+    pixels: NDArray[np.uint8]
+    given_hw: tuple[int, int]
+
+
 class Predictor:
     """Answers for one model; not bound to files or threads once loaded."""
 
-    def __init__(self, detector: torch.nn.Module, card: ModelCard, device: torch.device) -> None:
+    def __init__(self, engine: Engine, card: ModelCard, device: torch.device) -> None:
         self.card = card
-        self._detector = detector
+        self.engine = engine
         self._device = device
 
     @classmethod
     def load(
-        cls, model: Path, *, device: str | torch.device | None = "cpu", threads: int | None = None
+        cls,
+        model: Path,
+        *,
+        device: str | torch.device | None = "cpu",
+        threads: int | None = None,
+        engine: str | None = None,
     ) -> "Predictor":
         """Load a model folder.
 
         Args:
             model: Folder written by `polarmask train`.
             device: "cpu" or "cuda"; None takes CUDA where there is one.
-            threads: CPU threads of the whole process; None leaves torch's choice.
+            threads: CPU threads of the whole process; None leaves torch's choice and gives
+                engines other than torch's one.
+            engine: What runs the network, see `polarmask.engines`; None takes the fastest that
+                the folder's report admits, or the folded network where there is no report. One
+                that can't run here is replaced by the folded network, with a warning.
 
         Raises:
             ModelFormatError: The folder can't be used.
-            ConfigError: CUDA is asked for and not there.
+            ConfigError: CUDA is asked for and not there, or there is no such engine.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         own = find_device(device)
         detector, card = load_model(model, device=own)
-        return cls(detector, card, own)
+        runs = load_engine(model, detector, device=own, name=engine, threads=threads)
+        return cls(runs, card, own)
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+    def predict(
+        self, images: Sequence[NDArray[np.uint8]], *, clock: StageClock | None = None
+    ) -> list[Instances]:
         """Find instances in a batch.
 
         Args:
             images: Each (H, W, 3) uint8 RGB; sizes may differ.
+            clock: Is told the seconds of the stages `network` and `decode_rays`.
 
         Raises:
             ValueError: An image of another shape or type.
         """
-        for image in images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
-        if not images:
-            return []
+        return self.predict_prepared([self.prepare(image) for image in images], clock=clock)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """Resize an image for the network, so that the large one need not be kept.
+
+        Raises:
+            ValueError: An image of another shape or type than (H, W, 3) uint8.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        rows, columns = image.shape[:2]
+        return Prepared(pixels=resize(image, self.card.config.input), given_hw=(rows, columns))
+
+    def predict_prepared(
+        self, images: Sequence[Prepared], *, clock: StageClock | None = None
+    ) -> list[Instances]:
+        """Find instances in prepared images; see `predict`.
+
+        Images on canvases of equal size go through the network together. An image's canvas
+        depends on its own size alone, so its answer does not depend on its neighbours.
+        """
+        clock = clock or StageClock()
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            alike[_canvas_hw(image, self.card.config)].append(index)
+        found: dict[int, Instances] = {}
+        for hw, indices in alike.items():
+            group = [images[index] for index in indices]
+            found.update(zip(indices, self._predict_alike(group, hw, clock), strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def _predict_alike(
+        self, images: Sequence[Prepared], hw: tuple[int, int], clock: StageClock
+    ) -> list[Instances]:
         config = self.card.config
-        resized = [resize(image, config.input) for image in images]
-        sizes = [
-            canvas_hw(image.shape[:2], config.model.strides, config.input.multiple)
-            for image in resized
-        ]
-        hw = (max(size[0] for size in sizes), max(size[1] for size in sizes))
-        canvas = np.stack([to_canvas(image, hw, config.input) for image in resized])
+        resized_hws = [(image.pixels.shape[0], image.pixels.shape[1]) for image in images]
         with torch.inference_mode():
-            batch = normalise(torch.from_numpy(canvas).to(self._device), config.input)
-            found = postprocess(
-                self._detector(batch),
-                [(image.shape[0], image.shape[1]) for image in resized],
-                strides=config.model.strides,
-                config=config.postprocess,
-                parts=config.labels.parts,
-                given_hws=[(image.shape[0], image.shape[1]) for image in images],
-            )
-        return [
-            self._in_image(raw, image.shape[:2], small.shape[:2])
-            for raw, image, small in zip(found, images, resized, strict=True)
-        ]
+            with clock("network"):
+                predictions = self.engine.run(self._batch(images, hw))
+            with clock("decode_rays"):
+                found = postprocess(
+                    predictions,
+                    resized_hws,
+                    strides=config.model.strides,
+                    config=config.postprocess,
+                    parts=config.labels.parts,
+                    given_hws=[image.given_hw for image in images],
+                )
+                return [
+                    self._in_image(raw, image.given_hw, resized_hw)
+                    for raw, image, resized_hw in zip(found, images, resized_hws, strict=True)
+                ]
+
+    def network_input(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return what the network gets to see of one image, (1, 3, rows, columns)."""
+        prepared = self.prepare(image)
+        return self._batch([prepared], _canvas_hw(prepared, self.card.config))
+
+    def _batch(self, images: Sequence[Prepared], hw: tuple[int, int]) -> Tensor:
+        config = self.card.config
+        canvas = np.stack([_on_canvas(image, hw, config) for image in images])
+        return normalise(torch.from_numpy(canvas).to(self._device), config.input)
 
     def _in_image(
         self, raw: RawInstances, image_hw: tuple[int, int], resized_hw: tuple[int, int]
@@ -143,6 +237,8 @@ class Predictor:
         scale_2 = np.array(
             [resized_hw[1] / image_hw[1], resized_hw[0] / image_hw[0]], dtype=np.float32
         )
+        direction_R2 = ray_directions(raw.ray_NR.shape[1], like=torch.ones(1)).numpy()
+        stretch_R = np.linalg.norm(direction_R2 / scale_2, axis=1)
         shapes = {name: value.cpu().numpy() for name, value in vars(raw).items()}
         polygon_SR2 = shapes["polygon_NR2"] / scale_2
         # Of the shapes of an instance the first is the best; the others are its further parts.
@@ -161,7 +257,7 @@ class Predictor:
             category_ids=np.array([category.id for category in categories], dtype=np.int64),
             category_names=tuple(category.name for category in categories),
             centers=shapes["center_N2"][first_N] / scale_2,
-            ray_lengths=shapes["ray_NR"][first_N],
+            ray_lengths=shapes["ray_NR"][first_N] * stretch_R,
             further_parts={
                 row: polygon_SR2[first + 1 : after]
                 for row, (first, after) in enumerate(zip(first_N, after_N, strict=True))
@@ -169,3 +265,17 @@ class Predictor:
             },
             raster="whole_pixels" if as_original else "exact",
         )
+
+
+def _canvas_hw(image: Prepared, config: RunConfig) -> tuple[int, int]:
+    """Return the size of the canvas; the original's is no larger than locations need."""
+    rows, columns = image.pixels.shape[:2]
+    fit = canvas_hw if config.postprocess.score == "original" else letterbox_hw
+    return fit((rows, columns), config.model.strides, config.input.multiple)
+
+
+def _on_canvas(image: Prepared, hw: tuple[int, int], config: RunConfig) -> NDArray[np.uint8]:
+    """Pad with the mirror image, in `original` with the mean colour as it does."""
+    if config.postprocess.score == "original":
+        return to_canvas(image.pixels, hw, config.input)
+    return letterbox(image.pixels, hw)

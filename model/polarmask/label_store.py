@@ -9,7 +9,7 @@ Ray lengths are stored as 16-bit logarithms, 2900 steps per octave: at most 0.01
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from polarmask.config import RunConfig, to_dict
 from polarmask.errors import LabelStoreError
 from polarmask.files import atomic_path, sha256_of_file, write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHARD_IMAGES = 128
 
 _STEPS_PER_OCTAVE = 2900
@@ -105,15 +105,26 @@ def label_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def write_shard(path: Path, images: list[ImageLabels], key: str) -> None:
-    """Write images to one file, atomically. `key` says for which data and settings."""
+def write_shard(path: Path, images: list[ImageLabels], key: str, facts: dict[str, Any]) -> None:
+    """Write images to one file, atomically.
+
+    Args:
+        path: The file.
+        images: Their labels, in order; may be empty.
+        key: Says for which data and settings; `shard_facts` asks for it.
+        facts: What `shard_facts` returns: JSON-ready.
+    """
+
+    def joined(values: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(values) if values else np.zeros(0, dtype=np.float32)
+
     arrays: dict[str, NDArray[Any]] = {
         "image_id": np.array([labels.image_id for labels in images], dtype=np.int64),
         "canvas_hw": np.array([labels.canvas_hw for labels in images], dtype=np.int32),
-        "ray_code": encode_lengths(np.concatenate([labels.ray_PR for labels in images])),
+        "ray_code": encode_lengths(joined([labels.ray_PR for labels in images])),
     }
     for name, stored in _STORED_TYPE.items():
-        arrays[name] = np.concatenate([getattr(labels, name) for labels in images]).astype(stored)
+        arrays[name] = joined([getattr(labels, name) for labels in images]).astype(stored)
     for group, name in (
         ("positives", "object_P"),
         ("objects", "box_G4"),
@@ -124,16 +135,19 @@ def write_shard(path: Path, images: list[ImageLabels], key: str) -> None:
     # safetensors writes memory as it lies, whatever the strides say.
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(arrays, metadata={"key": key}))
+        # One entry: safetensors writes several in any order, and equal stores are equal files.
+        about = json.dumps({"key": key, "facts": facts})
+        temporary.write_bytes(save(arrays, metadata={"about": about}))
 
 
-def shard_key(path: Path) -> str | None:
-    """Return the key that a shard was written with; None if it is missing or damaged."""
+def shard_facts(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the facts that a shard was written with; None unless it is whole and has this key."""
     try:
         with safe_open(path, framework="np") as shard:
-            return dict(shard.metadata() or {}).get("key")
+            about = json.loads(dict(shard.metadata() or {}).get("about", "{}"))
     except (OSError, SafetensorError):
         return None
+    return about["facts"] if about.get("key") == key else None
 
 
 @dataclass(frozen=True)
@@ -268,11 +282,6 @@ class LabelStore:
     def problems(self, split: str) -> dict[str, int]:
         """Return how many items of each kind of problem were left out of a split."""
         return dict(self._index["splits"][split]["problems"])
-
-
-def summary_to_dict(summary: LabelSummary) -> dict[str, Any]:
-    """Return JSON-ready data."""
-    return asdict(summary)
 
 
 class _Shard:

@@ -12,7 +12,7 @@ Dimension key
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -28,12 +28,15 @@ _AROUND = 2
 """Cells of the finest level around its centre that an object may get in need, each way."""
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
     # No fastmath: sums in another order would take other sides than torch does.
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return cast(_Function, numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:  # "no locator available": a read-only file system, as in a pod
-        return numba.njit(nogil=True)(function)
+        return cast(_Function, numba.njit(nogil=True)(function))
 
 
 def assign_native(
@@ -238,7 +241,7 @@ def _rescue(
                 continue
             x, y = (column + 0.5) * stride_L[0], (row + 0.5) * stride_L[0]
             if _is_inside(x, y, polygon):
-                return place
+                return int(place)
             distance = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
             if distance < nearest_distance:
                 nearest, nearest_distance = place, distance

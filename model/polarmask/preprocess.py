@@ -32,6 +32,29 @@ def canvas_hw(
     return -(-content_hw[0] // multiple) * multiple, -(-content_hw[1] // multiple) * multiple
 
 
+LETTERBOX_STEP = 128
+"""Sides of what a served network sees are whole multiples of this, so that shapes are few."""
+
+
+def letterbox_hw(
+    content_hw: tuple[int, int], strides: tuple[int, ...], multiple: int = 32
+) -> tuple[int, int]:
+    """Round rows and columns up to a few sizes, each with whole locations of every level."""
+    return canvas_hw(content_hw, strides, math.lcm(multiple, LETTERBOX_STEP))
+
+
+def letterbox(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Place an image top left on a canvas and go on with its mirror image.
+
+    A plain colour would move the averages that group norm takes over the whole canvas.
+    """
+    rows, columns = hw[0] - image.shape[0], hw[1] - image.shape[1]
+    if rows == columns == 0:
+        return image
+    mirrored = cv2.copyMakeBorder(image, 0, rows, 0, columns, cv2.BORDER_REFLECT_101)
+    return np.asarray(mirrored, dtype=np.uint8)
+
+
 def resize(image: NDArray[np.uint8], config: InputConfig) -> NDArray[np.uint8]:
     """Resize an (H, W, 3) image; shrinking averages so that fine texture does not alias.
 

@@ -12,6 +12,7 @@ from polarmask.checkpoint import Validated
 from polarmask.coco import CocoData
 from polarmask.detector import PolarMask
 from polarmask.distributed import all_gather, is_first
+from polarmask.engines.torch_engines import Eager
 from polarmask.evaluate import Evaluation, evaluate_predictions, predict_together
 from polarmask.inference import Instances, Predictor
 from polarmask.model_folder import ModelCard, save_model
@@ -57,7 +58,7 @@ class Validator:
 
     def measure(self, detector: PolarMask, step: int, before: Validated) -> Validated:
         """Measure the weights of a step; the later ones win a tie, they have seen more."""
-        predictor = Predictor(detector.eval(), self._card, self._device)
+        predictor = Predictor(Eager(detector.eval()), self._card, self._device)
         found = predict_together(predictor, self._data)
         evaluation = evaluate_predictions(self._data, found) if is_first() else None
         mask_ap = all_gather(evaluation.mask_ap if evaluation else 0.0)[0]

@@ -38,6 +38,7 @@ STEPS = (
     "evaluate",
     "evaluate-champion",
     "gate-model",
+    "measure-engines",
     "deploy-torchserve",
     "remember-run",
     "notify",

@@ -47,6 +47,8 @@ def describe(result: TaskResult) -> str:
         case "gate-model":
             reason = Path(outputs["verdict"].path).read_text(encoding="utf-8").splitlines()[0]
             return f"{'passed' if outputs['Output'] else 'stopped'}: {reason}"
+        case "measure-engines":
+            return f"fastest first: {outputs['Output']}"
         case "deploy-torchserve":
             return f"version {outputs['answer'].metadata['version']} answers at {outputs['Output']}"
     return ""

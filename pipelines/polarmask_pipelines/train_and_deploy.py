@@ -12,6 +12,7 @@ from polarmask_components.evaluate import evaluate
 from polarmask_components.evaluate_champion import evaluate_champion
 from polarmask_components.gate_model import gate_model
 from polarmask_components.ingest_coco import ingest_coco
+from polarmask_components.measure_engines import measure_engines
 from polarmask_components.notify import notify
 from polarmask_components.precompute_rays import precompute_rays
 from polarmask_components.preflight import preflight
@@ -193,8 +194,12 @@ def train_and_deploy(
             _present(passed, "Gate", cached=False)
 
             with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 as above
+                measured = measure_engines(model=model, dataset=dataset, code_version=code_version)
+                _present(measured, "Measure engines")
+
                 deployed = deploy_torchserve(
                     model=model,
+                    engines=measured.outputs["report"],
                     sample=evaluated.outputs["sample"],
                     metrics=evaluated.outputs["metrics"],
                     registry=deploy_registry,

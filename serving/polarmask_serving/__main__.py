@@ -1,4 +1,4 @@
-"""Command line: pack a model, serve a model on this machine."""
+"""Command line: measure engines, pack a model, serve a model on this machine."""
 
 import argparse
 import logging
@@ -7,9 +7,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from polarmask.engines.report import EngineReport, read_report
 from polarmask.errors import PolarMaskError
-from polarmask_serving.archive import build_archive
+from polarmask.files import write_text
+from polarmask.measure_engines import MAX_IMAGES, measure_engines, report_table
+from polarmask_serving import launch
 from polarmask_serving.errors import ServingError
+from polarmask_serving.packaging import build_archive
+from polarmask_serving.proxy import LocalProxy
+from polarmask_serving.proxy_config import Front, Limits
 from polarmask_serving.server import LocalServer
 
 
@@ -19,10 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "archive":
-            archive = build_archive(
-                options.model, options.out, name=options.name, version=options.version
-            )
-            print(f"{archive.path} sha256:{archive.sha256}")
+            _archive(options)
+        elif options.command == "measure":
+            report = _measure(options)
+            write_text(options.out, report.to_json())
+            print(options.out)
         else:
             _serve(options.model, options.port)
     except (PolarMaskError, ServingError) as error:
@@ -45,6 +54,22 @@ def _parser() -> argparse.ArgumentParser:
     archive.add_argument("--out", type=Path, required=True, help="the .mar to write")
     archive.add_argument("--name", default="polarmask", help="model name in URLs (polarmask)")
     archive.add_argument("--version", required=True, help="model version in URLs")
+    archive.add_argument(
+        "--engines",
+        type=Path,
+        help="report of `measure` for this model (without: the engines are measured first)",
+    )
+    _add_measuring(archive)
+
+    measure = commands.add_parser(
+        "measure",
+        help="try all engines on a model; write which are safe and how fast they are",
+        epilog="example: python -m polarmask_serving measure --model runs/first/model "
+        "--data data --out engines.json",
+    )
+    measure.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
+    measure.add_argument("--out", type=Path, required=True, help="the report to write")
+    _add_measuring(measure)
 
     serve = commands.add_parser(
         "serve",
@@ -56,6 +81,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="COCO folder: engines in half precision have to keep mask AP on its val split "
+        "(without: they are no candidates)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=MAX_IMAGES,
+        help=f"of the val split, the first ones ({MAX_IMAGES})",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
+
+
+def _archive(options: argparse.Namespace) -> None:
+    report = read_report(options.engines) if options.engines else _measure(options)
+    archive = build_archive(
+        options.model, options.out, name=options.name, version=options.version, engines=report
+    )
+    print(f"{archive.path} sha256:{archive.sha256}")
+
+
+def _measure(options: argparse.Namespace) -> EngineReport:
+    """Measure as a worker computes: on one thread."""
+    torch.set_num_threads(1)
+    report = measure_engines(
+        options.model, data=options.data, device=options.device, max_images=options.images
+    )
+    print(report_table(report))
+    return report
+
+
 def _serve(model: Path, port: int) -> None:
     """Serve one model from a folder that goes with the process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -64,13 +123,22 @@ def _serve(model: Path, port: int) -> None:
             archive = build_archive(
                 model, Path(folder) / "model.mar", name="polarmask", version="1"
             )
-            with LocalServer.start(Path(folder), port=port) as server:
+            with LocalServer.start(Path(folder)) as server:
                 server.register(archive)
-                print("ready; Ctrl-C stops it. Ask it with")
-                print(f"  curl -F image=@IMAGE.png {server.predict_url}", flush=True)
-                signal.pause()
+                with LocalProxy.start(_front(port, Path(folder)), server.target, Limits()) as proxy:
+                    url = f"{proxy.url}/predictions/{archive.name}"
+                    print("ready; Ctrl-C stops it. Ask it with")
+                    print(f"  curl -F image=@IMAGE.png {url}", flush=True)
+                    signal.pause()
     except KeyboardInterrupt:
         print("stopped")
+
+
+def _front(port: int, folder: Path) -> Front:
+    scratch = folder / "proxy"
+    scratch.mkdir()
+    operations_port = launch.choose_ports()["metrics_port"]
+    return Front(host="127.0.0.1", port=port, operations_port=operations_port, scratch=scratch)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from factories import make_tiny_coco
+from polarmask.measure_engines import measure_engines
 from polarmask_components.deploy_torchserve import deploy_torchserve
 from polarmask_components.errors import RollOutError
 from polarmask_components.serving.serving_state import RETURN_TO, VERSION, served_model
@@ -50,10 +51,13 @@ def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, fir
     (tmp_path / "sample.png").write_bytes(cluster.image)
     model = make_model(tmp_path / "model", seed=2)
     answer = SimpleNamespace(path=str(tmp_path / "answer.json"), metadata={})
+    engines = tmp_path / "engines.json"
+    engines.write_text(measure_engines(model).to_json())
     url = deploy_torchserve.python_func(
         model=SimpleNamespace(path=str(model)),
         sample=SimpleNamespace(path=str(tmp_path / "sample.png")),
         metrics=SimpleNamespace(metadata={"mask_ap": 0.5}),
+        engines=SimpleNamespace(path=str(engines)),
         registry=cluster.registry.where,
         target=TARGET,
         model_name="polarmask",

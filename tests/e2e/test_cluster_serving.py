@@ -12,10 +12,11 @@ import pytest
 
 from factories import make_tiny_coco
 from polarmask_components.errors import RollOutError
-from polarmask_components.serving import deployment_kubernetes
-from polarmask_serving.archive import build_archive, read_archive
-from polarmask_serving.client import ask
+from polarmask_components.serving import deployment as packing
+from polarmask_serving.archive import read_archive
 from polarmask_serving.errors import ServerError
+from polarmask_serving.management import ask
+from polarmask_serving.packaging import build_archive
 from polarmask_serving.roll_out import check_answer
 from serving_cluster import ServingCluster, make_model
 
@@ -134,7 +135,7 @@ def test_a_bad_version_is_taken_back(cluster, tmp_path, monkeypatch, behaviour):
     champion = cluster.registry.champion_version()
     seconds = 40 if behaviour == "starts-too-slowly" else 120
     cluster.change(lambda deployment: deployment["spec"].update(progressDeadlineSeconds=seconds))
-    monkeypatch.setattr(deployment_kubernetes, "build_archive", builder_of(HANDLERS[behaviour]))
+    monkeypatch.setattr(packing, "build_archive", builder_of(HANDLERS[behaviour]))
     model = make_model(tmp_path / "bad", seed=3, behaviour=behaviour)
     with Clients(cluster) as clients:
         with pytest.raises(RollOutError, match=f"version {champion} answers again") as caught:
@@ -154,8 +155,8 @@ def test_a_bad_version_is_taken_back(cluster, tmp_path, monkeypatch, behaviour):
 def builder_of(methods):
     """Return a `build_archive` whose archives have another handler."""
 
-    def build(model, out, *, name, version):
-        good = build_archive(model, out.with_suffix(".good"), name=name, version=version)
+    def build(model, out, **options):
+        good = build_archive(model, out.with_suffix(".good"), **options)
         source = "class Handler:\n" + textwrap.indent(textwrap.dedent(methods), "    ")
         with zipfile.ZipFile(good.path) as old, zipfile.ZipFile(out, "w") as new:
             for entry in old.namelist():

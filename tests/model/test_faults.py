@@ -21,6 +21,7 @@ from polarmask.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.config import LossConfig, PostprocessConfig, override
 from polarmask.dataset import Place, Request, Sample, TrainingImages, collate
 from polarmask.detector import PolarMask, Targets, loss_divisors, loss_sums, normalise_losses
+from polarmask.engines.torch_engines import Eager
 from polarmask.errors import ConfigError
 from polarmask.evaluate import evaluate_predictions
 from polarmask.head import Predictions
@@ -146,7 +147,9 @@ def test_w05_all_parts_of_an_object_are_learned_and_found_again():
 def detect(config, labels):
     """Run a network that says at each positive what the labels say."""
     predictor = Predictor(
-        lambda images: say(labels, config), ModelCard(config, (Category(3, "thing"),), {}, {}), CPU
+        Eager(lambda images: say(labels, config)),
+        ModelCard(config, (Category(3, "thing"),), {}, {}),
+        CPU,
     )
     return predictor.predict([np.zeros((*HW, 3), np.uint8)])[0]
 

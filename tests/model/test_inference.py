@@ -12,6 +12,8 @@ from polarmask.errors import ModelFormatError
 from polarmask.inference import Predictor
 from polarmask.model_folder import ModelCard, load_model, read_card, save_model
 from polarmask.preprocess import canvas_hw, normalise, resize, resized_hw, to_canvas
+from polarmask.rays import ray_directions
+from polarmask.stages import StageClock
 
 CATEGORIES = (Category(7, "cell"), Category(9, "yeast"), Category(30, "dust"))
 
@@ -85,6 +87,38 @@ def test_a_shrunk_image_is_answered_in_its_own_pixels(model, tmp_path):
     found = Predictor.load(tmp_path / "small").predict([image])[0]
     assert found.image_hw == (128, 256)
     assert found.polygons[..., 0].max() > 128
+    assert_rays_end_on_the_outline(found)
+
+
+def assert_rays_end_on_the_outline(found):
+    """Where no vertex was clipped, centre, ray lengths and angles give the polygon."""
+    direction_R2 = ray_directions(found.polygons.shape[1], like=torch.ones(1)).numpy()
+    drawn_NR2 = found.centers[:, None] + found.ray_lengths[..., None] * direction_R2
+    low, high = np.zeros(2), np.array(found.image_hw[::-1])
+    np.testing.assert_allclose(drawn_NR2.clip(low, high), found.polygons, atol=1e-3)
+
+
+def test_a_selection_keeps_what_belongs_together(model):
+    found = Predictor.load(model).predict([noise(64, 64)])[0]
+    found = replace(found, further_parts={2: found.polygons[:1], 4: found.polygons[1:3]})
+    chosen = found.select([4, 0])
+    assert len(chosen) == 2
+    np.testing.assert_array_equal(chosen.scores, found.scores[[4, 0]])
+    np.testing.assert_array_equal(chosen.centers, found.centers[[4, 0]])
+    assert [len(chosen.parts(row)) for row in range(2)] == [3, 1]
+    assert chosen.rle() == [found.rle()[4], found.rle()[0]]
+    assert len(found.select([])) == 0
+
+
+def test_a_clock_is_told_how_long_the_stages_take(model):
+    clock = StageClock()
+    predictor = Predictor.load(model)
+    predictor.predict([noise(64, 64)], clock=clock)
+    first = dict(clock.seconds)
+    assert list(first) == ["network", "decode_rays"]
+    assert all(seconds > 0 for seconds in first.values())
+    predictor.predict([noise(64, 64)], clock=clock)
+    assert clock.seconds["network"] > first["network"]
 
 
 def test_no_images_no_answers(model):

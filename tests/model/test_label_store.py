@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from factories import make_tiny_coco
 from polarmask.coco import load_coco
 from polarmask.errors import LabelStoreError
+from polarmask.image_labels import label_image, label_images
 from polarmask.label_store import LabelStore, decode_lengths, encode_lengths
-from polarmask.precompute import data_hash, label_image, precompute
+from polarmask.precompute import Crew, Part, data_hash, precompute, precompute_part
 
 
 @given(st.floats(1e-3, 6_000))
@@ -83,11 +84,11 @@ def _precompute_and_die(data, out, config):
 
     original = module.write_shard
 
-    def write_then_die(path, images, key):
+    def write_then_die(path, *rest):
         if path.name.endswith("00001.safetensors"):
             (path.parent / f".{path.name}.1.tmp").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-        original(path, images, key)
+        original(path, *rest)
 
     module.write_shard = write_then_die
     module.precompute(data, out, config, splits=("train",))
@@ -110,7 +111,7 @@ def test_a_killed_run_goes_on_with_the_next_shard(small_config, tmp_path, monkey
 
 
 def test_several_processes_make_the_same_store(drawn_data, drawn_labels, small_config, tmp_path):
-    precompute(drawn_data, tmp_path, small_config, workers=2)
+    precompute(drawn_data, tmp_path, small_config, crew=Crew(workers=2))
     for path in drawn_labels.glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
@@ -175,3 +176,40 @@ def test_crowd_regions_and_specks_are_neither_object_nor_background(small_config
     }
     assert right <= ignored | positive
     assert not ignored & positive
+
+
+def test_machines_make_shares_and_one_gathers_them_from_their_folders(
+    small_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("polarmask.precompute.SHARD_IMAGES", 3)
+    data = make_tiny_coco(tmp_path / "data", images=8)
+    alone = precompute(data, tmp_path / "alone", small_config, splits=("train",))
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for number, folder in enumerate(folders, start=1):
+        precompute_part(data, folder, small_config, Part(number, 2), splits=("train",))
+    assert [len(list(folder.glob("*.safetensors"))) for folder in folders] == [2, 1]
+    monkeypatch.setattr("polarmask.precompute._write", None)  # nothing is made anew
+    out = tmp_path / "out"
+    together = precompute(data, out, small_config, splits=("train",), made=folders)
+    assert together.summary("train") == alone.summary("train")
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_an_image_that_is_truncated_later_is_found_and_then_left_out(small_config, tmp_path):
+    data = make_tiny_coco(tmp_path / "data", images=8)
+    precompute(data, tmp_path / "out", small_config, splits=("train",))
+    image = sorted((data / "images").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:-200])
+    store = precompute(data, tmp_path / "out", small_config, splits=("train",))
+    assert len(store.image_ids("train")) == 7
+    assert store.problems("train") == {"undecodable_image": 1}
+
+
+def test_a_batch_of_images_on_a_device_gives_the_same_labels(drawn_data, small_config):
+    records = load_coco(drawn_data, "train").images
+    ours = label_images(records, small_config)
+    there = label_images(records, small_config, "cpu")
+    for one, other in zip(ours, there, strict=True):
+        for name, value in vars(one).items():
+            np.testing.assert_allclose(value, getattr(other, name), atol=1e-3, err_msg=name)

@@ -61,11 +61,11 @@ def test_what_looks_at_the_world_is_never_cached(spec):
     tasks = tasks_of(spec)
     assert set(tasks) == set(STEPS)
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"ingest-coco", "precompute-rays", "train", "evaluate"}
+    assert cached == {"ingest-coco", "precompute-rays", "train", "evaluate", "measure-engines"}
 
 
 def test_what_is_cached_takes_the_code_version(spec):
-    for name in ("ingest-coco", "precompute-rays", "train", "evaluate"):
+    for name in ("ingest-coco", "precompute-rays", "train", "evaluate", "measure-engines"):
         given = tasks_of(spec)[name]["inputs"]["parameters"]["code_version"]
         assert given["componentInputParameter"] == "pipelinechannel--resolve-data-code_version"
 

@@ -15,7 +15,8 @@ from polarmask.config import PostprocessConfig
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
-from polarmask_serving.archive import build_archive, read_archive
+from polarmask_serving.archive import DESCRIPTION, read_archive
+from polarmask_serving.packaging import build_archive
 from polarmask_serving.roll_out import roll_out
 from polarmask_serving.server import LocalServer
 
@@ -83,6 +84,7 @@ def archive_of_handler(archive, tmp_path):
             manifest = json.loads(old.read("MAR-INF/MANIFEST.json"))
             manifest["model"]["modelVersion"] = version
             new.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+            new.writestr(DESCRIPTION, old.read(DESCRIPTION))
             source = "class Handler:\n" + textwrap.indent(methods, "    ")
             new.writestr("polarmask_handler.py", source)
             new.writestr("model-config.yaml", "responseTimeout: 1\nstartupTimeout: 60\n")

@@ -1,4 +1,6 @@
 import ast
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -6,17 +8,23 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import polarmask_serving
+from polarmask.engines.interface import ENGINES
+from polarmask.engines.report import EngineReport
 from polarmask.errors import ModelFormatError
 from polarmask.inference import Predictor
 from polarmask_serving.__main__ import main
-from polarmask_serving.archive import HANDLER, build_archive, read_archive
+from polarmask_serving.archive import DESCRIPTION, HANDLER, check_unpacked, read_archive
 from polarmask_serving.errors import ArchiveError
+from polarmask_serving.packaging import build_archive
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_equal_inputs_give_equal_bytes(random_model, tmp_path):
@@ -130,11 +138,105 @@ def test_files_that_are_no_archive_of_ours_are_refused(tmp_path):
             read_archive(tmp_path / name)
 
 
-def test_the_command_packs_a_model(random_model, tmp_path, capsys):
-    out = tmp_path / "model.mar"
+@pytest.fixture(scope="module")
+def packed(random_model, tmp_path_factory):
+    """Return the archive that the command makes, and what it printed."""
+    out = tmp_path_factory.mktemp("command") / "model.mar"
     command = ["archive", "--model", str(random_model), "--out", str(out), "--version", "1"]
-    assert main(command) == 0
-    assert capsys.readouterr().out == f"{out} sha256:{read_archive(out).sha256}\n"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(command) == 0
+    return out, said.getvalue().splitlines()
+
+
+def described(path):
+    with zipfile.ZipFile(path) as opened:
+        return json.loads(opened.read(DESCRIPTION))
+
+
+@pytest.fixture(scope="module")
+def report(packed):
+    with zipfile.ZipFile(packed[0]) as opened:
+        return EngineReport.from_plain(
+            json.loads(opened.read("model/engines.json")), where="the archive"
+        )
+
+
+def test_the_command_measures_and_packs(packed, report):
+    out, (*table, last) = packed
+    assert last == f"{out} sha256:{read_archive(out).sha256}"
+    on_cpu = [name for name, kind in ENGINES.items() if kind.device == "cpu"]
+    assert [line.split()[0] for line in table[1:]] == on_cpu
+    assert {engine.name for engine in report.engines if engine.admitted} == {
+        name
+        for name in on_cpu
+        if ENGINES[name].exact  # without data nothing else can be judged
+    }
+    assert all(engine.reason for engine in report.engines)
+    assert described(out)["engine"] == report.ranking[0]
+
+
+def with_engine(report, name):
+    """Return the report with one engine admitted."""
+    chosen = tuple(replace(each, admitted=each.name == name) for each in report.engines)
+    return replace(report, engines=chosen)
+
+
+def test_an_archive_with_an_exported_network_is_equal_for_equal_inputs(
+    random_model, report, tmp_path
+):
+    measured = with_engine(report, "openvino")
+    options = {"name": "polarmask", "version": "1", "engines": measured}
+    first = build_archive(random_model, tmp_path / "first.mar", **options)
+    assert build_archive(random_model, tmp_path / "b.mar", **options).sha256 == first.sha256
+    with zipfile.ZipFile(first.path) as opened:
+        network = opened.read("model/engines/network.onnx")
+        opened.extractall(tmp_path / "unpacked")
+    assert str(ROOT).encode() not in network  # nor any other folder of this machine
+    assert check_unpacked(tmp_path / "unpacked")["engine"] == "openvino"
+    assert Predictor.load(tmp_path / "unpacked" / "model").engine.name == "openvino"
+
+
+def test_a_report_of_other_weights_is_refused(random_model, report, tmp_path):
+    other = replace(report, weights_sha256="0" * 64)
+    with pytest.raises(ArchiveError, match="other weights"):
+        build_archive(random_model, tmp_path / "a.mar", name="a", version="1", engines=other)
+
+
+def test_an_archive_tells_where_its_model_comes_from(random_model, tmp_path):
+    out = tmp_path / "a.mar"
+    build_archive(random_model, out, name="a", version="1", metrics={"mask_ap": 0.5})
+    facts = described(out)
+    assert facts["data_commit"] == "abc"
+    assert facts["metrics"] == {"mask_ap": 0.5}
+    assert facts["licence"] == {"code": "Apache-2.0", "model": ""}
+    assert [category["name"] for category in facts["categories"]] == ["nucleus", "debris"]
+    assert facts["engine"] == "folded"
+
+
+def test_changed_weights_are_noticed_when_the_archive_is_loaded(archive, tmp_path):
+    with zipfile.ZipFile(archive.path) as opened:
+        opened.extractall(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArchiveError, match=r"model\.safetensors is not what was packed"):
+        check_unpacked(tmp_path)
+
+
+def test_an_archive_of_an_unknown_format_is_refused_by_name(archive, tmp_path):
+    changed = tmp_path / "a.mar"
+    with zipfile.ZipFile(archive.path) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            text = old.read(name)
+            if name == DESCRIPTION:
+                text = json.dumps(json.loads(text) | {"format_version": 99})
+            new.writestr(name, text)
+    with pytest.raises(ArchiveError, match="archive format version 99, this code reads 1"):
+        read_archive(changed)
+
+
+def test_reading_an_archive_needs_no_torch():
+    code = "import sys, polarmask_serving.pod; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):

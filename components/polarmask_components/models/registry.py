@@ -15,7 +15,7 @@ Two runs that promote at once can't both win, and a run that is killed leaves th
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -66,6 +66,8 @@ class Facts:
     config: dict[str, Any]
     metrics: dict[str, float]
     """COCO mask AP and its kin in [0, 1], measured on the val split of that data by that code."""
+    engines: dict[str, Any] = field(default_factory=dict)
+    """`EngineReport` as plain data; empty where engines were not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

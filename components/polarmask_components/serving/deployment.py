@@ -14,13 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polarmask.config import to_dict
+from polarmask.engines.report import EngineReport
 from polarmask.errors import PolarMaskError
 from polarmask.model_folder import read_card
 from polarmask_components.errors import UnknownVersionError, UnusableModelError
 from polarmask_components.models.registry import Facts, Registry
 from polarmask_components.serving.local_server import Deployment
-from polarmask_serving.archive import build_archive
+from polarmask_serving.archive import Archive
 from polarmask_serving.errors import RegistrationError, ServerError, ServingError
+from polarmask_serving.packaging import build_archive
 from polarmask_serving.record import ServerRecord
 from polarmask_serving.roll_out import roll_out
 from polarmask_serving.server import LocalServer
@@ -28,7 +30,9 @@ from polarmask_serving.server import LocalServer
 _log = logging.getLogger(__name__)
 
 
-def facts_of(model: Path, metrics: Mapping[str, float]) -> Facts:
+def facts_of(
+    model: Path, metrics: Mapping[str, float], engines: EngineReport | None = None
+) -> Facts:
     """Collect what the registry keeps about a model folder."""
     card = read_card(model)
     return Facts(
@@ -38,6 +42,21 @@ def facts_of(model: Path, metrics: Mapping[str, float]) -> Facts:
         code_version=card.provenance.get("code_version", ""),
         config=to_dict(card.config),
         metrics=dict(metrics),
+        engines={} if engines is None else engines.to_plain(),
+    )
+
+
+def pack(model: Path, out: Path, *, name: str, version: str, facts: Facts) -> Archive:
+    """Build the archive of a model of the registry, with all that is known about it.
+
+    Raises:
+        ArchiveError: See `polarmask_serving.packaging`.
+        ModelFormatError: The model, or what was measured of its engines, can't be used.
+    """
+    known = facts.engines
+    report = EngineReport.from_plain(known, where=f"record of {version}") if known else None
+    return build_archive(
+        model, out, name=name, version=version, engines=report, metrics=facts.metrics
     )
 
 
@@ -70,11 +89,13 @@ def deploy(
 
     Whatever is raised, the version that was served before still is.
     """
-    version = registry.add(model, facts).version
+    record = registry.add(model, facts)  # an equal model keeps its first facts, so its archive
+    version = record.version
     server = _attach(target, name, registry)
     try:
         with TemporaryDirectory() as folder:
-            archive = build_archive(model, Path(folder) / "model.mar", name=name, version=version)
+            out = Path(folder) / "model.mar"
+            archive = pack(model, out, name=name, version=version, facts=record.facts)
             outcome = roll_out(
                 server,
                 archive,
@@ -148,8 +169,12 @@ def _follow(server: LocalServer, registry: Registry) -> None:
         if champion is None or champion == server.champion:
             return
         model = registry.fetch(champion, Path(folder) / "model")
-        archive = build_archive(
-            model, Path(folder) / "model.mar", name=server.client.name, version=champion
+        archive = pack(
+            model,
+            Path(folder) / "model.mar",
+            name=server.client.name,
+            version=champion,
+            facts=registry.record(champion).facts,
         )
         server.keep_only_champion()
         server.register(archive)

@@ -26,6 +26,7 @@ from polarmask_components.errors import (
 from polarmask_components.models.model_store import store_archive
 from polarmask_components.models.registry import Facts, Registry
 from polarmask_components.run.signals import when_asked_to_end
+from polarmask_components.serving.deployment import pack
 from polarmask_components.serving.local_server import Deployment
 from polarmask_components.serving.serving_deployment import ServingDeployment
 from polarmask_components.serving.serving_state import (
@@ -36,9 +37,8 @@ from polarmask_components.serving.serving_state import (
     return_point,
     served_model,
 )
-from polarmask_serving.archive import build_archive
-from polarmask_serving.client import ask
 from polarmask_serving.errors import ServingError
+from polarmask_serving.management import ask
 
 _PATIENCE_FORWARD = 3.0
 """Seconds of wrong answers; clients get them, too."""
@@ -84,9 +84,11 @@ def deploy_to_cluster(
     if before["spec"].get("paused"):
         raise RollOutError(f"{target} can't be rolled out: {progress_of(before, before).words}")
     back = return_point(before, registry.champion_version())
-    version = registry.add(model, facts).version
+    record = registry.add(model, facts)  # an equal model keeps its first facts, so its archive
+    version = record.version
     with TemporaryDirectory() as folder:
-        archive = build_archive(model, Path(folder) / "model.mar", name=name, version=version)
+        out = Path(folder) / "model.mar"
+        archive = pack(model, out, name=name, version=version, facts=record.facts)
         uri = store_archive(archive, registry)
     new = ServedModel(version=version, uri=uri, sha256=archive.sha256)
     rolling = _RollOut(serving, registry, name, url, image, time_out, before, back, new)

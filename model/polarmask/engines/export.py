@@ -1,0 +1,106 @@
+"""The network as an ONNX program, for engines that are not torch.
+
+One program takes any number of images of any size on whole locations; batch norm is folded and
+weights are inside. Equal weights give equal bytes with the same versions of torch and onnx.
+
+Dimension key
+    B: images    H, W: rows and columns of the network's input    3: channels
+"""
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from polarmask.detector import PolarMask
+from polarmask.engines.fold import fold_batch_norm
+from polarmask.engines.interface import EngineError
+from polarmask.files import atomic_path
+
+PROGRAM_FILE = "engines/network.onnx"
+"""Within the model folder."""
+_OPSET = 21  # the first with a GroupNormalization that engines fuse
+_LARGEST = 2 * 2**30 - 2**20
+"""Bytes that an ONNX file can have."""
+
+
+def export_program(detector: PolarMask, out: Path) -> None:
+    """Write the network as ONNX.
+
+    Raises:
+        EngineError: The tools are not installed, or the network has a part that ONNX has not.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch needs it and says so late
+    except ImportError as error:
+        raise EngineError(f"{error.name} is not installed; the extra `export` brings it") from error
+    network = _Flat(detector)
+    if sum(value.nbytes for value in network.state_dict().values()) > _LARGEST:
+        raise EngineError("the weights are larger than the 2 GB that an ONNX file can hold")
+    dynamic = torch.export.Dim.DYNAMIC
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(2, 3, 256, 384),),
+                dynamo=True,
+                opset_version=_OPSET,
+                dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+                verbose=False,
+            )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineError(f"it can't be exported: {first}") from error
+    assert program is not None  # noqa: S101  # only the older exporter returns nothing
+    plain = program.model_proto
+    _forget_where(plain)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(plain.SerializeToString(deterministic=True))
+    onnx.checker.check_model(out)
+
+
+class _Flat(nn.Module):
+    """The folded network with a tuple as its answer."""
+
+    def __init__(self, detector: PolarMask) -> None:
+        super().__init__()
+        self.detector = copy.deepcopy(detector).cpu()
+        fold_batch_norm(self.detector)
+        self.eval()
+
+    def forward(self, batch_B3HW: Tensor) -> tuple[Tensor, ...]:
+        found = self.detector(batch_B3HW)
+        flat = (found.class_BLC, found.quality_BL, found.ray_BLR)
+        return flat if found.box_BL4 is None else (*flat, found.box_BL4)
+
+
+class _quiet:  # noqa: N801  # a context manager
+    """Keep torch's exporter from logging its steps."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("torch.onnx")
+        self._before = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._before)
+
+
+def _forget_where(model: "onnx.ModelProto") -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Drop the exporter's notes: stack traces that name the folders of this machine."""
+    del model.metadata_props[:]
+    for graph in (model.graph, *model.functions):
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for values in (model.graph.value_info, model.graph.input, model.graph.output):
+        for value in values:
+            del value.metadata_props[:]
+    for weight in model.graph.initializer:
+        del weight.metadata_props[:]
+        weight.doc_string = ""

@@ -1,0 +1,71 @@
+"""What an engine is, which ones there are, and how far from eager float32 each may be.
+
+Dimension key
+    B: images    H, W: rows and columns of the network's input    3: channels
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from polarmask.errors import PolarMaskError
+from polarmask.head import Predictions
+
+
+class Engine(Protocol):
+    """Runs the network. One call at a time."""
+
+    name: str
+
+    def run(self, batch_B3HW: Tensor) -> Predictions:
+        """Return raw predictions of normalised images on whole locations of every level."""
+
+
+class EngineError(PolarMaskError):
+    """An engine can't run this network on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKind:
+    """What is known about an engine before it is tried."""
+
+    device: str
+    """"cpu" or "cuda"."""
+    exact: bool
+    """Computes in float32; others need measured AP to be chosen."""
+    exported: bool
+    """Runs a program written by `export`."""
+    score_tolerance: float
+    """Largest difference of a score from eager float32, scores being in [0, 1]."""
+    ray_tolerance: float
+    """Largest difference of a ray as a share of its length, where the score is above 0.05."""
+
+
+def _exact(*, exported: bool = False) -> EngineKind:
+    # Other orders of summation: float32 has 7 digits, of which 50 layers cost some.
+    return EngineKind(
+        device="cpu", exact=True, exported=exported, score_tolerance=1e-3, ray_tolerance=1e-3
+    )
+
+
+def _half(device: str, *, exported: bool = False) -> EngineKind:
+    # bf16 has 2 to 3 digits. What that costs is AP, and AP is what decides.
+    return EngineKind(
+        device=device, exact=False, exported=exported, score_tolerance=0.1, ray_tolerance=0.2
+    )
+
+
+ENGINES: dict[str, EngineKind] = {
+    "eager": _exact(),
+    "folded": _exact(),
+    "bf16": _half("cpu"),
+    "openvino": _exact(exported=True),
+    "openvino_bf16": _half("cpu", exported=True),
+    "onnxruntime": _exact(exported=True),
+    "cuda_half": _half("cuda"),
+    "cuda_graph": _half("cuda"),
+}
+
+SAFE_ENGINE = "folded"
+"""Runs every network on every device."""

@@ -1,0 +1,116 @@
+"""The engine that a model folder asks for, or one that works in any case."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from polarmask.detector import PolarMask
+from polarmask.engines.export import PROGRAM_FILE
+from polarmask.engines.exported_engines import onnx_runtime, openvino
+from polarmask.engines.interface import ENGINES, SAFE_ENGINE, Engine, EngineError
+from polarmask.engines.report import REPORT_FILE, read_report
+from polarmask.engines.torch_engines import CudaGraph, Eager, Folded, Half
+from polarmask.errors import ConfigError, ModelFormatError
+
+_log = logging.getLogger(__name__)
+
+
+def make_engine(
+    name: str, detector: PolarMask, *, device: torch.device, program: Path, threads: int = 1
+) -> Engine:
+    """Make an engine by name.
+
+    Args:
+        name: One of `ENGINES`.
+        detector: The network on `device`, in eval mode; it stays as it is.
+        device: Where to compute.
+        program: File of the exported network.
+        threads: CPU threads of an exported engine; torch's are those of the process.
+
+    Raises:
+        EngineError: It can't run here.
+    """
+    if name in ENGINES and ENGINES[name].device != device.type and name not in _ANYWHERE:
+        raise EngineError(f"it runs on {ENGINES[name].device}, not on {device.type}")
+    strides = detector.config.strides
+    if name in ENGINES and ENGINES[name].exported and not program.is_file():
+        raise EngineError(f"there is no exported program {program}")
+    match name:
+        case "eager":
+            return Eager(detector)
+        case "folded":
+            return Folded(detector)
+        case "bf16" | "cuda_half":
+            return Half(detector, device)
+        case "openvino" | "openvino_bf16":
+            return openvino(program, strides, threads=threads, bf16=name == "openvino_bf16")
+        case "onnxruntime":
+            return onnx_runtime(program, strides, threads=threads)
+        case "cuda_graph":
+            return CudaGraph(detector, device)
+    raise ConfigError(f"no engine {name!r}; there are: {', '.join(ENGINES)}")
+
+
+_ANYWHERE = ("eager", "folded")
+
+
+def load_engine(
+    folder: Path,
+    detector: PolarMask,
+    *,
+    device: torch.device,
+    name: str | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """Return the engine to run a model with.
+
+    Args:
+        folder: Model folder, whose report ranks the engines if there is one.
+        detector: The network on `device`.
+        device: Where to compute.
+        name: Wanted engine; None takes the fastest of the report that works here.
+        threads: CPU threads; None is one, for engines other than torch's.
+
+    Raises:
+        ConfigError: No engine of this name. One that can't run here is no error: it is replaced,
+            with a warning, because a slower answer is better than none.
+    """
+    wanted = (name,) if name is not None else _ranking(folder)
+    for candidate in wanted:
+        try:
+            engine = make_engine(
+                candidate,
+                detector,
+                device=device,
+                program=folder / PROGRAM_FILE,
+                threads=threads or 1,
+            )
+            _try(engine, detector, device)
+        except EngineError as error:
+            _log.warning("engine %s is not used: %s", candidate, error)
+        else:
+            return engine
+    return make_engine(SAFE_ENGINE, detector, device=device, program=folder / PROGRAM_FILE)
+
+
+def _ranking(folder: Path) -> Sequence[str]:
+    if not (folder / REPORT_FILE).is_file():
+        return (SAFE_ENGINE,)
+    try:
+        report = read_report(folder / REPORT_FILE)
+    except ModelFormatError as error:
+        _log.warning("engines are not chosen by measurement: %s", error)
+        return (SAFE_ENGINE,)
+    return [name for name in report.ranking if name in ENGINES]
+
+
+def _try(engine: Engine, detector: PolarMask, device: torch.device) -> None:
+    """Send a small picture through, so that what can't run is known before anybody asks."""
+    side = max(detector.config.strides[-1], 128)
+    try:
+        with torch.inference_mode():
+            engine.run(torch.zeros(1, 3, side, side, device=device))
+    except Exception as error:
+        raise EngineError(f"it fails: {type(error).__name__}: {error}") from error

@@ -1,0 +1,30 @@
+"""What this machine's CPU is and can do. Imports no torch."""
+
+import platform
+from functools import cache
+from pathlib import Path
+
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Instructions of x86 and, the last one, of Arm."""
+
+
+@cache
+def _facts() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+
+def has_bf16() -> bool:
+    """Tell whether the CPU multiplies in bf16; elsewhere bf16 is slower than float32."""
+    facts = _facts()
+    flags = facts.get("flags") or facts.get("features", "")
+    return bool(_BF16 & set(flags.split()))
+
+
+def cpu_name() -> str:
+    """Return the CPU's name as it tells it."""
+    return _facts().get("model name") or platform.processor() or platform.machine()

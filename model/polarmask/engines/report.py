@@ -1,0 +1,106 @@
+"""What was measured of the engines of one model, and which one is to run it. Imports no torch."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polarmask.errors import ModelFormatError
+
+FORMAT_VERSION = 1
+REPORT_FILE = "engines.json"
+"""Within the model folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineResult:
+    """One engine. What was not measured is None."""
+
+    name: str
+    admitted: bool
+    """Whether it may run the model."""
+    reason: str
+    """Why, or why not."""
+    milliseconds: float | None = None
+    """Of one image of `canvas_hw` through the network on one thread."""
+    score_difference: float | None = None
+    """Largest distance of a score from eager float32."""
+    ray_difference: float | None = None
+    """Largest distance of a ray, as a share of its length."""
+    mask_ap: float | None = None
+    """On the report's images, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineReport:
+    """All engines of one model on one machine."""
+
+    weights_sha256: str
+    """Of the model's weights: a report is of one model."""
+    device: str
+    cpu: str
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of torch, openvino, onnxruntime."""
+    canvas_hw: tuple[int, int]
+    images: str
+    """What was looked at."""
+    engines: tuple[EngineResult, ...]
+
+    @property
+    def ranking(self) -> tuple[str, ...]:
+        """Names of the admitted engines, fastest first."""
+        timed = [
+            (engine.milliseconds, engine.name)
+            for engine in self.engines
+            if engine.admitted and engine.milliseconds is not None
+        ]
+        return tuple(name for _, name in sorted(timed))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        plain = {"format_version": FORMAT_VERSION, **asdict(self), "ranking": self.ranking}
+        return plain | {"engines": [asdict(engine) for engine in self.engines]}
+
+    def to_json(self) -> str:
+        """Return JSON text."""
+        return json.dumps(self.to_plain(), indent=1) + "\n"
+
+    @classmethod
+    def from_plain(cls, plain: object, *, where: str) -> "EngineReport":
+        """Read what `to_plain` returned.
+
+        Raises:
+            ModelFormatError: It is damaged or of an unknown format version; `where` tells whose.
+        """
+        version = plain.get("format_version") if isinstance(plain, dict) else None
+        if not isinstance(plain, dict) or version != FORMAT_VERSION:
+            raise ModelFormatError(
+                f"{where} has format version {version}, this code reads {FORMAT_VERSION}; "
+                "measure the engines again: `python -m polarmask_serving measure`"
+            )
+        values = {k: v for k, v in plain.items() if k not in ("format_version", "ranking")}
+        try:
+            rows, columns = values.pop("canvas_hw")
+            engines = tuple(EngineResult(**engine) for engine in values.pop("engines"))
+            return cls(**values, canvas_hw=(rows, columns), engines=engines)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFormatError(
+                f"{where} is damaged ({error}); "
+                "measure the engines again: `python -m polarmask_serving measure`"
+            ) from error
+
+
+def read_report(path: Path) -> EngineReport:
+    """Read a report.
+
+    Raises:
+        ModelFormatError: No such file, or one that can't be used.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFormatError(
+            f"{path} is no report of engines ({error}); "
+            "`python -m polarmask_serving measure` writes one"
+        ) from error
+    return EngineReport.from_plain(plain, where=str(path))

@@ -1,0 +1,112 @@
+"""Engines that torch runs itself.
+
+Dimension key
+    B: images    H, W: rows and columns of the network's input    3: channels
+"""
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from polarmask.detector import PolarMask
+from polarmask.device import half_precision
+from polarmask.engines.fold import fold_batch_norm
+from polarmask.engines.interface import EngineError
+from polarmask.engines.machine import has_bf16
+from polarmask.head import Predictions
+
+_MAX_GRAPHS = 8
+"""Recorded input shapes; each keeps the memory of one pass."""
+
+
+class Eager:
+    """The network as it was trained, and as it is while it trains."""
+
+    name = "eager"
+
+    def __init__(self, detector: nn.Module) -> None:
+        self._detector = detector
+
+    def run(self, batch_B3HW: Tensor) -> Predictions:
+        """Run the network."""
+        predictions: Predictions = self._detector(batch_B3HW)
+        return predictions
+
+
+class Folded(Eager):
+    """With batch norm folded into the convolutions."""
+
+    name = "folded"
+
+    def __init__(self, detector: PolarMask) -> None:
+        super().__init__(_folded(detector))
+
+
+class Half:
+    """Folded, and convolutions in bf16, or in fp16 on a GPU without bf16."""
+
+    def __init__(self, detector: PolarMask, device: torch.device) -> None:
+        if device.type == "cpu" and not has_bf16():
+            raise EngineError("this CPU has no bf16 instructions")
+        self.name = "bf16" if device.type == "cpu" else "cuda_half"
+        on_cpu = device.type == "cpu"
+        self._dtype = half_precision("bf16" if on_cpu else "auto", device)
+        # Norms, too: converting between them and the convolutions costs more than they do.
+        self._detector = _folded(detector).to(self._dtype)
+
+    def run(self, batch_B3HW: Tensor) -> Predictions:
+        """Run the network; logits come out in half precision, lengths in float32."""
+        predictions: Predictions = self._detector(batch_B3HW.to(self._dtype))
+        return predictions
+
+
+@dataclass(frozen=True, eq=False)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    batch_B3HW: Tensor
+    predictions: Predictions
+
+
+class CudaGraph:
+    """Half precision, recorded once for each input shape and then replayed without Python."""
+
+    name = "cuda_graph"
+
+    def __init__(self, detector: PolarMask, device: torch.device) -> None:
+        self._half = Half(detector, device)
+        self._recordings: OrderedDict[tuple[int, ...], _Recording] = OrderedDict()
+
+    def run(self, batch_B3HW: Tensor) -> Predictions:
+        """Replay; what it returns is overwritten by the next call with this shape."""
+        shape = tuple(batch_B3HW.shape)
+        if shape not in self._recordings:
+            if len(self._recordings) == _MAX_GRAPHS:
+                self._recordings.popitem(last=False)
+            self._recordings[shape] = self._record(batch_B3HW)
+        self._recordings.move_to_end(shape)
+        recording = self._recordings[shape]
+        recording.batch_B3HW.copy_(batch_B3HW)
+        recording.graph.replay()
+        return recording.predictions
+
+    def _record(self, batch_B3HW: Tensor) -> _Recording:
+        own_B3HW = batch_B3HW.clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # lets libraries choose their kernels before the recording
+            for _ in range(3):
+                self._half.run(own_B3HW)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            predictions = self._half.run(own_B3HW)
+        return _Recording(graph, own_B3HW, predictions)
+
+
+def _folded(detector: PolarMask) -> PolarMask:
+    own = copy.deepcopy(detector).eval()
+    fold_batch_norm(own)
+    return own.to(memory_format=torch.channels_last)

@@ -21,14 +21,13 @@ from polarmask.files import write_text
 from polarmask_serving import launch, openapi, probe
 from polarmask_serving.errors import PortTakenError, ServerError, ServingError
 from polarmask_serving.page import demo_page
+from polarmask_serving.proxy_bootstrap import bootstrap, secrets
 from polarmask_serving.proxy_config import (
     OPERATIONS_PORT,
     PORT,
     Front,
     Limits,
     Page,
-    bootstrap,
-    secrets,
 )
 
 CONFIG = "envoy.json"

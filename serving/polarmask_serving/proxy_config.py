@@ -44,7 +44,7 @@ class Limits:
     """From then on; TorchServe gives up after 60 s in a worker, and kills that worker."""
     working: int = 2
     """Requests that TorchServe holds: those being worked on and as many ready to follow."""
-    waiting: int = 8
+    waiting: int = 16
     """Requests that wait in the proxy; a client that gives up leaves this queue."""
     connections: int = 512
     """Of all clients together."""
@@ -54,7 +54,7 @@ class Limits:
     @classmethod
     def for_workers(cls, workers: int) -> "Limits":
         """Return limits that keep so many workers busy and nobody waiting for long."""
-        return cls(working=2 * workers, waiting=max(8, 4 * workers))
+        return cls(working=2 * workers, waiting=16 * workers)
 
 
 @dataclass(frozen=True, kw_only=True)

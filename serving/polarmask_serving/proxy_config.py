@@ -53,7 +53,7 @@ class Limits:
 
     @classmethod
     def for_workers(cls, workers: int) -> "Limits":
-        """Return limits that keep so many workers busy and nobody waiting for long."""
+        """Return limits for so many workers, each with a queue of its own."""
         return cls(working=2 * workers, waiting=16 * workers)
 
 

@@ -91,7 +91,8 @@ class LocalProxy:
     """Envoy as a child process, in front of a TorchServe of this machine."""
 
     def __init__(self, front: Front, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.url = f"http://{front.host}:{front.port}"
+        scheme = "http" if front.tls is None else "https"
+        self.url = f"{scheme}://{front.host}:{front.port}"
         self.operations_url = f"http://{front.host}:{front.operations_port}"
         self.log = log
         self.process = process

@@ -107,6 +107,7 @@ def bootstrap(front: Front, target: Target, limits: Limits, pages: tuple[Page, .
     operations = _connection_manager("operations", _operations_routes(target), limits)
     operations["http_filters"].insert(0, _health_lua())
     return {
+        "node": {"id": "proxy", "cluster": "polarmask"},
         "admin": {"address": {"pipe": {"path": str(front.scratch / ADMIN_SOCKET), "mode": 0o600}}},
         "application_log_config": {
             "log_format": {

@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-gpu test-images bench bench-quick check fix compile render images lock clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-gpu test-images bench bench-quick check fix compile openapi render images lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -38,6 +38,9 @@ test-slow: .venv/.ready data ## run the tests that take minutes
 test-faults: .venv/.ready ## break a cluster on purpose, some seventy times (docs/reference/faults.md)
 	$(RUN) -m pytest -m faults
 
+test-fuzz: .venv/.ready data ## send ten thousand damaged images and requests to a real server, and what schemathesis makes up
+	$(RUN) -m pytest -m fuzz -s
+
 test-gpu: .venv/.ready ## run the tests that need CUDA
 	$(RUN) -m pytest -m gpu
 
@@ -62,6 +65,9 @@ fix: .venv/.ready ## format and mend what can be mended
 
 compile: .venv/.ready ## write the pipeline for a cluster to pipelines/compiled
 	$(RUN) -m polarmask_pipelines compile
+
+openapi: .venv/.ready ## write the HTTP interface as OpenAPI to docs/reference/openapi.json
+	$(RUN) -m polarmask_serving.openapi > docs/reference/openapi.json
 
 render: ## write what `kubectl apply -k` would send to dist/k8s
 	@command -v kubectl >/dev/null || { echo "kubectl is not installed; it renders k8s/"; exit 1; }

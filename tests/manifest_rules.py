@@ -10,7 +10,12 @@ import subprocess
 import yaml
 
 # Made by people, or by an overlay of theirs: k8s/README.md says how.
-SECRETS_OF_PEOPLE = {"polarmask-s3", "polarmask-model-store"}
+SECRETS_OF_PEOPLE = {
+    "polarmask-s3",
+    "polarmask-model-store",
+    "polarmask-tokens",
+    "polarmask-tls",
+}
 RESTRICTED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 LIMITED = {"cpu", "memory", "ephemeral-storage"}
 

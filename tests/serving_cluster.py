@@ -23,7 +23,7 @@ from polarmask_components.models.registry import open_registry
 from polarmask_components.serving import serving_deployment
 from polarmask_components.serving.deploy_target import deploy_to
 from polarmask_components.serving.deployment import facts_of
-from polarmask_serving.client import ask
+from polarmask_serving.management import ask
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
@@ -79,14 +79,15 @@ class ServingCluster:
         (deployment,) = shipped("serving/deployment.yaml")
         spec = deployment["spec"]
         spec |= {"replicas": 0, "minReadySeconds": 0, "progressDeadlineSeconds": 180}
-        (container,) = spec["template"]["spec"]["containers"]
-        container["resources"]["limits"]["cpu"] = "1"
+        serve, proxy = spec["template"]["spec"]["containers"]
+        serve["resources"]["limits"]["cpu"] = "1"
+        proxy["startupProbe"]["periodSeconds"] = proxy["readinessProbe"]["periodSeconds"] = 1
+        proxy["lifecycle"]["preStop"]["exec"]["command"].append("--forget-seconds=1")
         if self._stand_in:
             spec["progressDeadlineSeconds"] = 6
-            container["command"][:3] = [sys.executable, str(STAND_IN)]
-            container["lifecycle"]["preStop"]["sleep"]["seconds"] = 1
-            ready = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 1}
-            container |= {"startupProbe": ready | {"failureThreshold": 60}, "readinessProbe": ready}
+            serve["command"][:3] = [sys.executable, str(STAND_IN)]
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                del serve[probe]  # the proxy's asks it, too
         return deployment
 
     def lead_here(self, patch):

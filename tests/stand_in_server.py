@@ -11,6 +11,11 @@ import sys
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from polarmask_serving import probe
+
+PORTS = ("inference_port", "management_port", "metrics_port")
 
 FOUND = {
     "category_id": 1,
@@ -25,18 +30,23 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--archive")
     parser.add_argument("--scratch")
-    with zipfile.ZipFile(parser.parse_args().archive) as archive:
+    options = parser.parse_args()
+    scratch = Path(options.scratch)
+    with zipfile.ZipFile(options.archive) as archive:
         model = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
         card = json.loads(archive.read("model/model.json"))
     behaviour = card["provenance"].get("behaviour", "")
     if behaviour == "crashes":
         sys.exit("RuntimeError: weights are missing")
+    version = model["modelVersion"]
     answer = answer_of(model, behaviour)
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self):
-            ready = behaviour != "is-never-ready"
-            self.reply(200 if ready or self.path == "/ping" else 503, {})
+            status = "UNLOADING" if behaviour == "is-never-ready" else "READY"
+            self.reply(200, [{"modelVersion": version, "workers": [{"status": status}]}])
 
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -56,7 +66,10 @@ def main():
         def log_message(self, *_):
             """Say nothing of each request."""
 
-    ThreadingHTTPServer((os.environ["POD_IP"], 8080), Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    ports = dict.fromkeys(PORTS, server.server_port)
+    probe.Target(ports=ports, name=model["modelName"], version=version, workers=1).write(scratch)
+    server.serve_forever()
 
 
 def answer_of(model, behaviour):

@@ -301,11 +301,15 @@ def _add_visualize(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_finder_flags(command: argparse.ArgumentParser) -> None:
+    finder = command.add_mutually_exclusive_group(required=True)
+    finder.add_argument(
+        "--model", metavar="MODEL", help="model folder, run folder, checkpoint.pt or .mar"
+    )
+    finder.add_argument(
+        "--url", help="of a server, such as http://127.0.0.1:8080/predictions/polarmask"
+    )
     command.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="model folder, run folder, checkpoint.pt, .mar, or URL of a server's predictions",
+        "--token-file", type=Path, metavar="FILE", help="holds the token that the server wants"
     )
     _add_device_flags(command)
     command.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")

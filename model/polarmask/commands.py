@@ -2,9 +2,13 @@
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from polarmask.config import RunConfig, override
 from polarmask.presets import preset
+
+if TYPE_CHECKING:
+    from polarmask.model_source import Finder
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -119,13 +123,17 @@ def run_import_original(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """Measure COCO mask AP."""
     from polarmask.coco import load_coco
-    from polarmask.evaluate import evaluate_predictions, predict_split
+    from polarmask.distributed import is_first, process_group
+    from polarmask.evaluate import evaluate_predictions, predict_together
     from polarmask.files import write_text
     from polarmask.inference import Predictor
 
-    data = load_coco(options.data, options.split, check_pixels=True)
-    predictor = Predictor.load(options.model, device=options.device, threads=options.threads)
-    predictions = predict_split(predictor, data)
+    with process_group(options.device) as device:
+        data = load_coco(options.data, options.split, check_pixels=True)
+        predictor = Predictor.load(options.model, device=device, threads=options.threads)
+        predictions = predict_together(predictor, data)
+        if not is_first():
+            return
     evaluation = evaluate_predictions(data, predictions)
     print(
         f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
@@ -144,11 +152,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Write what a model finds in images as JSON."""
-    from polarmask.model_source import open_model
     from polarmask.predict import find_images, predict_images
 
     images = find_images(options.images)
-    finder = open_model(options.model, device=options.device, threads=options.threads)
+    finder = _open_finder(options)
     counts = predict_images(finder, images, options.out, min_score=options.score)
     for path, count in counts.items():
         print(f"{path}: {count} instances")
@@ -157,14 +164,27 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_visualize(options: argparse.Namespace) -> None:
     """Draw what a model finds in images."""
-    from polarmask.model_source import open_model
     from polarmask.predict import find_images, visualize_images
 
     images = find_images(options.images)
-    finder = open_model(options.model, device=options.device, threads=options.threads)
+    finder = _open_finder(options)
     counts = visualize_images(
         finder, images, options.out, min_score=options.score, rays=options.rays
     )
     for path, count in counts.items():
         print(f"{path}: {count} instances")
     print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
+
+
+def _open_finder(options: argparse.Namespace) -> "Finder":
+    from polarmask.errors import DataError
+    from polarmask.model_source import open_model, open_server
+
+    if options.url:
+        if options.device or options.threads:
+            raise DataError("--device and --threads are for --model; a server has its own")
+        token = options.token_file.read_text().strip() if options.token_file else None
+        return open_server(options.url, token=token)
+    if options.token_file:
+        raise DataError("--token-file is for --url")
+    return open_model(options.model, device=options.device, threads=options.threads)

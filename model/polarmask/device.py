@@ -10,16 +10,18 @@ import torch
 from polarmask.errors import ConfigError
 
 
-def find_device(kind: str | None = None, *, index: int = 0) -> torch.device:
+def find_device(kind: str | torch.device | None = None, *, index: int = 0) -> torch.device:
     """Return a device that is there.
 
     Args:
-        kind: "cpu" or "cuda"; None takes CUDA where there is one.
+        kind: "cpu" or "cuda"; None takes CUDA where there is one. A device is returned as it is.
         index: Of the GPU, from 0.
 
     Raises:
         ConfigError: CUDA is asked for and torch finds no such GPU.
     """
+    if isinstance(kind, torch.device):
+        return kind
     found = torch.cuda.device_count()
     if kind is None:
         kind = "cuda" if found else "cpu"

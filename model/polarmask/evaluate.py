@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from polarmask.coco import Category, CocoData, ImageRecord, load_coco
 from polarmask.coco_ap import CocoScores, score_predictions
-from polarmask.distributed import is_first
+from polarmask.distributed import gather_to_first, is_first, rank, world_size
 from polarmask.errors import DataError
 from polarmask.image_file import read_image
 from polarmask.inference import Instances, Predictor
@@ -158,6 +158,19 @@ def evaluate(
     return evaluate_predictions(coco_data, predict_split(predictor, coco_data))
 
 
+def predict_together(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
+    """Do what `predict_split` does on all processes of a group, each with its share of the images.
+
+    Returns:
+        To the first process all instances, masks included; to the others nothing.
+    """
+    own = replace(data, images=data.images[rank() :: world_size()])
+    found = predict_split(predictor, own)
+    for instances in found.values():
+        instances.rle()  # where they were found: else the first process would do it for all
+    return {image_id: one for part in gather_to_first(found) for image_id, one in part.items()}
+
+
 def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
     """Return the instances found in every image, by image id.
 
@@ -236,7 +249,7 @@ def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Average what pycocotools did not mark as absent by -1; NaN if nothing is left."""
+    """Average what is not marked as absent by -1; NaN if nothing is left."""
     present = values[values > -1]
     return float(present.mean()) if present.size else math.nan
 

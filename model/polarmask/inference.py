@@ -8,6 +8,7 @@ Dimension key
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,11 @@ class Instances:
 
     def rle(self) -> list[Rle]:
         """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
+        return list(self._masks)
+
+    @cached_property
+    def _masks(self) -> list[Rle]:
+        """Travels with the instances: who is sent them need not rasterise anew."""
         rasterise = RASTERS[self.raster]
         masks = rasterise(self.polygons, self.image_hw)
         for row, parts in self.further_parts.items():
@@ -124,7 +130,7 @@ class Predictor:
         cls,
         model: Path,
         *,
-        device: str | None = "cpu",
+        device: str | torch.device | None = "cpu",
         threads: int | None = None,
         engine: str | None = None,
     ) -> "Predictor":

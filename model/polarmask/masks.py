@@ -63,26 +63,30 @@ def rles_from_whole_pixels(
         pixel_V2 = np.trunc(polygon).astype(np.int32)
         low_2 = pixel_V2.min(axis=0).clip(0)
         high_2 = np.minimum(pixel_V2.max(axis=0) + 1, image_hw[::-1]).clip(low_2)
-        crop = np.zeros(tuple((high_2 - low_2)[::-1]), dtype=np.uint8)
-        if crop.size:
-            cv2.drawContours(crop, [pixel_V2 - low_2], -1, 1, cv2.FILLED)
+        width, height = (high_2 - low_2).tolist()
+        # The row more stays empty: no run reaches from one column into the next.
+        crop = np.zeros((height + 1, width), dtype=np.uint8)
+        if width and height:
+            cv2.drawContours(crop[:height], [pixel_V2 - low_2], -1, 1, cv2.FILLED)
         rles.append(_rle_of_crop(crop, low_2, image_hw))
     return rles
 
 
 def _rle_of_crop(crop: NDArray[np.uint8], low_2: NDArray[np.int32], hw: tuple[int, int]) -> Rle:
-    """Encode a bitmap that lies in a larger, empty one at `low_2`, (x, y)."""
-    height, width = hw
-    column_N, row_N = crop.T.nonzero()
-    start_N = (column_N + low_2[0]) * height + row_N + low_2[1]
-    if not len(start_N):
-        runs = [height * width]
-    else:
-        first_N = np.flatnonzero(np.diff(start_N, prepend=-2) != 1)
-        begin_N, last_N = start_N[first_N], start_N[np.append(first_N[1:], len(start_N)) - 1]
-        border = np.stack([begin_N, last_N + 1], axis=1).reshape(-1)
-        runs = np.diff(border, prepend=0, append=height * width).tolist()
-    return parse_rle({"size": [height, width], "counts": runs}, hw)
+    """Encode a bitmap, its last row empty, that lies in a larger, empty one at `low_2`, (x, y)."""
+    image_height, image_width = hw
+    crop_height, crop_width = crop.shape
+    # Column after column: where a pixel differs from the one before, a run begins or ends.
+    pixels = np.zeros(1 + crop.size, dtype=np.uint8)
+    pixels[1:].reshape(crop_width, crop_height)[:] = crop.T
+    column_N, row_N = np.divmod(np.flatnonzero(pixels[1:] != pixels[:-1]), crop_height)
+    border_N = (column_N + low_2[0]) * image_height + row_N + low_2[1]
+    # At the image's lower border a run may end where one at the upper border of the next begins.
+    goes_on_N = np.flatnonzero(border_N[1:] == border_N[:-1])
+    border_N = np.delete(border_N, np.concatenate([goes_on_N, goes_on_N + 1]))
+    runs = np.diff(border_N, prepend=0, append=image_height * image_width).tolist()
+    rle = {"size": [image_height, image_width], "counts": runs}
+    return _with_text_counts(coco_mask.frPyObjects(rle, image_height, image_width))
 
 
 Raster = Literal["exact", "whole_pixels"]

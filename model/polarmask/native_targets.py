@@ -241,7 +241,7 @@ def _rescue(
                 continue
             x, y = (column + 0.5) * stride_L[0], (row + 0.5) * stride_L[0]
             if _is_inside(x, y, polygon):
-                return place
+                return int(place)
             distance = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
             if distance < nearest_distance:
                 nearest, nearest_distance = place, distance

@@ -1,16 +1,19 @@
 """Raw predictions to instances, on the device, without a loop over categories.
 
 Dimension key
-    L: locations    C: categories    K: candidates    N: kept shapes    R: rays
+    L: locations    C: categories    K: candidates    B: the best of them    N: kept shapes
+    R: rays
     2: (x, y), 4: x0, y0, x1, y1, in pixels of the network's input
 """
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou, nms
 
 from polarmask.config import PostprocessConfig
 from polarmask.head import Predictions
@@ -18,6 +21,9 @@ from polarmask.original_rays import original_directions
 from polarmask.rays import decode_rays
 
 _HIGHEST_ORIGINAL_SCORE = 1.5
+
+_FIRST_CONSIDERED = 4
+"""Of the best candidates, per instance wanted: most lose to a better one, so some more are seen."""
 
 _SAME_OBJECT_IOU = 0.8
 """Shapes whose predicted boxes overlap more than this are parts of one object."""
@@ -100,18 +106,22 @@ def _postprocess_one(
     parts: Literal["largest", "all"],
 ) -> RawInstances:
     size_2 = point_L2.new_tensor([image_hw[1], image_hw[0]])
+    scale_2 = size_2 / size_2.new_tensor(given_hw[::-1])
     location_K, category_K, score_K = _candidates(predictions, index, point_L2 < size_2, config)
-    shapes = _decode(predictions, index, location_K, point_L2[location_K], size_2, config)
-    compared_K4 = shapes.box_K4
-    if parts == "all":  # parts of an object share its box; what tells them apart is where they lie
-        compared_K4 = _extents(shapes.polygon_KR2)
-    if config.score == "original":
-        scale_2 = size_2 / size_2.new_tensor(given_hw[::-1])
-        # Its boxes hold their last pixel too: one more wide and high.
-        compared_K4 = compared_K4 / scale_2.repeat(2) + size_2.new_tensor([0, 0, 1, 1])
-    kept_N = batched_nms(compared_K4, score_K, category_K, config.nms_iou)
+    order_K = score_K.argsort(descending=True, stable=True)
+    # What a candidate loses to is better than it, so the best ones decide among themselves; those
+    # that come after the last instance wanted are neither drawn nor compared.
+    considered = len(order_K) if parts == "all" else _FIRST_CONSIDERED * config.max_instances
+    while True:
+        best_K = order_K[:considered]
+        location_B, category_B = location_K[best_K], category_K[best_K]
+        shapes = _decode(predictions, index, location_B, point_L2[location_B], size_2, config)
+        kept_N = _suppress(shapes, category_B, size_2, scale_2, config, parts)
+        if considered >= len(order_K) or len(kept_N) >= config.max_instances:
+            break
+        considered *= 4
     if parts == "all":
-        instance_N = _group_parts(shapes.box_K4[kept_N], category_K[kept_N])
+        instance_N = _group_parts(shapes.box_K4[kept_N], category_B[kept_N], config.max_instances)
     else:
         instance_N = torch.arange(len(kept_N), device=kept_N.device)
     order_N = instance_N.argsort(stable=True)
@@ -122,10 +132,34 @@ def _postprocess_one(
         ray_NR=shapes.ray_KR[kept_N],
         polygon_NR2=shapes.polygon_KR2[kept_N],
         box_N4=shapes.box_K4[kept_N],
-        score_N=score_K[kept_N],
-        category_N=category_K[kept_N],
+        score_N=score_K[best_K[kept_N]],
+        category_N=category_B[kept_N],
         instance_N=instance_N[order_N],
     )
+
+
+def _suppress(
+    shapes: "_Shapes",
+    category_K: Tensor,
+    size_2: Tensor,
+    scale_2: Tensor,
+    config: PostprocessConfig,
+    parts: Literal["largest", "all"],
+) -> Tensor:
+    """Return which shapes are left (N,), best first, of shapes that come best first."""
+    compared_K4 = shapes.box_K4
+    if parts == "all":  # parts of an object share its box; what tells them apart is where they lie
+        compared_K4 = _extents(shapes.polygon_KR2)
+    if config.score == "original":
+        # Its boxes hold their last pixel too: one more wide and high.
+        compared_K4 = compared_K4 / scale_2.repeat(2) + scale_2.new_tensor([0, 0, 1, 1])
+    # Categories lie side by side on one canvas, too far apart to overlap. In float64, because far
+    # from the origin float32 has no digits left for the fractions of pixels.
+    width = (size_2 / scale_2).maximum(size_2).max().double() + 2
+    apart_K4 = compared_K4.double() + (category_K * width)[:, None]
+    rank_K = torch.arange(len(apart_K4), 0, -1, device=apart_K4.device, dtype=apart_K4.dtype)
+    kept_N: Tensor = nms(apart_K4, rank_K, config.nms_iou)
+    return kept_N
 
 
 class _Shapes(NamedTuple):
@@ -165,71 +199,75 @@ def _extents(polygon_KR2: Tensor) -> Tensor:
 def _candidates(
     predictions: Predictions, index: int, inside_L2: Tensor, config: PostprocessConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return location, category and score of what goes into suppression."""
-    class_LC = predictions.class_BLC[index].float().sigmoid()
-    quality_L1 = predictions.quality_BL[index].float().sigmoid()[:, None]
-    if config.score == "original":
-        score_LC = _original_scores(class_LC, quality_L1, predictions.level_hws, config)
-        location_K, category_K = score_LC.nonzero(as_tuple=True)
-        return location_K, category_K, score_LC[location_K, category_K]
-    wanted_LC = (class_LC > config.score_threshold) & inside_L2.all(dim=1, keepdim=True)
-    score_LC = (class_LC * quality_L1).where(wanted_LC, 0)
-    return _best_per_level(score_LC, predictions.level_hws, config.pre_nms_top_k)
+    """Return location, category and score of what goes into suppression, in order of location.
 
-
-def _original_scores(
-    class_LC: Tensor,
-    quality_L1: Tensor,
-    level_hws: tuple[tuple[int, int], ...],
-    config: PostprocessConfig,
-) -> Tensor:
-    """Return the original's scores over their maximum; 0 for what it drops before suppression.
-
-    It chooses locations by probability times quality and ranks what is left by probability times
-    (quality + 0.5).
+    Almost all logits are background, so only those near the threshold or above get a score.
     """
-    best_L = (class_LC * quality_L1).amax(dim=1)
-    chosen_L1 = torch.zeros_like(quality_L1, dtype=torch.bool)
-    first = 0
-    for rows, columns in level_hws:
-        level_L = best_L[first : first + rows * columns]
-        chosen_L1[first + level_L.topk(min(config.pre_nms_top_k, len(level_L))).indices] = True
-        first += rows * columns
-    score_LC = class_LC * (quality_L1 + 0.5) / _HIGHEST_ORIGINAL_SCORE
-    return score_LC.where((class_LC > config.score_threshold) & chosen_L1, 0)
+    class_LC = predictions.class_BLC[index].float()
+    quality_L = predictions.quality_BL[index].float().sigmoid()
+    level_ends = list(accumulate(rows * columns for rows, columns in predictions.level_hws))
+    if config.score == "original":
+        # It chooses locations by probability times quality, then ranks what is left at them by
+        # probability times (quality + 0.5).
+        best_L = class_LC.amax(dim=1).sigmoid() * quality_L
+        chosen_L = _best_per_level(best_L, level_ends, config.pre_nms_top_k)
+        row_K, category_K, class_K = _above(class_LC[chosen_L], config.score_threshold)
+        location_K = chosen_L[row_K]
+        score_K = class_K * (quality_L[location_K] + 0.5) / _HIGHEST_ORIGINAL_SCORE
+        return location_K, category_K, score_K
+    location_K, category_K, class_K = _above(class_LC, config.score_threshold)
+    score_K = class_K * quality_L[location_K]
+    wanted_K = inside_L2.all(dim=1)[location_K] & (score_K > 0)
+    location_K, category_K, score_K = location_K[wanted_K], category_K[wanted_K], score_K[wanted_K]
+    ends_K = torch.searchsorted(location_K, location_K.new_tensor(level_ends)).tolist()
+    best_K = _best_per_level(score_K, ends_K, config.pre_nms_top_k)
+    return location_K[best_K], category_K[best_K], score_K[best_K]
 
 
-def _group_parts(box_N4: Tensor, category_N: Tensor) -> Tensor:
-    """Return for each shape, best first, the instance it belongs to.
+def _above(class_LC: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, category and probability of the logits whose probability is above a threshold."""
+    # The margin covers what rounding makes of a logit at the threshold; near 1 it makes the most.
+    margin = 1e-4 + 1e-6 / (1 - threshold)
+    lowest = math.log(threshold / (1 - threshold)) - margin if threshold else -math.inf
+    row_K, category_K = (class_LC > lowest).nonzero(as_tuple=True)
+    class_K = class_LC[row_K, category_K].sigmoid()
+    above_K = class_K > threshold
+    return row_K[above_K], category_K[above_K], class_K[above_K]
+
+
+def _best_per_level(score_K: Tensor, level_ends: list[int], top_k: int) -> Tensor:
+    """Return in ascending order where the best top_k scores of each level are.
+
+    Args:
+        score_K: Scores, level by level.
+        level_ends: Where each level ends among them.
+        top_k: How many at most.
+    """
+    best = []
+    for first, end in pairwise([0, *level_ends]):
+        if end - first > top_k:
+            best.append(first + score_K[first:end].topk(top_k).indices.sort().values)
+        else:
+            best.append(torch.arange(first, end, device=score_K.device))
+    return torch.cat(best)
+
+
+def _group_parts(box_N4: Tensor, category_N: Tensor, max_instances: int) -> Tensor:
+    """Return for each shape, best first, the instance it belongs to; `max_instances` is none.
 
     The network predicts the box of the whole object at each of its parts, so shapes of one category
     whose boxes agree are one instance. The best free shape takes all that agree with it.
     """
-    agree_NN = box_iou(box_N4, box_N4) > _SAME_OBJECT_IOU
-    agree_NN = (agree_NN & (category_N[:, None] == category_N)).cpu()
-    instance_N = torch.full((len(box_N4),), -1)
-    count = 0
-    for row in range(len(box_N4)):
-        if instance_N[row] < 0:
-            instance_N[agree_NN[row] & (instance_N < 0)] = count
-            instance_N[row] = count  # a box without area agrees with nothing
-            count += 1
-    return instance_N.to(box_N4.device)
-
-
-def _best_per_level(
-    score_LC: Tensor, level_hws: tuple[tuple[int, int], ...], top_k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return location, category and score of at most top_k candidates per level, scores > 0."""
-    num_categories = score_LC.shape[1]
-    locations, categories, scores = [], [], []
-    first = 0
-    for rows, columns in level_hws:
-        level_scores = score_LC[first : first + rows * columns].flatten()
-        best, where = level_scores.topk(min(top_k, len(level_scores)))
-        where, best = where[best > 0], best[best > 0]
-        locations.append(first + where // num_categories)
-        categories.append(where % num_categories)
-        scores.append(best)
-        first += rows * columns
-    return torch.cat(locations), torch.cat(categories), torch.cat(scores)
+    device = box_N4.device
+    box_N4, category_N = box_N4.cpu(), category_N.cpu()  # a loop, each round of which would wait
+    instance_N = torch.full((len(box_N4),), max_instances)
+    best = 0
+    for instance in range(max_instances):
+        free_F = best + (instance_N[best:] == max_instances).nonzero()[:, 0]
+        if not len(free_F):
+            break
+        best = int(free_F[0])
+        agree_F = box_iou(box_N4[best : best + 1], box_N4[free_F])[0] > _SAME_OBJECT_IOU
+        instance_N[free_F[agree_F & (category_N[free_F] == category_N[best])]] = instance
+        instance_N[best] = instance  # a box without area agrees with nothing
+    return instance_N.to(device)

@@ -11,9 +11,9 @@ from polarmask.board import Board
 from polarmask.checkpoint import Validated
 from polarmask.coco import CocoData
 from polarmask.detector import PolarMask
-from polarmask.distributed import all_gather, gather_to_first, is_first, rank, world_size
+from polarmask.distributed import all_gather, is_first
 from polarmask.engines.torch_engines import Eager
-from polarmask.evaluate import Evaluation, evaluate_predictions, predict_split
+from polarmask.evaluate import Evaluation, evaluate_predictions, predict_together
 from polarmask.inference import Instances, Predictor
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.progress import append_line, drop_lines_after
@@ -59,9 +59,7 @@ class Validator:
     def measure(self, detector: PolarMask, step: int, before: Validated) -> Validated:
         """Measure the weights of a step; the later ones win a tie, they have seen more."""
         predictor = Predictor(Eager(detector.eval()), self._card, self._device)
-        own = replace(self._data, images=self._data.images[rank() :: world_size()])
-        gathered = gather_to_first(predict_split(predictor, own))
-        found = {image_id: one for part in gathered for image_id, one in part.items()}
+        found = predict_together(predictor, self._data)
         evaluation = evaluate_predictions(self._data, found) if is_first() else None
         mask_ap = all_gather(evaluation.mask_ap if evaluation else 0.0)[0]
         is_best = mask_ap >= before.best_ap

@@ -13,8 +13,11 @@ from polarmask.engines.report import EngineReport, read_report
 from polarmask.errors import PolarMaskError
 from polarmask.files import write_text
 from polarmask.measure_engines import MAX_IMAGES, measure_engines, report_table
+from polarmask_serving import launch
 from polarmask_serving.errors import ServingError
 from polarmask_serving.packaging import build_archive
+from polarmask_serving.proxy import LocalProxy
+from polarmask_serving.proxy_config import Front, Limits
 from polarmask_serving.server import LocalServer
 
 
@@ -120,13 +123,22 @@ def _serve(model: Path, port: int) -> None:
             archive = build_archive(
                 model, Path(folder) / "model.mar", name="polarmask", version="1"
             )
-            with LocalServer.start(Path(folder), port=port) as server:
+            with LocalServer.start(Path(folder)) as server:
                 server.register(archive)
-                print("ready; Ctrl-C stops it. Ask it with")
-                print(f"  curl -F image=@IMAGE.png {server.predict_url}", flush=True)
-                signal.pause()
+                with LocalProxy.start(_front(port, Path(folder)), server.target, Limits()) as proxy:
+                    url = f"{proxy.url}/predictions/{archive.name}"
+                    print("ready; Ctrl-C stops it. Ask it with")
+                    print(f"  curl -F image=@IMAGE.png {url}", flush=True)
+                    signal.pause()
     except KeyboardInterrupt:
         print("stopped")
+
+
+def _front(port: int, folder: Path) -> Front:
+    scratch = folder / "proxy"
+    scratch.mkdir()
+    operations_port = launch.choose_ports()["metrics_port"]
+    return Front(host="127.0.0.1", port=port, operations_port=operations_port, scratch=scratch)
 
 
 if __name__ == "__main__":

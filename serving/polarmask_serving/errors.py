@@ -5,10 +5,10 @@ ServingError
         RequestError            the client's fault: 4xx
             EmptyRequestError       400 empty_request    send an image
             DamagedImageError       400 damaged_image    send the whole file
+            BadJsonError            400 bad_json         mend the JSON
+            BadOptionError          400 bad_option       mend the option
             ImageTooLargeError      413 image_too_large  send a smaller image
             NotAnImageError         415 not_an_image     send JPEG or PNG
-            BadJsonError            422 bad_json         mend the JSON
-            BadOptionError          422 bad_option       mend the option
         PredictionError         500 prediction_failed    our fault: look at the server's log
     ArchiveError                the .mar can't be built or read
     FetchError                  a pod can't get the archive it is to serve
@@ -72,14 +72,14 @@ class NotAnImageError(RequestError):
 class BadJsonError(RequestError):
     """The JSON can't be read or isn't of the expected form."""
 
-    status = 422
+    status = 400
     code = "bad_json"
 
 
 class BadOptionError(RequestError):
     """An option is unknown or out of range."""
 
-    status = 422
+    status = 400
     code = "bad_option"
 
 

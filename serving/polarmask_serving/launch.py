@@ -1,5 +1,6 @@
 """Start and end the processes of a TorchServe: one Java front end, one Python per worker."""
 
+import ipaddress
 import os
 import socket
 import string
@@ -49,6 +50,22 @@ def choose_ports(inference_port: int | None = None) -> dict[str, int]:
     return ports if inference_port is None else ports | {"inference_port": inference_port}
 
 
+def read_host() -> str:
+    """Return the address of this pod.
+
+    Raises:
+        ServerError: The environment does not tell.
+    """
+    text = os.environ.get("POD_IP", "")
+    try:
+        ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ServerError(
+            f"POD_IP is {text!r}, no address; set it from the field status.podIP"
+        ) from error
+    return text
+
+
 def make_scratch() -> Path:
     """Make a private folder for unpacked archives and worker sockets, with a short path.
 
@@ -59,20 +76,17 @@ def make_scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="polarmask-", dir=parent if short else "/tmp"))  # noqa: S108 the one short folder every Unix has
 
 
-def write_config(
-    folder: Path, ports: Mapping[str, int], settings: Mapping[str, str], *, host: str = "127.0.0.1"
-) -> Path:
+def write_config(folder: Path, ports: Mapping[str, int], settings: Mapping[str, str]) -> Path:
     """Write TorchServe's configuration into the folder.
 
     Args:
         folder: Of the server.
         ports: One for each name of `PORT_NAMES`.
         settings: What belongs to this kind of server, in TorchServe's names.
-        host: Address that predictions and metrics are asked at.
     """
     template = string.Template((HERE / CONFIG).read_text(encoding="utf-8"))
     values = {name: str(port) for name, port in ports.items()}
-    values |= {"host": host, "metrics_config": _escape(str(HERE / "metrics.yaml"))}
+    values["metrics_config"] = _escape(str(HERE / "metrics.yaml"))
     lines = [f"{name}={value}\n" for name, value in settings.items()]
     write_text(folder / CONFIG, template.substitute(values) + "".join(lines))
     return folder / CONFIG

@@ -1,16 +1,15 @@
 """Main container of a serving pod: become a TorchServe that serves one archive.
 
-    POD_IP=10.0.0.7 WORKERS=2 python -m polarmask_serving.pod \
+    WORKERS=2 python -m polarmask_serving.pod \
         --archive /models/model.mar --scratch /scratch
 
-This process turns into Java, so that Java gets the signals meant for the container. Predictions
-(8080) and metrics (8082) are reached from outside of the pod, management and gRPC are not. Nothing
-but the scratch folder is written to. Who wants to know whether the model answers asks
-`polarmask_serving.probe`.
+This process turns into Java, so that Java gets the signals meant for the container. It
+listens on loopback alone; the proxy in the pod's other container (`polarmask_serving.proxy`) learns
+from the scratch folder where. Nothing but that folder is written to. Who wants to know whether the
+model answers asks `polarmask_serving.probe`.
 """
 
 import argparse
-import ipaddress
 import json
 import os
 import sys
@@ -20,37 +19,35 @@ from polarmask_serving import launch, probe
 from polarmask_serving.archive import Archive, read_archive
 from polarmask_serving.errors import ServerError, ServingError
 
-_PORTS = {"inference_port": 8080, "metrics_port": 8082}
 
-
-def prepare(archive: Archive, scratch: Path, *, host: str, workers: int) -> list[str]:
+def prepare(archive: Archive, scratch: Path, *, workers: int) -> list[str]:
     """Write what TorchServe and probes read; return the command that serves the archive.
 
     Args:
         archive: The model to serve.
         scratch: Writable folder.
-        host: Address of the pod.
         workers: Processes that each hold the model; one for each CPU or GPU.
 
     Raises:
-        ServerError: An address, number or path that can't work.
+        ServerError: A number or path that can't work.
     """
     if workers < 1:
         raise ServerError(f"WORKERS is {workers}: give 1 or more")
     if len(os.fsencode(scratch)) > launch.LONGEST_SCRATCH:
         raise ServerError(f"{scratch} is too long for the sockets in it; mount it elsewhere")
-    ports = launch.choose_ports() | _PORTS
+    ports = _known_ports(scratch) or launch.choose_ports()
     settings = {
         "enable_model_api": "false",
         "load_models": archive.path.name,
         # One line: keyed by a version that is not the archive's, it would be ignored silently.
         "models": json.dumps({archive.name: {archive.version: _scale(archive, workers)}}),
     }
-    config = launch.write_config(scratch, ports, settings, host=host)
+    config = launch.write_config(scratch, ports, settings)
     probe.Target(
-        management=f"http://127.0.0.1:{ports['management_port']}",
+        ports=ports,
         name=archive.name,
         version=archive.version,
+        workers=workers,
     ).write(scratch)
     return launch.java_command(config, store=archive.path.parent, scratch=scratch)
 
@@ -66,15 +63,12 @@ def _scale(archive: Archive, workers: int) -> dict[str, object]:
     }
 
 
-def _read_host() -> str:
-    text = os.environ.get("POD_IP", "")
+def _known_ports(scratch: Path) -> dict[str, int] | None:
+    """Return the ports before a restart of the container: the proxy goes on using them."""
     try:
-        # TorchServe can't read an IPv6 address; Java hears both kinds at this one.
-        return text if ipaddress.ip_address(text).version == 4 else "0.0.0.0"  # noqa: S104
-    except ValueError as error:
-        raise ServerError(
-            f"POD_IP is {text!r}, no address; set it from the field status.podIP"
-        ) from error
+        return probe.Target.read(scratch).ports
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _read_workers() -> int:
@@ -93,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         archive, scratch = read_archive(options.archive.resolve()), options.scratch.resolve()
-        command = prepare(archive, scratch, host=_read_host(), workers=_read_workers())
+        command = prepare(archive, scratch, workers=_read_workers())
     except ServingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

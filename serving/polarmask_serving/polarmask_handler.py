@@ -1,26 +1,28 @@
-"""TorchServe adapter: hands each row to `wire`, all images to the model, each answer to its row.
+"""TorchServe adapter: rows in, answers out, and what is worth knowing of each told.
 
 TorchServe imports this file by its stem and refuses it if it defines more than one class.
 """
 
 import logging
+import os
+import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # imported from an archive: its code goes before whatever is installed here
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+# Both are read when cv2 is imported. It would write a line about each damaged image.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "25000000")
 
 import cv2
 import numpy as np
-from ts.metrics.metric_type_enum import MetricTypes
 
-from polarmask.inference import Instances, Predictor
-from polarmask_serving import wire
+from polarmask.inference import Predictor
 from polarmask_serving.archive import check_unpacked
-from polarmask_serving.batch import predict_each
-from polarmask_serving.errors import RequestError
+from polarmask_serving.batch import Asked, answer_batch
+from polarmask_serving.observe import Metrics, log_line
 
 _log = logging.getLogger(__name__)
 
@@ -41,41 +43,42 @@ class PolarMaskHandler:
             device="cpu" if gpu is None else f"cuda:{gpu}",
             threads=1,
         )
-        add, common = context.metrics.add_metric_to_cache, ["ModelName", "Level"]
-        histogram, counter = MetricTypes.HISTOGRAM, MetricTypes.COUNTER
-        self.seconds = add("polarmask_stage_seconds", "s", ["stage", *common], histogram)
-        self.instances = add("polarmask_instances", "count", common, counter)
-        self.refused = add("polarmask_refused_requests", "count", ["code", *common], counter)
-        blank = np.zeros((256, 256, 3), np.uint8)
-        request = wire.Request(images=(blank,))
-        wire.write_answer(request, self.predictor.predict([blank]), self.model)
-        _log.info("model %(name)s version %(version)s answers", self.model)
+        self.metrics = Metrics(context.metrics.add_metric_to_cache, self.model["name"])
+        blank = cv2.imencode(".png", np.zeros((256, 256, 3), np.uint8))[1].tobytes()
+        (answer,) = answer_batch(
+            self.predictor, [Asked(fields={"body": blank}, headers={})], self.model
+        )
+        if answer.error is not None:
+            raise answer.error
+        about = self.model | {"engine": self.predictor.engine.name}
+        _log.info("model %(name)s version %(version)s answers with engine %(engine)s", about)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch; whatever is wrong with one image stays with that image."""
-        started = time.perf_counter()
-        requests = []
-        for index, row in enumerate(rows):
-            try:
-                requests.append(wire.read_request(row, context.get_all_request_header(index)))
-            except RequestError as refusal:
-                requests.append(wire.Request(images=(refusal,)))
-        decoded = time.perf_counter()
-        images = [image for request in requests for image in request.images]
-        outcomes = iter(predict_each(self.predictor, images))
-        predicted = time.perf_counter()
-        bodies = []
-        for index, request in enumerate(requests):
-            mine = [next(outcomes) for _ in request.images]
-            error, body = wire.write_answer(request, mine, self.model)
+        """Answer a batch; whatever is wrong with one request stays with that request."""
+        batch = [
+            Asked(fields=row, headers=context.get_all_request_header(index))
+            for index, row in enumerate(rows)
+        ]
+        answers = answer_batch(self.predictor, batch, self.model)
+        for index, (asked, answer) in enumerate(zip(batch, answers, strict=True)):
+            request_id = _request_id(asked, context.get_request_id(index))
             context.set_response_content_type(index, "application/json")
-            if error is not None:
+            if answer.error is not None:
+                error = answer.error
                 context.set_response_status(code=error.status, phrase=error.phrase, idx=index)
-                self.refused.add_or_update(1, [error.code, self.model["name"], "Model"])
-            found = sum(len(each.scores) for each in mine if isinstance(each, Instances))
-            self.instances.add_or_update(found, [self.model["name"], "Model"])
-            bodies.append(body)
-        stages = ("decode", decoded - started), ("predict", predicted - decoded)
-        for stage, seconds in (*stages, ("encode", time.perf_counter() - predicted)):
-            self.seconds.add_or_update(seconds, [stage, self.model["name"], "Model"])
-        return bodies
+            self.metrics.tell(answer)
+            size = sum(len(v) for v in asked.fields.values() if isinstance(v, bytes | bytearray))
+            line = log_line(
+                answer, request_id=request_id, num_bytes=size, version=self.model["version"]
+            )
+            _log.info("%s", line)
+        return [answer.body for answer in answers]
+
+
+def _request_id(asked: Asked, own: str) -> str:
+    """Return the id the client or proxy gave, if it is one, else TorchServe's.
+
+    TorchServe writes its own into the answer, whatever the handler says; the proxy sets that right.
+    """
+    given = {name.lower(): value for name, value in asked.headers.items()}.get("x-request-id")
+    return given if isinstance(given, str) and re.fullmatch(r"[!-~]{1,128}", given) else own

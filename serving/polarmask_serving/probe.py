@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 FILE = "probe.json"
 _SECONDS = 4.0
@@ -25,10 +25,12 @@ _SECONDS = 4.0
 class Target:
     """What has to answer."""
 
-    management: str
-    """URL of the management interface, on loopback."""
+    ports: dict[str, int]
+    """TorchServe's, on loopback; the names are those of its configuration."""
     name: str
-    version: str
+    version: str | None
+    """None where several are served: then the default one."""
+    workers: int
 
     @classmethod
     def read(cls, scratch: Path) -> Self:
@@ -41,30 +43,54 @@ class Target:
 
         write_text(scratch / FILE, json.dumps(asdict(self)) + "\n")
 
+    @property
+    def description(self) -> str:
+        """Where management tells of the workers."""
+        return f"/models/{self.name}" + (f"/{self.version}" if self.version else "")
+
+    def is_alive(self) -> bool:
+        """Tell whether Java still answers at all."""
+        try:
+            _get(self.ports["inference_port"], "/ping")
+        except urllib.error.HTTPError:
+            return True
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return True
+
     def problem(self) -> str:
         """Say why it does not answer; nothing if it does."""
-        url = f"{self.management}/models/{self.name}/{self.version}"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(url, timeout=_SECONDS) as answer:
-                (model,) = json.load(answer)
+            model = _get(self.ports["management_port"], self.description)[0]
             states = [worker["status"] for worker in model["workers"]]
         except urllib.error.HTTPError as error:
             return f"{self.name} {self.version} is not served: HTTP {error.code}"
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             return f"TorchServe does not answer: {error}"
         if "READY" not in states:
             return f"no worker of {self.name} {self.version} is ready: {', '.join(states) or '-'}"
         return ""
 
 
+def _get(port: int, path: str) -> Any:  # noqa: ANN401 whatever the JSON holds
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=_SECONDS) as answer:
+        return json.load(answer)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit with 0 if the model answers, else with 1 and the reason."""
     parser = argparse.ArgumentParser(prog="polarmask_serving.probe")
     parser.add_argument("--scratch", type=Path, required=True, help="as given to the server")
-    scratch = parser.parse_args(arguments).scratch
+    parser.add_argument("--alive", action="store_true", help="ask only whether Java answers")
+    options = parser.parse_args(arguments)
+    scratch = options.scratch
     try:
-        problem = Target.read(scratch).problem()
+        target = Target.read(scratch)
+        if options.alive:
+            problem = "" if target.is_alive() else "TorchServe does not answer"
+        else:
+            problem = target.problem()
     except (OSError, ValueError, TypeError):
         problem = f"no server has started in {scratch} yet"
     if problem:

@@ -23,13 +23,14 @@ from typing import Any, Self
 from polarmask.files import atomic_path, sha256_of_file
 from polarmask_serving import launch
 from polarmask_serving.archive import Archive
-from polarmask_serving.client import ModelClient
 from polarmask_serving.errors import (
     ArchiveError,
     PortTakenError,
     RegistrationError,
     ServerError,
 )
+from polarmask_serving.management import ModelClient
+from polarmask_serving.probe import Target
 from polarmask_serving.record import ServerRecord, locked
 from polarmask_serving.server_log import start_error, worker_error
 
@@ -207,6 +208,12 @@ class LocalServer:
         """Where the default version answers."""
         client = self.client
         return f"{client.inference_url}/predictions/{client.name}"
+
+    @property
+    def target(self) -> Target:
+        """What a proxy in front has to know: the default version is the one that answers."""
+        record = self._record
+        return Target(ports=dict(record.ports), name=record.name, version=None, workers=1)
 
     @property
     def metrics_url(self) -> str:

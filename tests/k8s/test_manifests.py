@@ -85,7 +85,7 @@ FAULTS = {
     "no requests of cpu": lambda o: without(torchserve(o)["resources"]["requests"], "cpu"),
     "another one tomorrow": lambda o: torchserve(o).update(image="host:5000/polarmask-serving"),
     "serving:latest may be": lambda o: torchserve(o).update(image="polarmask-serving:latest"),
-    "no readinessProbe": lambda o: without(torchserve(o), "readinessProbe"),
+    "no readinessProbe": lambda o: without(container(o, "proxy"), "readinessProbe"),
     "Secret/typo is used": lambda o: container(o, "fetch-model").update(
         envFrom=[{"secretRef": {"name": "typo"}}]
     ),
@@ -135,8 +135,13 @@ def test_applying_again_changes_neither_the_model_nor_the_number_of_pods(overlay
 def test_a_roll_out_takes_no_pod_away_before_another_one_answers(overlay):
     spec = find(overlay, "Deployment/polarmask")["spec"]
     assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
-    drain = torchserve(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert drain + 30 <= spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    # The server outlives the proxy: 10 s to be forgotten, 40 s for answers, 2 s between the two.
+    hooks = [
+        container(overlay, name)["lifecycle"]["preStop"]["exec"]["command"][3]
+        for name in ("torchserve", "proxy")
+    ]
+    assert hooks == ["server", "proxy"]
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] > 52 + 10
     start = torchserve(overlay)["startupProbe"]
     assert start["periodSeconds"] * start["failureThreshold"] < spec["progressDeadlineSeconds"]
 
@@ -147,8 +152,10 @@ def test_only_who_fetches_the_model_has_keys_and_they_are_others_than_the_pipeli
     assert source["secretRef"]["name"] == "polarmask-model-store"
 
 
-def test_the_management_port_is_published_nowhere(overlay):
-    assert {port["containerPort"] for port in torchserve(overlay)["ports"]} == {8080, 8082}
+def test_only_the_proxy_listens_outside_of_the_pod(overlay):
+    assert "ports" not in torchserve(overlay)
+    proxy = container(overlay, "proxy")
+    assert {port["containerPort"] for port in proxy["ports"]} == {8080, 8082}
     assert "8081" not in yaml.safe_dump(overlay)
 
 

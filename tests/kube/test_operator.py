@@ -246,7 +246,7 @@ def test_torchrun_on_two_nodes_sums_up(server, kubelet, operator, tmp_path):
 
 @pytest.mark.slow
 def test_an_elastic_job_outlives_a_killed_worker(server, kubelet, operator, tmp_path):
-    code = WORKER + "    import time; time.sleep(5 if restart == '0' else 0)\n"
+    code = WORKER + "    import time; time.sleep(60 if restart == '0' else 0)\n"
     elastic = {"minReplicas": 1, "maxReplicas": 2, "maxRestarts": 3}
     command = torchrun(tmp_path, code)
     server.create("PyTorchJob", job_of(command, workers=2, elastic=elastic))

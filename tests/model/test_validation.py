@@ -86,16 +86,16 @@ def test_the_best_survives_an_interruption(config, options, scored):
 
 
 def test_a_measurement_that_was_cut_short_is_taken_again(config, options, scored, monkeypatch):
-    predict = validation.predict_split
+    predict = validation.predict_together
 
     def stop(predictor, data):
         raise TrainingStopped("stopped", 15)
 
-    monkeypatch.setattr(validation, "predict_split", stop)
+    monkeypatch.setattr(validation, "predict_together", stop)
     with pytest.raises(TrainingStopped):
         train(config, options)
     assert load_checkpoint(options.out / "checkpoint.pt").step == 2
-    monkeypatch.setattr(validation, "predict_split", predict)
+    monkeypatch.setattr(validation, "predict_together", predict)
     scored += [0.4, 0.2, 0.3]
     train(config, options)
     assert measured(options.out) == {2: 0.4, 4: 0.2, 6: 0.3}

@@ -1,8 +1,12 @@
 """What clients get from a real TorchServe."""
 
 import base64
+import collections
 import concurrent.futures
+import contextlib
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import requests
 
 from polarmask.inference import Predictor
 from polarmask.masks import bitmap_from_rle, rles_from_polygons
+from polarmask_serving.batch import STAGES
 
 
 @pytest.fixture
@@ -99,8 +104,8 @@ def test_kserve_json_answers_a_list_in_which_images_fail_alone(server, png, jpeg
         pytest.param(b"", {}, 400, "empty_request", id="empty"),
         pytest.param(b"\xff\xd8\xff\xe0half", {}, 400, "damaged_image", id="damaged"),
         pytest.param(b"hello", {}, 415, "not_an_image", id="text"),
-        pytest.param(b"{oops", {}, 422, "bad_json", id="json"),
-        pytest.param(None, {"X-Mask": "circle"}, 422, "bad_option", id="option"),
+        pytest.param(b"{oops", {}, 400, "bad_json", id="json"),
+        pytest.param(None, {"X-Mask": "circle"}, 400, "bad_option", id="option"),
     ],
 )
 def test_mistakes_are_answered_with_a_reason(post, png, body, headers, status, code):
@@ -125,13 +130,87 @@ def test_bad_neighbours_in_a_batch_harm_nobody(post, png, jpeg):
     assert len(set(of_png)) == 1
 
 
+def test_json_with_one_image_is_answered_like_its_bytes(post, png):
+    body = {"image": base64.b64encode(png).decode(), "parameters": {"score_threshold": 0.5}}
+    assert post(json.dumps(body)).json() == post(png, headers={"X-Score-Threshold": "0.5"}).json()
+
+
+def test_categories_and_rays_are_answered_as_asked(post, png, expected):
+    headers = {"X-Categories": "debris", "X-Return-Rays": "true", "X-Score-Threshold": "0"}
+    found = post(png, headers=headers).json()["instances"]
+    rows = np.flatnonzero(expected.category_ids == 7)
+    assert len(found) == len(rows) > 0
+    for instance, row in zip(found, rows, strict=True):
+        assert instance["category"] == "debris"
+        np.testing.assert_allclose(instance["center"], expected.centers[row], atol=0.0051)
+        np.testing.assert_allclose(instance["rays"], expected.ray_lengths[row], atol=0.0051)
+
+
+def test_an_id_that_is_none_gives_way_to_the_one_in_the_answer(server, post, png):
+    answer = post(png, headers={"X-REQUEST-ID": "a b"})
+    assert wait_for_line(server, answer.headers["x-request-id"])["status"] == 200
+
+
+def test_each_request_is_a_line_of_json_in_the_log(server, post, png):
+    content = {"instances": [{"b64": base64.b64encode(data).decode()} for data in (png, b"no")]}
+    post(json.dumps(content), headers={"X-Request-Id": "in-the-log"})
+    post(b"hello", headers={"X-Request-Id": "refused-in-the-log"})
+    served = wait_for_line(server, "in-the-log")
+    assert (served["status"], served["code"], served["version"]) == (200, None, server.champion)
+    assert served["images"][0].items() >= {"height": 120, "width": 200}.items()
+    assert served["images"][1] == {"code": "not_an_image"}
+    assert set(served["seconds"]) == set(STAGES)
+    assert served["bytes"] == len(json.dumps(content))
+    refused = wait_for_line(server, "refused-in-the-log")
+    assert (refused["status"], refused["code"]) == (415, "not_an_image")
+
+
+def wait_for_line(server, request_id):
+    for _ in range(50):
+        for line in server.log.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("request", {}).get("request_id") == request_id:
+                    return entry["request"]
+        time.sleep(0.1)
+    raise AssertionError(f"no line about {request_id}")
+
+
 def test_metrics_count_what_was_found_and_refused(server, post, png):
-    post(png)
+    before = metrics_of(server)
+    found = len(post(png, headers={"X-Score-Threshold": "0"}).json()["instances"])
     post(b"hello")
+    for _ in range(50):
+        time.sleep(0.1)
+        after = metrics_of(server)
+        if (
+            after["polarmask_refused_total", "not_an_image"]
+            > (before["polarmask_refused_total", "not_an_image"])
+        ):
+            break
+    grown = {key: after[key] - before[key] for key in after}
+    assert grown["polarmask_refused_total", "not_an_image"] == 1
+    assert grown["polarmask_instances_count", ""] == 1
+    assert grown["polarmask_instances_sum", ""] == found > 5
+    assert grown["polarmask_instances_bucket", "5"] == 0
+    assert grown["polarmask_instances_bucket", "+Inf"] == 1
+    assert grown["polarmask_score_count", ""] == found
+    scores = [grown["polarmask_score_bucket", bound] for bound in ("0.1", "0.5", "0.9", "+Inf")]
+    assert scores == sorted(scores)
+    assert scores[-1] == found
+    for stage in STAGES:
+        assert grown["polarmask_stage_seconds_count", stage] == 2
+
+
+def metrics_of(server):
+    """Return the values of our metrics by name and the one label that tells them apart."""
     text = requests.get(server.metrics_url, timeout=10).text
-    assert 'polarmask_stage_seconds_bucket{stage="predict"' in text
-    assert 'polarmask_refused_requests{code="not_an_image"' in text
-    assert "polarmask_instances{" in text
+    found = collections.defaultdict(float)
+    for line in re.findall(
+        r"^(polarmask_\w+)\{(?:(?:stage|code|le)=\"([^\"]*)\",)?.* (\S+)$", text, re.M
+    ):
+        found[line[0], line[1]] += float(line[2])
+    return found
 
 
 def test_nothing_listens_beyond_this_machine(server):

@@ -1,11 +1,13 @@
 """The serving container as its own processes: what it serves, whom it hears, what probes say."""
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -22,22 +24,28 @@ MODULE = [sys.executable, "-m"]
 
 
 class Pod:
-    """A serving container with an address of its own."""
+    """The two containers of a serving pod, with an address of its own."""
 
-    def __init__(self, archive, folder, ip, **environment):
+    def __init__(self, archive, folder, ip, *, tokens=None, **environment):
         self.scratch = folder / "scratch"
+        self.proxy_scratch = folder / "proxy"
         self.scratch.mkdir()
+        self.proxy_scratch.mkdir()
+        self.ip = ip
         self.url = f"http://{ip}:8080"
-        self.metrics_url = f"http://{ip}:8082/metrics"
-        command = [*MODULE, "polarmask_serving.pod"]
-        command += ["--archive", str(archive), "--scratch", str(self.scratch)]
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command,
-                env={**os.environ, "POD_IP": ip, **environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
+        self.operations_url = f"http://{ip}:8082"
+        self.environment = {**os.environ, "POD_IP": ip, **environment}
+        self.log, self.proxy_log = folder / "log", folder / "proxy.log"
+        command = ["polarmask_serving.pod", "--archive", str(archive)]
+        self.process = self._start([*command, "--scratch", str(self.scratch)], self.log)
+        command = ["polarmask_serving.proxy", "--server", str(self.scratch)]
+        command += [] if tokens is None else ["--tokens", str(tokens)]
+        self.proxy = self._start([*command, "--scratch", str(self.proxy_scratch)], self.proxy_log)
+
+    def _start(self, command, log):
+        with log.open("w") as stream:
+            return subprocess.Popen(
+                [*MODULE, *command], env=self.environment, stdout=stream, stderr=subprocess.STDOUT
             )
 
     def probe(self):
@@ -46,16 +54,24 @@ class Pod:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         return done.returncode, done.stderr.strip()
 
+    def health(self):
+        """Return the status of the health address; 0 while nobody listens there."""
+        try:
+            return requests.get(f"{self.operations_url}/healthz", timeout=10).status_code
+        except requests.ConnectionError:
+            return 0
+
     def wait_ready(self):
         deadline = time.monotonic() + 120
-        while (answer := self.probe())[0]:
+        while self.health() != 200:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, answer
+            assert self.proxy.poll() is None, self.proxy_log.read_text()
+            assert time.monotonic() < deadline, self.probe()
             time.sleep(0.2)
 
     def listening(self):
-        """Return the addresses that the server's processes accept TCP connections at."""
-        processes = [psutil.Process(self.process.pid)]
+        """Return the addresses that the pod's processes accept TCP connections at."""
+        processes = [psutil.Process(self.process.pid), psutil.Process(self.proxy.pid)]
         processes += processes[0].children(recursive=True)
         return {
             (each.laddr.ip.removeprefix("::ffff:"), each.laddr.port)
@@ -64,9 +80,24 @@ class Pod:
             if each.status == psutil.CONN_LISTEN
         }
 
+    def stop(self):
+        """End it as the kubelet does: both hooks at once, each followed by its SIGTERM."""
+
+        def end(process, *arguments):
+            command = [*MODULE, "polarmask_serving.drain", *arguments, "--forget-seconds", "0.5"]
+            subprocess.run(command, env=self.environment, check=True, timeout=60)
+            process.send_signal(signal.SIGTERM)
+            return process.wait(timeout=20)
+
+        with ThreadPoolExecutor() as pool:
+            proxy = pool.submit(end, self.proxy, "proxy", "--scratch", str(self.proxy_scratch))
+            server = pool.submit(end, self.process, "server")
+        return server.result(), proxy.result()
+
     def end(self):
-        self.process.kill()
-        self.process.wait()
+        for process in (self.process, self.proxy):
+            process.kill()
+            process.wait()
         launch.end_all(self.scratch, time_out=5)
 
 
@@ -92,31 +123,36 @@ def short_folder():
     shutil.rmtree(folder)
 
 
-def test_a_pod_answers_from_outside_with_the_archives_version_and_ends_when_asked(
+def test_a_pod_answers_through_its_proxy_alone_and_loses_no_answer_when_it_ends(
     archive, png, start_pod
 ):
     pod = start_pod(archive.path, WORKERS="2")
     assert pod.probe()[0] == 1  # nothing is ready before it is
     pod.wait_ready()
-    answer = requests.post(f"{pod.url}/predictions/polarmask", data=png, timeout=60).json()
-    assert answer["model"] == {"name": "polarmask", "version": archive.version}
-    assert "polarmask_instances" in requests.get(pod.metrics_url, timeout=10).text
-    assert requests.get(f"{pod.url}/ping", timeout=10).ok
+    ask = functools.partial(requests.post, f"{pod.url}/predictions/polarmask", timeout=60)
+    assert ask(data=png).json()["model"] == {"name": "polarmask", "version": archive.version}
+    assert "polarmask_instances" in requests.get(f"{pod.operations_url}/metrics", timeout=10).text
+    assert "envoy_http" in requests.get(f"{pod.operations_url}/metrics/proxy", timeout=10).text
 
-    reachable = {port for ip, port in pod.listening() if ip != "127.0.0.1"}
-    assert reachable == {8080, 8082}
+    outside = {(ip, port) for ip, port in pod.listening() if ip != "127.0.0.1"}
+    assert outside == {(pod.ip, 8080), (pod.ip, 8082)}
+    for url in (pod.url, pod.operations_url):
+        for path in ("/workflows?url=x", "/models?url=x.mar", "/models", "/stats", "/quitquitquit"):
+            refused = requests.post(url + path, timeout=10)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+
     workers = psutil.Process(pod.process.pid).children()
     assert len(workers) == 2
-
-    pod.process.send_signal(signal.SIGTERM)  # reaches Java: it is the very process
-    assert pod.process.wait(timeout=20) == 128 + signal.SIGTERM
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, data=png) for _ in range(8)]
+        time.sleep(0.05)
+        assert pod.stop()[0] == 128 + signal.SIGTERM
+    assert {each.result().status_code for each in asked} == {200}
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
 @pytest.mark.slow
-def test_the_probe_fails_while_the_worker_is_dead_although_torchserve_says_healthy(
-    archive_of_handler, start_pod
-):
+def test_the_probe_fails_and_so_does_health_while_the_worker_is_dead(archive_of_handler, start_pod):
     broken = archive_of_handler(
         "def initialize(self, context): raise OSError('weights')\n"
         "def handle(self, rows, context): return rows",
@@ -129,7 +165,7 @@ def test_the_probe_fails_while_the_worker_is_dead_although_torchserve_says_healt
         code, said = pod.probe()
         assert code == 1
     assert "no worker" in said
-    assert requests.get(f"{pod.url}/ping", timeout=10).ok
+    assert pod.health() == 503
 
 
 @pytest.mark.slow
@@ -155,7 +191,6 @@ def test_a_pod_without_a_usable_archive_says_so_and_ends(tmp_path, start_pod):
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        pytest.param({"POD_IP": ""}, "status.podIP", id="no-address"),
         pytest.param({"WORKERS": "many"}, "not a number", id="workers"),
         pytest.param({"WORKERS": "0"}, "1 or more", id="no-workers"),
     ],
@@ -169,7 +204,7 @@ def test_settings_that_cannot_work_are_named(archive, short_folder, environment,
         "--scratch",
         short_folder,
     ]
-    environment = {**os.environ, "POD_IP": "127.0.0.1"} | environment
+    environment = os.environ | environment
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert reason in done.stderr
@@ -178,4 +213,4 @@ def test_settings_that_cannot_work_are_named(archive, short_folder, environment,
 def test_a_path_too_long_for_sockets_is_refused(archive, tmp_path):
     folder = Path(tmp_path / ("long" * 30))
     with pytest.raises(ServerError, match="too long"):
-        prepare(read_archive(archive.path), folder, host="127.0.0.1", workers=1)
+        prepare(read_archive(archive.path), folder, workers=1)

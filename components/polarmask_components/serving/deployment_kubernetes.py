@@ -37,8 +37,8 @@ from polarmask_components.serving.serving_state import (
     return_point,
     served_model,
 )
-from polarmask_serving.client import ask
 from polarmask_serving.errors import ServingError
+from polarmask_serving.management import ask
 
 _PATIENCE_FORWARD = 3.0
 """Seconds of wrong answers; clients get them, too."""

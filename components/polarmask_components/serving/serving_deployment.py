@@ -25,8 +25,8 @@ from polarmask_components.serving.serving_state import (
     trouble_of,
     undecided,
 )
-from polarmask_serving.client import ask
 from polarmask_serving.errors import ServerError
+from polarmask_serving.management import ask
 from polarmask_serving.roll_out import check_answer
 from polarmask_serving.server_log import last_worker_error
 

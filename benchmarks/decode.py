@@ -1,0 +1,139 @@
+"""From the network's output to shapes and masks: slow, obvious ways against ours (fault W15).
+
+    .venv/bin/python benchmarks/decode.py
+
+The obvious way scores every category of every location and suppresses category by category, with
+arrays of all candidates; the original's way with masks fills each polygon into a bitmap of the
+whole image. The canvas has the size and the outputs that the original's timings were taken with.
+"""
+
+import cv2
+import numpy as np
+import torch
+from frame import Result, main, race, wrong
+from torchvision.ops import nms
+
+from polarmask.config import PostprocessConfig
+from polarmask.head import Predictions
+from polarmask.masks import rle_from_bitmap, rles_from_polygons, rles_from_whole_pixels
+from polarmask.original_rays import original_directions
+from polarmask.postprocess import all_points, postprocess
+
+CANVAS, STRIDES = (768, 1280), (8, 16, 32, 64, 128)
+IMAGE_HW = (1080, 1920)
+CATEGORIES, RAYS = 80, 36
+ORIGINAL = PostprocessConfig(score="original")
+
+
+def head_outputs(candidates):
+    """Return outputs for one image with so many class scores above the threshold, no box branch."""
+    random = torch.Generator().manual_seed(candidates)
+    level_hws = tuple((CANVAS[0] // stride, CANVAS[1] // stride) for stride in STRIDES)
+    stride_L = torch.cat(
+        [torch.full((h * w,), s) for (h, w), s in zip(level_hws, STRIDES, strict=True)]
+    )
+    class_LC = torch.randn(len(stride_L), CATEGORIES, generator=random) * 0.5 - 7
+    chosen = torch.randperm(class_LC.numel(), generator=random)[:candidates]
+    class_LC.view(-1)[chosen] = torch.rand(candidates, generator=random) * 4.9 - 2.9
+    ray_LR = (torch.rand(len(stride_L), RAYS, generator=random) + 0.5) * 4 * stride_L[:, None]
+    quality_L = torch.randn(len(stride_L), generator=random)
+    return Predictions(class_LC[None], quality_L[None], ray_LR[None], None, level_hws)
+
+
+def obvious(predictions, config):
+    """Decode as the original's configuration says, category by category."""
+    size_2 = torch.tensor(CANVAS[::-1])
+    point_L2 = all_points(predictions.level_hws, STRIDES, torch.device("cpu"))
+    class_LC = predictions.class_BLC[0].sigmoid()
+    quality_L = predictions.quality_BL[0].sigmoid()
+    kept, first = [], 0
+    for rows, columns in predictions.level_hws:
+        best = (class_LC * quality_L[:, None])[first : first + rows * columns].amax(dim=1)
+        kept.append(first + best.topk(min(config.pre_nms_top_k, len(best))).indices)
+        first += rows * columns
+    kept_K = torch.cat(kept).sort().values
+    direction_R2 = original_directions(RAYS, like=quality_L)
+    polygon_KR2 = (
+        point_L2[kept_K, None] + predictions.ray_BLR[0, kept_K, :, None] * direction_R2
+    ).clamp(min=0)
+    polygon_KR2 = polygon_KR2.minimum(size_2 - 1)
+    box_K4 = torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
+    found = []
+    for category in range(CATEGORIES):
+        above = class_LC[kept_K, category] > config.score_threshold
+        score = (class_LC[kept_K, category] * (quality_L[kept_K] + 0.5) / 1.5)[above]
+        winner = nms(box_K4[above] + torch.tensor([0, 0, 1, 1]), score, config.nms_iou)
+        found += [
+            (value, category, polygon)
+            for value, polygon in zip(
+                score[winner].tolist(), polygon_KR2[above][winner], strict=True
+            )
+        ]
+    return sorted(found, key=lambda one: -one[0])[: config.max_instances]
+
+
+def ours(predictions, config):
+    return postprocess(predictions, [CANVAS], strides=STRIDES, config=config)[0]
+
+
+def check_decode(predictions):
+    slow, fast = obvious(predictions, ORIGINAL), ours(predictions, ORIGINAL)
+    if not np.allclose([one[0] for one in slow], fast.score_N, atol=1e-6):
+        wrong("scores differ from those of the loop over categories")
+    if [one[1] for one in slow] != fast.category_N.tolist():
+        wrong("categories differ from those of the loop over categories")
+    if not torch.allclose(torch.stack([one[2] for one in slow]), fast.polygon_NR2, atol=1e-3):
+        wrong("polygons differ from those of the loop over categories")
+
+
+def draw_polygons(count, rng):
+    """Return (N, 36, 2) wobbly discs of the sizes that COCO's objects have."""
+    angle = np.arange(RAYS) * 2 * np.pi / RAYS
+    radius = np.exp(rng.uniform(np.log(10), np.log(250), (count, 1)))
+    radius = radius * rng.uniform(0.8, 1.2, (count, RAYS))
+    center = rng.uniform((0, 0), IMAGE_HW[::-1], (count, 1, 2))
+    ends = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[..., None]
+    return (center + ends).clip((0, 0), np.array(IMAGE_HW[::-1]) - 1).astype(np.float32)
+
+
+def full_size_masks(polygons):
+    """Fill each polygon into a bitmap of the whole image, as the original does."""
+    rles = []
+    for polygon in polygons:
+        bitmap = np.zeros(IMAGE_HW, np.uint8)
+        cv2.drawContours(bitmap, [np.trunc(polygon).astype(np.int32)], -1, 1, cv2.FILLED)
+        rles.append(rle_from_bitmap(bitmap))
+    return rles
+
+
+@torch.inference_mode()
+def run(quick):
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    for candidates, name, goal in ((490, "490", "<= 6 ms"), (95_000, "95,000", "<= 15 ms")):
+        predictions = head_outputs(candidates)
+        check_decode(predictions)
+        fast, product, slow = race(
+            lambda predictions=predictions: ours(predictions, ORIGINAL),
+            lambda predictions=predictions: ours(predictions, PostprocessConfig()),
+            lambda predictions=predictions: obvious(predictions, ORIGINAL),
+            quick=quick,
+        )
+        yield Result(f"decode {name} candidates, original mode", fast, slow, "ms", goal=goal)
+        yield Result(f"decode {name} candidates, our scores", product, None, "ms", goal=goal)
+    polygons = draw_polygons(100, np.random.default_rng(0))
+    if rles_from_whole_pixels(polygons, IMAGE_HW) != full_size_masks(polygons):
+        wrong("masks differ from those of bitmaps of the whole image")
+    same, exact, slow = race(
+        lambda: rles_from_whole_pixels(polygons, IMAGE_HW),
+        lambda: rles_from_polygons(polygons, IMAGE_HW),
+        lambda: full_size_masks(polygons),
+        quick=quick,
+    )
+    name = "100 masks of a 1080p image"
+    yield Result(f"{name}, original mode", same, slow, "ms", goal="<= 15 ms")
+    yield Result(f"{name}, exact", exact, slow, "ms", goal="<= 15 ms")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

@@ -1,0 +1,66 @@
+"""A server that misbehaves on demand, for tests of clients."""
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FOUND = {
+    "image": {"height": 8, "width": 8},
+    "model": {"name": "polarmask", "version": "1"},
+    "instances": [],
+}
+
+
+class ScriptedServer:
+    """Answers the requests it gets one after another as told, and the rest with no instances.
+
+    Attributes:
+        script: (status, headers, body) or "reset", one for each request to come.
+        seen: (path, headers) of each request.
+    """
+
+    def __init__(self):
+        self.script = []
+        self.seen = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def running(self):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"]))
+                with outer._lock:
+                    outer.seen.append((self.path, dict(self.headers)))
+                    told = outer.script.pop(0) if outer.script else (200, {}, FOUND)
+                if told == "reset":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return
+                status, headers, content = told
+                body = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                """Say nothing of each request."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            self.url = f"http://127.0.0.1:{server.server_port}/predictions/polarmask"
+            try:
+                yield self
+            finally:
+                server.shutdown()
+                thread.join()

@@ -1,0 +1,142 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polarmask.inference import Predictor, Prepared
+from polarmask.stages import StageClock
+from polarmask_serving.batch import STAGES, Asked, answer_batch, predict_each, prepare_each
+from polarmask_serving.errors import (
+    DamagedImageError,
+    EmptyRequestError,
+    ImageTooLargeError,
+    NotAnImageError,
+    PredictionError,
+)
+
+MODEL = {"name": "polarmask", "version": "1"}
+
+
+@pytest.fixture(scope="module")
+def predictor(random_model):
+    return Predictor.load(random_model, threads=1)
+
+
+class Picky:
+    """Fails, as a model may, on every batch that holds a black image."""
+
+    def predict_prepared(self, images, *, clock):
+        if any(image.pixels.max() == 0 for image in images):
+            raise RuntimeError("black")
+        return [image.pixels.max() for image in images]
+
+
+def prepared(image):
+    return Prepared(pixels=image, given_hw=image.shape[:2])
+
+
+def found_in(predictor, *images):
+    ready = [predictor.prepare(i) if isinstance(i, np.ndarray) else i for i in images]
+    return predict_each(predictor, ready, StageClock())
+
+
+def answers_to(predictor, *bodies, headers=None):
+    batch = [Asked(fields={"body": body}, headers=headers or {}) for body in bodies]
+    return answer_batch(predictor, batch, MODEL)
+
+
+def test_each_request_of_a_batch_gets_its_own_answer_or_error(predictor, png, jpeg):
+    answers = answers_to(predictor, png, b"", b"{oops", jpeg, b"hello", png)
+    codes = [answer.error.code if answer.error else None for answer in answers]
+    assert codes == [None, "empty_request", "bad_json", None, "not_an_image", None]
+    assert answers[0].body == answers[5].body == answers_to(predictor, png)[0].body
+
+
+def test_an_answer_tells_its_stages(predictor, png):
+    served, refused = answers_to(predictor, png, b"no")
+    assert tuple(served.seconds) == STAGES
+    assert all(seconds > 0 for seconds in served.seconds.values())
+    assert refused.seconds["network"] == served.seconds["network"]
+
+
+def test_a_fault_of_ours_in_reading_a_request_harms_no_other(predictor, png, monkeypatch):
+    good = predictor.prepare
+
+    def prepare(image):
+        if image.max() == 0:
+            raise RuntimeError("a bug")
+        return good(image)
+
+    monkeypatch.setattr(predictor, "prepare", prepare)
+    black = png_of(np.zeros((120, 10, 3), np.uint8))
+    served, failed = answers_to(predictor, png, black)
+    assert served.error is None
+    assert (failed.error.status, failed.error.code) == (500, "prediction_failed")
+
+
+def test_an_answer_that_holds_no_number_is_an_error(predictor, png, monkeypatch):
+    (found,) = found_in(predictor, np.zeros((64, 64, 3), np.uint8))
+    found.polygons[0, 0, 0] = np.nan
+    monkeypatch.setattr(predictor, "predict_prepared", lambda images, clock: [found])
+    (answer,) = answers_to(predictor, png)
+    assert answer.error.code == "prediction_failed"
+    assert json.loads(answer.body)["error"]["message"]
+
+
+def png_of(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_the_pixel_limit_holds_for_all_images_of_a_request_together(predictor):
+    data = png_of(np.zeros((4_000, 4_000), np.uint8))
+    first, second, third = prepare_each(predictor, [data, data, data[:20]])
+    assert first.given_hw == (4_000, 4_000)
+    assert isinstance(second, ImageTooLargeError)
+    assert isinstance(third, DamagedImageError)
+
+
+def test_an_empty_image_is_an_error_of_that_image(predictor, png):
+    empty, image = prepare_each(predictor, [b"", png])
+    assert isinstance(empty, EmptyRequestError)
+    assert isinstance(image, Prepared)
+
+
+def test_answers_keep_the_order_of_images_and_errors(predictor, picture):
+    refusal = NotAnImageError("no")
+    images = [picture, refusal, picture[:64, :64], picture]
+    answers = found_in(predictor, *images)
+    assert answers[1] is refusal
+    assert [answer.image_hw for answer in answers if answer is not refusal] == [
+        (120, 200),
+        (64, 64),
+        (120, 200),
+    ]
+
+
+def test_an_answer_does_not_depend_on_the_neighbours(predictor, picture):
+    small = picture[:64, 20:84]
+    (alone,) = found_in(predictor, small)
+    beside = found_in(predictor, picture, small, picture)[1]
+    # 1e-3: sums of other batch sizes round differently in float32.
+    np.testing.assert_allclose(beside.polygons, alone.polygons, atol=1e-3)
+    np.testing.assert_allclose(beside.scores, alone.scores, atol=1e-5)
+
+
+def test_an_image_the_model_fails_on_harms_no_other():
+    black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    first, second, third = predict_each(
+        Picky(), [prepared(image) for image in (white, black, white)], StageClock()
+    )
+    assert (first, third) == (255, 255)
+    assert isinstance(second, PredictionError)
+    assert "RuntimeError" in str(second)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2)])
+def test_the_smallest_images_get_an_answer(predictor, size):
+    (answer,) = found_in(predictor, np.full((*size, 3), 90, np.uint8))
+    assert answer.image_hw == size

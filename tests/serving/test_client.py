@@ -1,0 +1,223 @@
+"""The client gives what the model finds, tries again where that helps, and says what is wrong."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from polarmask.inference import Predictor
+from polarmask.masks import bitmap_from_rle
+from polarmask_serving.client import (
+    Client,
+    ClientError,
+    FaultyAnswerError,
+    RefusedError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from polarmask_serving.prediction import Prediction, read_prediction
+from scripted_server import FOUND, ScriptedServer
+
+OVERLOADED = (503, {}, {"error": {"code": "overloaded", "message": "the queue is full"}})
+
+
+@pytest.fixture
+def scripted():
+    with ScriptedServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.predict_url) as client:
+        yield client
+
+
+def test_a_prediction_is_what_the_model_finds(client, server, random_model, picture, png, tmp_path):
+    (expected,) = Predictor.load(random_model, threads=1).predict([picture])
+    (tmp_path / "a.png").write_bytes(png)
+    for image in (png, tmp_path / "a.png", picture):
+        found = client.predict(image, score_threshold=0, return_rays=True)
+        assert found.image_hw == (120, 200)
+        assert found.model == ("polarmask", server.champion)
+        assert found.categories == expected.category_names
+        assert found.category_ids.tolist() == expected.category_ids.tolist()
+        # Rounded to 2 and 4 decimals on the way.
+        np.testing.assert_allclose(found.polygons, expected.polygons, atol=0.0051)
+        np.testing.assert_allclose(found.boxes_xywh, expected.boxes_xywh, atol=0.0051)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.00006)
+        np.testing.assert_allclose(found.centers, expected.centers, atol=0.0051)
+        np.testing.assert_allclose(found.ray_lengths, expected.ray_lengths, atol=0.0051)
+
+
+def test_a_grey_array_is_an_image(client, picture):
+    assert client.predict(picture[:, :, 0]).image_hw == (120, 200)
+
+
+def test_masks_are_those_of_the_model_but_for_pixels_on_the_outline(
+    client, random_model, picture, png
+):
+    (expected,) = Predictor.load(random_model, threads=1).predict([picture])
+    found = client.predict(png, score_threshold=0)
+    masks = found.masks()
+    assert masks.shape == (len(expected), 120, 200)
+    for mask, rle in zip(masks, expected.rle(), strict=True):
+        reference = bitmap_from_rle(rle).astype(bool)
+        assert (mask & reference).sum() >= 0.93 * (mask | reference).sum()
+
+
+def test_a_pixel_is_filled_if_its_centre_lies_inside():
+    polygons = [[[1.6, 1], [5, 1], [5, 4.4], [1.6, 4.4]], [[6, 6], [9, 6], [9, 9], [6, 9]]]
+    entry = {"category_id": 1, "category": "cell", "score": 0.5, "bbox": [0, 0, 1, 1]}
+    said = FOUND | {"instances": [entry | {"polygon": polygons[0], "polygons": polygons}]}
+    found = read_prediction(said)
+    expected = np.zeros((8, 8), bool)
+    expected[1:4, 2:5] = True
+    expected[6:8, 6:8] = True
+    assert (found.masks()[0] == expected).all()
+    (top, left), crop = found.crop(0)
+    assert (top, left) == (1, 1)
+    assert (crop == expected[1:, 1:]).all()
+
+
+def test_options_choose_instances(client, png):
+    everything = client.predict(png, score_threshold=0)
+    only = client.predict(png, categories=["debris"], max_instances=2)
+    assert set(everything.categories) == {"nucleus", "debris"}
+    assert only.categories == ("debris", "debris")
+    assert only.centers is None
+    assert only.ray_lengths is None
+
+
+def test_a_picture_without_instances_has_empty_arrays(client, png):
+    found = client.predict(png, score_threshold=1, return_rays=True)
+    assert len(found) == 0
+    assert found.masks().shape == (0, 120, 200)
+    assert found.centers.shape == (0, 2)
+
+
+def test_a_refusal_has_the_server_s_code_and_words(client, png):
+    with pytest.raises(RefusedError, match="damaged_image") as caught:
+        client.predict(png[: len(png) // 2])
+    assert (caught.value.status, caught.value.code) == (400, "damaged_image")
+
+
+def test_a_batch_keeps_its_order_and_an_image_fails_alone(client, picture, png):
+    images = [picture[: 20 + 5 * number] for number in range(12)]
+    images[5] = png[:100]
+    answers = list(client.predict_batch(images, max_instances=1))
+    heights = [each.image_hw[0] if isinstance(each, Prediction) else None for each in answers]
+    assert heights == [20, 25, 30, 35, 40, None, 50, 55, 60, 65, 70, 75]
+    assert isinstance(answers[5], RefusedError)
+
+
+def test_a_batch_takes_images_as_they_are_needed(scripted):
+    taken = []
+
+    def images():
+        for number in range(100):
+            taken.append(number)
+            yield b"image"
+
+    answers = Client(scripted.url, connections=2).predict_batch(images())
+    next(answers)
+    assert len(taken) == 4
+    answers.close()
+
+
+@pytest.mark.parametrize("trouble", [OVERLOADED, "reset", (502, {}, b"")])
+def test_what_may_pass_is_tried_again(scripted, trouble):
+    scripted.script = [trouble, trouble]
+    assert len(Client(scripted.url).predict(b"image")) == 0
+    assert len(scripted.seen) == 3
+
+
+def test_tries_end_and_the_last_reason_is_told(scripted):
+    scripted.script = [OVERLOADED] * 9
+    with pytest.raises(UnavailableError, match="503 overloaded: the queue is full") as caught:
+        Client(scripted.url, retries=1).predict(b"image")
+    assert caught.value.code == "overloaded"
+    assert len(scripted.seen) == 2
+
+
+def test_the_server_says_when_to_come_back(scripted):
+    scripted.script = [(503, {"Retry-After": "1"}, b"")]
+    start = time.monotonic()
+    Client(scripted.url).predict(b"image")
+    assert time.monotonic() - start >= 1
+    scripted.script = [(503, {"Retry-After": "3600"}, b"maintenance")]
+    with pytest.raises(UnavailableError, match="maintenance"):
+        Client(scripted.url).predict(b"image")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ((401, {}, {"error": {"code": "unauthorized", "message": "x"}}), UnauthorizedError, "401"),
+        ((413, {}, b""), RefusedError, "Request Entity Too Large|Content Too Large"),
+        ((500, {}, b"<html>oh</html>"), FaultyAnswerError, "<html>oh"),
+        ((504, {}, b""), UnavailableError, "504"),
+        ((200, {}, b"<html>"), FaultyAnswerError, "something else than a prediction"),
+        ((200, {}, []), FaultyAnswerError, "something else than a prediction"),
+        ((200, {}, {"instances": 3}), FaultyAnswerError, "something else than a prediction"),
+    ],
+)
+def test_what_does_not_pass_is_told_at_once(scripted, answer, kind, words):
+    scripted.script = [answer]
+    with pytest.raises(kind, match=words) as caught:
+        Client(scripted.url).predict(b"image")
+    assert caught.value.status == answer[0]
+    assert len(scripted.seen) == 1
+
+
+def test_a_server_that_is_not_there_is_named():
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9/predictions") as caught:
+        Client("http://127.0.0.1:9/predictions/polarmask", retries=0).predict(b"image")
+    assert caught.value.status is None
+
+
+def test_a_token_travels_and_no_netrc_takes_its_place(scripted, tmp_path, monkeypatch):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for token, sent in (("secret", "Bearer secret"), (None, None)):
+        Client(scripted.url, token=token).predict(b"image")
+        assert scripted.seen[-1][1].get("Authorization") == sent
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_loopback(scripted, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert len(Client(scripted.url, retries=0).predict(b"image")) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": "runs/model"},
+        {"url": "http://"},
+        {"token": ""},
+        {"token": "a\nb"},
+        {"retries": -1},
+        {"connections": 0},
+    ],
+)
+def test_arguments_that_can_t_work_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"address|token|retries"):
+        Client(**{"url": "http://127.0.0.1:1/predictions/a"} | arguments)
+
+
+def test_an_array_that_is_no_image_is_refused(scripted):
+    for array in (np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2)), np.zeros(3, np.uint8)):
+        with pytest.raises(ValueError, match="uint8"):
+            Client(scripted.url).predict(array)
+
+
+def test_the_client_brings_no_torch():
+    code = "import sys, polarmask_serving.client as c; assert not {'torch', 'cv2'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_error_of_the_client_is_one():
+    kinds = (RefusedError, UnauthorizedError, UnavailableError, FaultyAnswerError)
+    assert all(issubclass(kind, ClientError) for kind in kinds)

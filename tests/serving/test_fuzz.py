@@ -1,0 +1,183 @@
+"""Damaged requests: each gets an answer or a reason, and no worker dies of any."""
+
+import base64
+import collections
+import concurrent.futures
+import json
+
+import jsonschema
+import psutil
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from damaged_requests import damaged_requests, real_images
+from polarmask.inference import Predictor
+from polarmask_serving import launch, openapi
+from polarmask_serving.batch import Asked, answer_batch
+from polarmask_serving.proxy import LocalProxy
+from polarmask_serving.proxy_config import Front, Limits
+
+REASONS = {(error.status, error.code) for error in openapi.answer_errors() if error.status < 500}
+
+
+SERVED = (200, 400, 413, 415, 503)
+
+
+@pytest.fixture(scope="module")
+def images(picture):
+    return real_images(picture[30:90, 50:150])
+
+
+@pytest.fixture(scope="module")
+def validator():
+    document = openapi.document()
+    return jsonschema.Draft202012Validator(
+        {
+            "oneOf": [
+                {"$ref": f"#/components/schemas/{name}"}
+                for name in ("Answer", "Answers", "Refusal")
+            ],
+            "components": document["components"],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def proxy(server, tmp_path_factory):
+    """Envoy in front of the server; it lets all through that these tests send at once."""
+    ports = launch.choose_ports()
+    front = Front(
+        host="127.0.0.1",
+        port=ports["inference_port"],
+        operations_port=ports["metrics_port"],
+        scratch=tmp_path_factory.mktemp("proxy"),
+    )
+    with LocalProxy.start(front, server.target, Limits()) as started:
+        yield started
+
+
+def worker_pids(server):
+    children = psutil.Process(server.pid).children(recursive=True)
+    return {c.pid for c in children if any("model_service_worker" in a for a in c.cmdline())}
+
+
+def send_all(proxy, requests_to_send, *, threads):
+    """Send them and return how often each kind got each status, and what is no answer of ours."""
+    session = requests.Session()
+    session.trust_env = False
+    url = f"{proxy.url}/predictions/polarmask"
+
+    def send(damaged):
+        headers = {name: value.encode("latin-1") for name, value in damaged.headers.items()}
+        answer = session.post(url, data=damaged.body, headers=headers, timeout=60)
+        return damaged, answer
+
+    counts, odd = collections.Counter(), []
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for damaged, answer in pool.map(send, requests_to_send):
+            counts[damaged.kind, answer.status_code] += 1
+            if answer.status_code not in SERVED:
+                odd.append((damaged, answer.status_code, answer.text[:300]))
+    return counts, odd
+
+
+def test_three_hundred_damaged_requests_are_answered_or_refused(random_model, images, validator):
+    predictor = Predictor.load(random_model, threads=1)
+    sent = [each for each in damaged_requests(images, 400) if each.kind != "form"][:300]
+    codes = collections.Counter()
+    for first in range(0, len(sent), 4):
+        batch = [Asked(fields={"body": d.body}, headers=d.headers) for d in sent[first : first + 4]]
+        for answer in answer_batch(predictor, batch, {"name": "m", "version": "1"}):
+            validator.validate(json.loads(answer.body))
+            if answer.error is not None:
+                assert (answer.error.status, answer.error.code) in REASONS
+                codes[answer.error.code] += 1
+    assert len(codes) == 7 - 1  # every refusal comes up, and no fault of ours
+    assert 0 < sum(codes.values()) < len(sent)
+
+
+def test_a_worker_survives_two_hundred_damaged_requests(server, proxy, images):
+    before = worker_pids(server)
+    counts, odd = send_all(proxy, damaged_requests(images, 200, seed=1), threads=2)
+    assert odd == []
+    assert counts.total() == 200
+    assert worker_pids(server) == before != set()
+
+
+@pytest.mark.fuzz
+def test_a_worker_survives_ten_thousand_damaged_requests(server, proxy, images, capsys):
+    before = worker_pids(server)
+    counts, odd = send_all(proxy, damaged_requests(images, 10_000, seed=2), threads=4)
+    with capsys.disabled():
+        print()  # noqa: T201 the counts are what a person wants of this run
+        for (kind, status), number in sorted(counts.items()):
+            print(f"{kind:10} {status} {number:6}")  # noqa: T201 as above
+    assert odd == []
+    assert worker_pids(server) == before != set()
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_the_server_keeps_to_its_openapi_document(server, proxy, images, mode, capsys):
+    """Positive: what the document allows is served. Negative: what it doesn't is refused."""
+    before = worker_pids(server)
+    sent = collections.Counter()
+    for operation in operations(server, images):
+        ask_as_documented(operation, GenerationMode(mode), proxy.url, sent)
+    with capsys.disabled():
+        print(f"\n{mode}: {dict(sent)}")  # noqa: T201 the counts are what a person wants
+    assert sent.total() > 500
+    assert worker_pids(server) == before
+
+
+def operations(server, images):
+    """Yield the document's operations, with the names and images that this server knows."""
+    files = st.sampled_from(images)
+    for kind in ("image/png", "image/jpeg"):
+        schemathesis.openapi.media_type(kind, files)
+    schemathesis.openapi.format("binary", files)
+    schemathesis.openapi.format("byte", files.map(lambda data: base64.b64encode(data).decode()))
+    known = {
+        "model": {"enum": ["polarmask"]},
+        "version": {"enum": [server.champion]},
+        "X-Categories": {"type": "string", "enum": ["nucleus", "7", "debris,3", "[3]"]},
+    }
+    document = openapi.document()
+    for path, item in document["paths"].items():
+        if path == "/healthz":
+            continue
+        item["post"]["parameters"] = [
+            each | {"schema": known.get(each["name"], each["schema"])}
+            for each in item["post"]["parameters"]
+            if each["in"] != "query"  # becomes a header, so the two would fight
+        ]
+        form = item["post"]["requestBody"]["content"].get("multipart/form-data")
+        if form:
+            form["schema"]["properties"]["categories"] = known["X-Categories"]
+    for name in ("OneImage", "Images"):
+        parameters = document["components"]["schemas"][name]["properties"]["parameters"]
+        parameters["properties"]["categories"]["items"] = {"enum": [3, 7, "nucleus", "debris"]}
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        yield found.ok()
+
+
+def ask_as_documented(operation, mode, url, sent):
+    @settings(
+        max_examples=250,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case):
+        assume(all(case.headers.values()))  # TorchServe drops empty headers
+        answer = case.call(base_url=url, timeout=60)
+        case.validate_response(answer)
+        sent[operation.label, answer.status_code] += 1
+
+    ask()

@@ -1,0 +1,162 @@
+"""Images as people have them, and as nobody should send them."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from polarmask_serving import errors
+from polarmask_serving.image_bytes import decode_image
+
+
+def pillow(image, form, **options):
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def png_of_size(width, height):
+    """A PNG whose header promises more pixels than its few bytes hold."""
+
+    def chunk(kind, data):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_a_png_comes_out_as_it_went_in(picture, png):
+    np.testing.assert_array_equal(decode_image(png), picture)
+
+
+def test_colours_of_a_jpeg_keep_their_order(picture, jpeg):
+    # JPEG rounds; quarters are 60 px of one colour, so their middles are near the original.
+    np.testing.assert_allclose(decode_image(jpeg)[30, 50], picture[30, 50], atol=8)
+
+
+def test_exif_orientation_is_applied(picture):
+    exif = Image.Exif()
+    exif[0x112] = 6  # the camera was turned: show the file a quarter turn clockwise
+    for form in ("JPEG", "PNG"):
+        image = decode_image(pillow(Image.fromarray(picture), form, exif=exif))
+        assert image.shape == (200, 120, 3)
+        np.testing.assert_allclose(image[50, 90], picture[30, 50], atol=8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_shown_as_people_see_it(picture, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = pillow(Image.fromarray(picture), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode_image(data), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
+def test_png_modes_become_rgb(picture, mode):
+    image = Image.fromarray(picture).convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(pillow(image, "PNG")), expected)
+
+
+def test_cmyk_jpeg_becomes_rgb(picture):
+    image = decode_image(pillow(Image.fromarray(picture).convert("CMYK"), "JPEG"))
+    np.testing.assert_allclose(image[30, 50], picture[30, 50], atol=12)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte():
+    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    image = decode_image(cv2.imencode(".png", grey)[1].tobytes())
+    np.testing.assert_array_equal(image, np.repeat((grey >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colour_keeps_its_upper_byte(channels):
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 65536, (16, 20, channels), dtype=np.uint16)
+    image = decode_image(cv2.imencode(".png", deep)[1].tobytes())
+    np.testing.assert_array_equal(image, (deep >> 8)[..., 2::-1])
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_shown_as_it_is_stored(picture, mode):
+    image = Image.fromarray(picture).convert(mode)
+    transparent = 0 if mode != "RGB" else (200, 30, 30)
+    data = pillow(image, "PNG", transparency=transparent)
+    np.testing.assert_array_equal(decode_image(data), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"optimize": True}])
+def test_kinds_of_jpeg_give_the_same_picture(picture, options):
+    image = decode_image(pillow(Image.fromarray(picture), "JPEG", quality=95, **options))
+    np.testing.assert_allclose(image[30, 50], picture[30, 50], atol=8)
+
+
+def test_grey_jpeg_becomes_rgb_and_is_turned(picture):
+    exif = Image.Exif()
+    exif[0x112] = 8
+    grey = Image.fromarray(picture).convert("L")
+    image = decode_image(pillow(grey, "JPEG", exif=exif))
+    assert image.shape == (200, 120, 3)
+    assert (image[..., 0] == image[..., 2]).all()
+
+
+def test_a_second_header_can_not_hide_a_bomb():
+    honest, bomb = png_of_size(10, 10), png_of_size(20_000, 20_000)
+    header = slice(8, 8 + 25)
+    for first, second in ((honest, bomb), (bomb, honest)):
+        data = first[:8] + first[header] + second[header] + first[33:]
+        with pytest.raises((errors.ImageTooLargeError, errors.DamagedImageError)):
+            decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        pytest.param(b"", errors.EmptyRequestError, id="empty"),
+        pytest.param(b"hello", errors.NotAnImageError, id="text"),
+        pytest.param(b"GIF89a" + bytes(20), errors.NotAnImageError, id="gif"),
+        pytest.param("text", errors.NotAnImageError, id="not-bytes"),
+        pytest.param(b"\xff\xd8\xff\xe0", errors.DamagedImageError, id="jpeg-without-header"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", errors.DamagedImageError, id="png-without-header"),
+        pytest.param(png_of_size(0, 5), errors.DamagedImageError, id="no-columns"),
+        pytest.param(png_of_size(100, 100), errors.DamagedImageError, id="header-only"),
+        pytest.param(png_of_size(5001, 5000), errors.ImageTooLargeError, id="25-megapixels"),
+        pytest.param(png_of_size(10_001, 1), errors.ImageTooLargeError, id="long"),
+        pytest.param(png_of_size(10_000, 10_000), errors.ImageTooLargeError, id="pillow-warns"),
+        pytest.param(png_of_size(30_000, 30_000), errors.ImageTooLargeError, id="pillow-raises"),
+    ],
+)
+def test_bytes_that_are_no_usable_image_are_refused_by_name(data, error):
+    with pytest.raises(error):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_images_that_break_off_are_refused(picture, form, share):
+    noise = np.random.default_rng(0).integers(0, 256, picture.shape, dtype=np.uint8)
+    data = pillow(Image.fromarray(noise), form)
+    with pytest.raises(errors.DamagedImageError):
+        decode_image(data[: int(len(data) * share)])
+
+
+def test_a_bomb_is_refused_without_decoding_it():
+    bomb = pillow(Image.new("1", (9_999, 9_999)), "PNG")
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    with pytest.raises(errors.ImageTooLargeError):
+        decode_image(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()

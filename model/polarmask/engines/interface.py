@@ -31,7 +31,7 @@ class EngineKind:
     """What is known about an engine before it is tried."""
 
     device: str
-    """"cpu" or "cuda"."""
+    """Where it runs: cpu or cuda."""
     exact: bool
     """Computes in float32; others need measured AP to be chosen."""
     exported: bool

@@ -46,7 +46,7 @@ from polarmask_components.serving.deployment import facts_of
 from polarmask_components.train import train
 from polarmask_serving import launch
 from polarmask_serving.errors import ServingError
-from polarmask_serving.wire import decode_image
+from polarmask_serving.image_bytes import decode_image
 
 README = Path(__file__).parents[2] / "components" / "README.md"
 PACKAGE = Path(__file__).parents[2] / "components" / "polarmask_components"

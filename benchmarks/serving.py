@@ -192,7 +192,7 @@ def soak(minutes, config):
         capacity, _ = rates(sides, turns=2, images=20)
         pace = 1 / (0.9 * capacity)
         began, settled = time.monotonic(), 60 * min(5, minutes / 6)
-        statuses, times, before = {}, [], None
+        statuses, times = {}, []
         lock = threading.Lock()
 
         def ask():
@@ -216,8 +216,12 @@ def soak(minutes, config):
                 time.sleep(max(0.0, began + sent * pace - time.monotonic()))
     # Means of the first and the last fifth: one sample says what the collector happens to hold.
     fifth = max(1, len(samples) // 5)
-    total = [sum(sample.values()) for sample in samples]
-    before, after = np.mean(total[:fifth]), np.mean(total[-fifth:])
+    held = {name: [sample[name] for sample in samples] for name in samples[0]}
+    held["all"] = [sum(sample.values()) for sample in samples]
+    growth = {
+        name: round(100 * float(np.mean(sizes[-fifth:]) / np.mean(sizes[:fifth]) - 1), 2)
+        for name, sizes in held.items()
+    }
     return {
         "minutes": minutes,
         "capacity_images_per_second": capacity,
@@ -226,7 +230,7 @@ def soak(minutes, config):
         "p50_ms": 1000 * float(np.median(times)),
         "p99_ms": 1000 * float(np.quantile(times, 0.99)),
         "memory_mb": {name: round(size / 1e6, 1) for name, size in samples[-1].items()},
-        "memory_growth_percent": 100 * float(after / before - 1),
+        "memory_growth_percent": growth,
         "errors": sum(count for status, count in statuses.items() if status != "200"),
     }
 

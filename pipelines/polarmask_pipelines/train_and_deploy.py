@@ -36,17 +36,15 @@ _STORAGE_KEYS = (
 )
 
 
-def _reach_storage(secret: str, *tasks: PipelineTask) -> None:
+def _reach_storage(secret: str, *tasks: PipelineTask, and_key: str | None = None) -> None:
     """Give tasks the object storage's address and keys from a Secret; on a laptop nothing happens.
 
-    Where accounts have roles there is no Secret, or one with some of the keys.
+    Where accounts have roles there is no Secret, or one with some of the keys. `and_key` is one
+    more of its keys.
     """
+    keys = [*_STORAGE_KEYS, *([and_key] if and_key else [])]
     for task in tasks:
-        _use_keys(task, secret, *_STORAGE_KEYS)
-
-
-def _use_keys(task: PipelineTask, secret: str, *keys: str) -> None:
-    kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
 
 
 @dsl.pipeline(
@@ -214,9 +212,9 @@ def train_and_deploy(
                     data_hash=data_hash, code_version=code_version, **settings
                 ).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
-                _reach_storage(storage_secret, deployed, remembered)
                 # Where the server asks for tokens, this step has to show one, too.
-                _use_keys(deployed, storage_secret, "POLARMASK_TOKEN")
+                _reach_storage(storage_secret, deployed, and_key="POLARMASK_TOKEN")
+                _reach_storage(storage_secret, remembered)
             with dsl.Else(name="stopped"):
                 remembered = remember_run(
                     data_hash=data_hash, code_version=code_version, **settings

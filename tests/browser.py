@@ -6,7 +6,9 @@ Debian's `chromium-headless-shell` suffices; websocket-client comes with the Kub
 import base64
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
@@ -29,7 +31,10 @@ def browser(folder, *, width=1200, height=860):
     command += ["--disable-dev-shm-usage", "--remote-debugging-port=0", "--no-proxy-server"]
     command += [f"--user-data-dir={folder}", f"--window-size={width},{height}", "about:blank"]
     with (folder / "browser.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # Debian's program is a script that starts the browser: both end as one group.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         port = _wait(lambda: (folder / "DevToolsActivePort").read_text().split()[0], 60)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
@@ -40,7 +45,7 @@ def browser(folder, *, width=1200, height=860):
         finally:
             page.close()
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
 
 

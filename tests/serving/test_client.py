@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import requests
 
+from polarmask.cli import main
 from polarmask.inference import Predictor
 from polarmask.masks import bitmap_from_rle
 from polarmask_serving.client import (
@@ -223,3 +224,18 @@ def test_the_client_brings_no_torch():
 def test_every_error_of_the_client_is_one():
     kinds = (RefusedError, UnauthorizedError, UnavailableError, FaultyAnswerError)
     assert all(issubclass(kind, ClientError) for kind in kinds)
+
+
+def test_predict_asks_a_server_with_the_token_of_a_file(scripted, png, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(png)
+    (tmp_path / "token").write_text("secret\n")
+    flags = ["--out", str(tmp_path / "found.json"), str(tmp_path / "a.png")]
+    asked = ["predict", "--url", scripted.url, "--token-file", str(tmp_path / "token")]
+    assert main([*asked, *flags]) == 0
+    (_, headers) = scripted.seen[-1]
+    assert headers["Authorization"] == "Bearer secret"
+    assert (headers["X-Score-Threshold"], headers["X-Return-Rays"]) == ("0", "true")
+    assert "0 instances" in capsys.readouterr().out
+    for wrong in (["--url", "nowhere"], ["--url", scripted.url, "--threads", "1"]):
+        assert main(["predict", *wrong, *flags]) == 2
+    assert main(["predict", "--model", "m", "--token-file", "t", *flags]) == 2

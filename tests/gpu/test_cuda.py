@@ -13,6 +13,7 @@ from polarmask.dataset import Place, Request, TrainingImages, collate
 from polarmask.detector import PolarMask
 from polarmask.engines.interface import ENGINES
 from polarmask.image_file import read_image
+from polarmask.image_labels import label_images
 from polarmask.inference import Predictor
 from polarmask.label_store import LabelStore
 from polarmask.measure_engines import measure_engines
@@ -122,6 +123,15 @@ def test_label_casting_is_the_cpu_s(data):
     # A point beside an edge or a ray along one may cross or miss it by a rounding.
     differs_PR = (found_PR.cpu() - expected_PR).abs() > 1e-3
     assert differs_PR.float().mean() < 1e-3
+
+
+def test_labels_of_whole_batches_are_the_cpu_s(config, data):
+    records = load_coco(data, "train").images
+    for one, other in zip(
+        label_images(records, config), label_images(records, config, "cuda"), strict=True
+    ):
+        assert np.array_equal(one.location_P3, other.location_P3)
+        np.testing.assert_allclose(one.ray_PR, other.ray_PR, atol=1e-3)
 
 
 def test_a_batch_can_be_pinned(config, data, labels):

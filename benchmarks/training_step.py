@@ -52,20 +52,28 @@ class Step:
     """Detector and optimiser, and a step of them."""
 
     def __init__(
-        self, *, layout=torch.contiguous_format, amp=False, fused=True, hw=SMALL, images=1
+        self,
+        *,
+        layout=torch.contiguous_format,
+        amp=False,
+        fused=True,
+        hw=SMALL,
+        images=1,
+        device="cpu",
     ):
         torch.manual_seed(0)
-        self.detector = PolarMask(CONFIG.model).to(memory_format=layout).train()
+        self.detector = PolarMask(CONFIG.model).to(device).to(memory_format=layout).train()
         self.optimizer = make_optimizer(self.detector, replace(CONFIG.optim, batch_size=16))
         for group in self.optimizer.param_groups:
-            group.update(lr=1e-9, fused=fused, foreach=False if fused else None)
-        image, self.targets = batch(hw, images)
-        self.image = image.contiguous(memory_format=layout)
-        self.amp = amp
+            group.update(lr=1e-9, fused=fused)
+        image, targets = batch(hw, images)
+        self.image = image.to(device).contiguous(memory_format=layout)
+        self.targets = targets.to(torch.device(device))
+        self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=amp)
 
     def __call__(self):
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
+        with self.autocast:
             predictions = self.detector(self.image)
         sums = loss_sums(predictions, self.targets, LossConfig())
         loss = total(normalise_losses(sums, loss_divisors(sums, LossConfig())))
@@ -90,12 +98,7 @@ def peak_gib():
     process.start()
     before, after = answer.get(timeout=1800)
     process.join()
-    return (
-        (after - before)
-        * 1024 ** (2 if sys.platform == "darwin" else 1)
-        / 2**30
-        / (1024 if sys.platform == "darwin" else 1)
-    )
+    return (after - before) * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 def run(quick):

@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-fuzz test-gpu test-images bench bench-quick check fix compile openapi render images lock clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-browser test-gpu test-images bench bench-quick check fix compile openapi render images lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -40,6 +40,9 @@ test-faults: .venv/.ready ## break a cluster on purpose, some seventy times (doc
 
 test-fuzz: .venv/.ready data ## send ten thousand damaged images and requests to a real server, and what schemathesis makes up
 	$(RUN) -m pytest -m fuzz -s
+
+test-browser: .venv/.ready ## try the page at /demo in a real Chromium (Debian: chromium-headless-shell)
+	$(RUN) -m pytest -m browser
 
 test-gpu: .venv/.ready ## run the tests that need CUDA
 	$(RUN) -m pytest -m gpu

@@ -43,14 +43,16 @@ class ServingCluster:
         s3: Environment that leads to object storage.
         image: PNG that candidates are asked about.
         stand_in: Serve with `stand_in_server` in the place of TorchServe.
+        token: That the proxies ask for; None: they ask for none.
     """
 
-    def __init__(self, s3, image, *, stand_in=True):
+    def __init__(self, s3, image, *, stand_in=True, token=None):
         (role, _) = shipped("pipeline/role.yaml")
         self.server = KubeServer({"polarmask-pipeline": role["rules"]}, namespace=NAMESPACE)
         self.image = image
         self._s3 = s3
         self._stand_in = stand_in
+        self._token = token
         self._stack = ExitStack()
         self.registry = open_registry(f"s3://polarmask/{uuid4().hex}/registry")
 
@@ -60,6 +62,9 @@ class ServingCluster:
         enter(self.server)
         secret = {"metadata": {"name": "polarmask-model-store"}, "stringData": dict(self._s3)}
         self.server.create("Secret", secret)
+        if self._token is not None:
+            tokens = {"metadata": {"name": "polarmask-tokens"}}
+            self.server.create("Secret", tokens | {"stringData": {"tokens": self._token}})
         self.server.create("ServiceAccount", *shipped("serving/service-account.yaml"))
         self.kubelet = enter(Kubelet(self.server))
         enter(DeploymentController(self.server))
@@ -130,7 +135,7 @@ class ServingCluster:
 
     def answering(self):
         """Return the version that answers through the Service."""
-        return ask(self.url, self.image)["model"]["version"]
+        return ask(self.url, self.image, token=self._token)["model"]["version"]
 
     def deploy(self, model, *, expected="the champion"):
         """Deploy a model folder as the step does, compared with the champion of now."""

@@ -66,7 +66,11 @@ def main():
         def log_message(self, *_):
             """Say nothing of each request."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    try:  # after a restart the proxy goes on asking there
+        port = probe.Target.read(scratch).ports[PORTS[0]]
+    except OSError:
+        port = 0
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     ports = dict.fromkeys(PORTS, server.server_port)
     probe.Target(ports=ports, name=model["modelName"], version=version, workers=1).write(scratch)
     server.serve_forever()

@@ -1,11 +1,13 @@
-"""Image to feature pyramid: torchvision's ResNet or ResNeXt and FPN, at any range of strides.
+"""Image to feature pyramid: a backbone of torchvision and FPN, at any range of strides.
 
 Dimension key
     B: images    C: channels    H, W: rows and columns of a level
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Self
 
 import torchvision
@@ -19,7 +21,11 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from polarmask.config import ModelConfig
 from polarmask.deform import DeformConv2d
 
-_STAGE_OF_STRIDE = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
+_STAGES = {
+    "resnet": ("layer1", "layer2", "layer3", "layer4"),
+    "mobilenet": ("3", "6", "12", "15"),  # the last 1x1 convolution is left out: 960 channels wide
+}
+"""Last part of the stages of strides 4, 8, 16 and 32."""
 
 
 class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no types
@@ -44,7 +50,9 @@ class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no
 
 
 class Pyramid(nn.Module):
-    """ResNet with FPN. Stages that are frozen neither learn nor gather statistics.
+    """Backbone with FPN. Stages that are frozen neither learn nor gather statistics.
+
+    The backbone is called `resnet` in stored weights, whatever it is.
 
     forward: images (B, 3, H, W), normalised, H and W multiples of the coarsest stride ->
     one (B, channels, H / stride, W / stride) tensor per stride, finest first.
@@ -52,21 +60,26 @@ class Pyramid(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        light = config.backbone.startswith("mobilenet")
+        eps = 1e-3 if light else 1e-5  # as in the published weights
         norm: dict[str, Callable[[int], nn.Module]] = {
-            "batch": nn.BatchNorm2d,
-            "frozen_batch": FrozenBatchNorm2d,
-            "group": lambda channels: nn.GroupNorm(32, channels),
+            "batch": partial(nn.BatchNorm2d, eps=eps),
+            "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
+            "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
         }
         resnet = torchvision.models.get_model(
             config.backbone, weights=None, norm_layer=norm[config.backbone_norm]
         )
+        if light:
+            resnet = resnet.features
         if config.backbone_style == "caffe":
             _halve_in_first_conv(resnet)
         if config.dcn:
             _deform(resnet)
+        all_stages = _STAGES["mobilenet" if light else "resnet"]
         stages = {
             stage: str(stride)
-            for stride, stage in _STAGE_OF_STRIDE.items()
+            for stride, stage in zip((4, 8, 16, 32), all_stages, strict=True)
             if stride in config.strides
         }
         widths = [_stage_width(resnet, stage) for stage in stages]
@@ -74,11 +87,12 @@ class Pyramid(nn.Module):
         num_coarser = len(config.strides) - len(stages)
         coarser = _CoarserLevels(config.channels, num_coarser) if num_coarser else None
         self.fpn = FeaturePyramidNetwork(widths, config.channels, coarser)
-        self._frozen = [
-            module
-            for name, module in self.resnet.named_children()
-            if (int(name[5:]) if name.startswith("layer") else 1) <= config.frozen_stages
-        ]
+        stage_number = 1  # what comes before the first stage belongs to it
+        self._frozen = []
+        for name, module in self.resnet.named_children():
+            if stage_number <= config.frozen_stages:
+                self._frozen.append(module)
+            stage_number += name in all_stages
         for module in self._frozen:
             module.requires_grad_(requires_grad=False)
 
@@ -96,9 +110,14 @@ class Pyramid(nn.Module):
 
 
 def _stage_width(resnet: nn.Module, stage: str) -> int:
-    last_block = getattr(resnet, stage)[-1]
-    last_conv = getattr(last_block, "conv3", last_block.conv2)
-    return int(last_conv.out_channels)
+    part = resnet.get_submodule(stage)
+    width: int | None = getattr(part, "out_channels", None)  # MobileNet's blocks tell it
+    if width is not None:
+        return width
+    last_block = list(part.children())[-1]
+    last_conv = last_block.get_submodule("conv3" if hasattr(last_block, "conv3") else "conv2")
+    assert isinstance(last_conv, nn.Conv2d)  # noqa: S101  # nothing is deformed at a stage's 1x1
+    return last_conv.out_channels
 
 
 def _later_blocks(resnet: nn.Module) -> Iterator[Bottleneck]:

@@ -55,7 +55,9 @@ def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone of a state dict under our names; a bare backbone has no prefix."""
     prefix = "backbone." if any(key.startswith("backbone.") for key in state) else ""
     return {
-        key.removeprefix(prefix).replace(".conv2_offset.", ".conv2.offset."): value
+        key.removeprefix(prefix)
+        .removeprefix("features.")  # so MobileNet calls its backbone
+        .replace(".conv2_offset.", ".conv2.offset."): value
         for key, value in state.items()
         if key.startswith(prefix)
     }

@@ -27,8 +27,10 @@ class ModelConfig:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
-    backbone: Literal["resnet18", "resnet50", "resnet101", "resnext101_64x4d"] = "resnet50"
-    """ResNet or ResNeXt from torchvision."""
+    backbone: Literal[
+        "resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"
+    ] = "resnet50"
+    """ResNet, ResNeXt or, for CPUs, MobileNet from torchvision."""
     backbone_style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the
     weights were trained."""
@@ -77,8 +79,9 @@ class ModelConfig:
             f"frozen_stages is {self.frozen_stages}: a backbone has 0 to 4 that can be frozen",
         )
         _require(
-            self.backbone != "resnet18" or (self.backbone_style == "pytorch" and not self.dcn),
-            "resnet18 has no caffe style and no dcn: its blocks have no 1x1 convolutions; "
+            self.backbone not in ("resnet18", "mobilenet_v3_large")
+            or (self.backbone_style == "pytorch" and not self.dcn),
+            f"{self.backbone} has no caffe style and no dcn: its blocks are not 1x1, 3x3, 1x1; "
             "use resnet50 or larger",
         )
 

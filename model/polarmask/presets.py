@@ -51,6 +51,23 @@ def tiny() -> RunConfig:
     )
 
 
+def light() -> RunConfig:
+    """Return a run for servers without a GPU: MobileNet, a narrow head, sides up to 640 pixels."""
+    return replace(
+        tiny(),
+        name="light",
+        model=ModelConfig(
+            backbone="mobilenet_v3_large",
+            backbone_norm="group",
+            channels=96,
+            tower_depth=2,
+            box_branch=False,
+        ),
+        input=InputConfig(short_side=640, max_side=640),
+        labels=LabelConfig(),
+    )
+
+
 def original(run: RunConfig) -> RunConfig:
     """Return a run with the algorithm of the paper's code, weak points included.
 
@@ -79,6 +96,7 @@ def _stretched(images: InputConfig) -> InputConfig:
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     **{name: run.make for name, run in PUBLISHED.items()},
     "tiny": tiny,
+    "light": light,
 }
 
 

@@ -42,9 +42,11 @@ def _reach_storage(secret: str, *tasks: PipelineTask) -> None:
     Where accounts have roles there is no Secret, or one with some of the keys.
     """
     for task in tasks:
-        kubernetes.use_secret_as_env(
-            task, secret, {name: name for name in _STORAGE_KEYS}, optional=True
-        )
+        _use_keys(task, secret, *_STORAGE_KEYS)
+
+
+def _use_keys(task: PipelineTask, secret: str, *keys: str) -> None:
+    kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
 
 
 @dsl.pipeline(
@@ -213,6 +215,8 @@ def train_and_deploy(
                 ).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, deployed, remembered)
+                # Where the server asks for tokens, this step has to show one, too.
+                _use_keys(deployed, storage_secret, "POLARMASK_TOKEN")
             with dsl.Else(name="stopped"):
                 remembered = remember_run(
                     data_hash=data_hash, code_version=code_version, **settings

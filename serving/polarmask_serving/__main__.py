@@ -1,6 +1,7 @@
 """Command line: measure engines, pack a model, serve a model on this machine."""
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -14,7 +15,7 @@ from polarmask.errors import PolarMaskError
 from polarmask.files import write_text
 from polarmask.measure_engines import MAX_IMAGES, measure_engines, report_table
 from polarmask_serving import launch
-from polarmask_serving.errors import ServingError
+from polarmask_serving.errors import ArchiveError, ServingError
 from polarmask_serving.packaging import build_archive
 from polarmask_serving.proxy import LocalProxy
 from polarmask_serving.proxy_config import Front, Limits
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="report of `measure` for this model (without: the engines are measured first)",
     )
+    archive.add_argument(
+        "--metrics", type=Path, help="evaluation.json of `polarmask evaluate`, to be told by it"
+    )
     _add_measuring(archive)
 
     measure = commands.add_parser(
@@ -100,9 +104,25 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 def _archive(options: argparse.Namespace) -> None:
     report = read_report(options.engines) if options.engines else _measure(options)
     archive = build_archive(
-        options.model, options.out, name=options.name, version=options.version, engines=report
+        options.model,
+        options.out,
+        name=options.name,
+        version=options.version,
+        engines=report,
+        metrics=_read_metrics(options.metrics) if options.metrics else None,
     )
     print(f"{archive.path} sha256:{archive.sha256}")
+
+
+def _read_metrics(path: Path) -> dict[str, float]:
+    """Return the numbers of an evaluation; what the split has no objects for is left out."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: value for name, value in content.items() if type(value) in (int, float)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArchiveError(
+            f"{path} is no evaluation ({error}); `polarmask evaluate` writes evaluation.json"
+        ) from error
 
 
 def _measure(options: argparse.Namespace) -> EngineReport:

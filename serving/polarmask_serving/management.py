@@ -100,13 +100,17 @@ class ModelClient:
         return answer if isinstance(answer, list) else []
 
 
-def ask(url: str, image: bytes, *, time_out: float = 60) -> dict[str, Any]:
+def ask(
+    url: str, image: bytes, *, time_out: float = 60, token: str | None = None
+) -> dict[str, Any]:
     """Send the bytes of an image to where a model answers.
 
     Raises:
         ServerError: No answer in time, or an error instead of one.
     """
     headers = {"Content-Type": "application/octet-stream"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     answer = _call("POST", url, time_out=time_out, data=image, headers=headers)
     if not isinstance(answer, dict):
         raise ServerError(f"{url} answers {answer!r:.200}, not an object")

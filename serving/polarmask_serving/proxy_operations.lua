@@ -1,7 +1,8 @@
 -- Beside predictions: health and metrics, for the cluster's own programs.
 
 function envoy_on_request(handle)
-  if handle:headers():get(":path") == "/healthz" then
+  local headers = handle:headers()
+  if headers:get(":path") == "/healthz" and headers:get(":method") == "GET" then
     handle:streamInfo():dynamicMetadata():set("polarmask", "health", true)
   end
 end

@@ -18,7 +18,7 @@ EXTRAS = {
 }
 # Whoever serves or computes has the model area, too.
 EXTRAS_OF = {
-    "polarmask": ("model", "report", "engines", "export"),
+    "polarmask": ("model", "labels", "report", "engines", "export"),
     "polarmask_serving": ("serving", "model"),
     "polarmask_components": ("components", "model"),
     "polarmask_pipelines": ("pipelines",),

@@ -6,6 +6,7 @@ What breaks on this way is in tests/faults; real TorchServe under load in tests/
 from types import SimpleNamespace
 
 import pytest
+import requests
 
 from factories import make_tiny_coco
 from polarmask.measure_engines import measure_engines
@@ -23,7 +24,8 @@ def cluster(s3_server, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.items():
             patch.setenv(name, value)
-        with ServingCluster(s3_server, image) as cluster:
+        patch.setenv("POLARMASK_TOKEN", "of-the-pipeline")
+        with ServingCluster(s3_server, image, token="of-the-pipeline") as cluster:
             cluster.lead_here(patch)
             yield cluster
 
@@ -32,6 +34,11 @@ def cluster(s3_server, tmp_path_factory):
 def first(cluster, tmp_path_factory):
     """What came of the first deployment."""
     return cluster.deploy(make_model(tmp_path_factory.mktemp("first") / "model", seed=1))
+
+
+def test_the_pods_answer_nobody_without_a_token(cluster, first):
+    refused = requests.post(first.url, data=cluster.image, timeout=30)
+    assert refused.status_code == 401
 
 
 def test_the_first_model_is_scaled_up_served_and_promoted(cluster, first):

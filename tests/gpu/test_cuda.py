@@ -11,9 +11,11 @@ from factories import make_tiny_coco
 from polarmask.coco import load_coco
 from polarmask.dataset import Place, Request, TrainingImages, collate
 from polarmask.detector import PolarMask
+from polarmask.engines.interface import ENGINES
 from polarmask.image_file import read_image
 from polarmask.inference import Predictor
 from polarmask.label_store import LabelStore
+from polarmask.measure_engines import measure_engines
 from polarmask.precompute import precompute
 from polarmask.presets import tiny
 from polarmask.rays import Polygons, cast_rays
@@ -132,3 +134,38 @@ def test_a_batch_can_be_pinned(config, data, labels):
     assert pinned.targets.ray_PR.is_pinned()
     assert pinned.image_ids == batch.image_ids
     assert torch.equal(pinned.targets.location_P, batch.targets.location_P)
+
+
+@pytest.mark.parametrize("name", ["folded", "cuda_half", "cuda_graph"])
+def test_an_engine_on_cuda_gives_the_cpu_s_answers_within_its_tolerance(
+    config, data, labels, tmp_path, name
+):
+    run_on(CPU, config, data, labels, tmp_path)
+    eager = Predictor.load(tmp_path / "model", engine="eager")
+    other = Predictor.load(tmp_path / "model", device="cuda", engine=name)
+    assert other.engine.name == name
+    split = load_coco(data, "val")
+    for record in split.images * 2:  # a recorded graph answers again
+        image = read_image(split.image_path(record))
+        with torch.inference_mode():
+            wanted = eager.engine.run(eager.network_input(image))
+            found = other.engine.run(other.network_input(image))
+        tolerance = ENGINES[name].score_tolerance
+        torch.testing.assert_close(
+            found.class_BLC.float().sigmoid().cpu(),
+            wanted.class_BLC.sigmoid(),
+            atol=tolerance,
+            rtol=0,
+        )
+
+
+def test_measuring_on_cuda_ranks_its_engines(config, data, labels, tmp_path):
+    run_on(CPU, config, data, labels, tmp_path)
+    report = measure_engines(tmp_path / "model", data=data, device="cuda")
+    assert {engine.name for engine in report.engines} == {
+        "eager",
+        "folded",
+        "cuda_half",
+        "cuda_graph",
+    }
+    assert "folded" in report.ranking

@@ -1,7 +1,6 @@
 """Each image is built, looked into, and does its work once."""
 
 import ast
-import http.client
 import json
 import os
 import sys
@@ -174,18 +173,28 @@ def test_the_trainer_lists_presets(run):
 
 
 @pytest.fixture
-def server(docker, images, archive):
-    """A container of the serving image with this archive, at an address of this machine."""
-    container = docker(
-        *("run", "--detach", "--network=host", f"--env=POD_IP={POD_IP}", "--read-only"),
-        *("--cap-drop=ALL", "--security-opt=no-new-privileges"),
-        *("--tmpfs=/scratch:uid=1000", f"--volume={archive.parent}:/models:ro", images["serving"]),
+def pod(docker, images, archive, tmp_path):
+    """The two containers of a serving pod, at an address of this machine."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(mode=0o777)
+    scratch.chmod(0o777)  # for the user in the images
+    common = ("run", "--detach", "--network=host", f"--env=POD_IP={POD_IP}", "--read-only")
+    common += ("--cap-drop=ALL", "--security-opt=no-new-privileges")
+    server = docker(
+        *(*common, f"--volume={scratch}:/scratch", f"--volume={archive.parent}:/models:ro"),
+        images["serving"],
     ).strip()
-    yield container
-    docker("rm", "--force", container)
+    proxy = docker(
+        *(*common, f"--volume={scratch}:/scratch:ro", "--tmpfs=/proxy:uid=1000"),
+        *("--entrypoint", "python", images["serving"], "-m", "polarmask_serving.proxy"),
+        *("--server=/scratch", "--scratch=/proxy"),
+    ).strip()
+    yield server, proxy
+    docker("rm", "--force", server, proxy)
 
 
-def test_the_server_gets_healthy_answers_and_ends_when_asked(server, docker, archive):
+def test_a_pod_answers_through_its_proxy_and_ends_when_asked(pod, docker, archive):
+    server, proxy = pod
     health = ("inspect", "--format={{.State.Health.Status}}", server)
     deadline = time.monotonic() + 180
     while (status := docker(*health).strip()) != "healthy":
@@ -197,16 +206,16 @@ def test_the_server_gets_healthy_answers_and_ends_when_asked(server, docker, arc
     request = urllib.request.Request(url, picture, {"Content-Type": "image/png"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.load(answer)["model"] == {"name": "polarmask", "version": "7"}
-    with urllib.request.urlopen(f"http://{POD_IP}:8082/metrics", timeout=10) as answer:
-        assert b"polarmask_stage_seconds" in answer.read()
-    with pytest.raises(ConnectionRefusedError):
-        http.client.HTTPConnection(POD_IP, 8081, timeout=5).connect()
+    for path, text in (("metrics", b"polarmask_stage_seconds"), ("healthz", b'"version": "7"')):
+        with urllib.request.urlopen(f"http://{POD_IP}:8082/{path}", timeout=10) as answer:
+            assert text in answer.read()
 
-    started = time.monotonic()
-    docker("stop", "--time=30", server)
-    assert time.monotonic() - started < 15
-    code = int(docker("inspect", "--format={{.State.ExitCode}}", server))
-    assert code == 128 + 15, "it was killed, or ended for another reason"
+    for container, code in ((proxy, 0), (server, 128 + 15)):
+        started = time.monotonic()
+        docker("stop", "--time=30", container)
+        assert time.monotonic() - started < 15
+        ended = int(docker("inspect", "--format={{.State.ExitCode}}", container))
+        assert ended == code, "it was killed, or ended for another reason"
 
 
 def test_a_server_without_a_model_says_so(run):

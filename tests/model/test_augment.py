@@ -11,7 +11,7 @@ from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_sy
 from polarmask.coco import load_coco
 from polarmask.config import InputConfig, LabelConfig, ModelConfig, RunConfig
 from polarmask.image_file import read_image
-from polarmask.precompute import label_image
+from polarmask.image_labels import label_image
 from polarmask.preprocess import to_canvas
 from polarmask.rays import decode_rays
 from polarmask.targets import level_points

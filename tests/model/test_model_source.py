@@ -10,7 +10,7 @@ from polarmask.cli import main
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.image_file import read_image
 from polarmask.inference import Predictor
-from polarmask.model_source import instances_of_answer, open_model
+from polarmask.model_source import open_model, open_server
 from polarmask.train import TrainOptions, train
 
 
@@ -50,16 +50,7 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
 
 def test_a_server_that_is_not_there_is_named(image):
     with pytest.raises(DataError, match=r"127\.0\.0\.1:9/predictions"):
-        open_model("http://127.0.0.1:9/predictions/polarmask").predict([image])
-
-
-def test_parts_come_back_from_an_answer():
-    one, other = np.eye(4, 2).tolist(), np.ones((4, 2)).tolist()
-    common = {"category_id": 3, "category": "cell", "score": 0.5, "bbox": [0, 0, 1, 1]}
-    said = [{**common, "polygon": one, "polygons": [one, other]}, {**common, "polygon": other}]
-    found = instances_of_answer({"instances": said}, (8, 8))
-    assert [len(found.parts(row)) for row in (0, 1)] == [2, 1]
-    assert len(instances_of_answer({"instances": []}, (8, 8))) == 0
+        open_server("http://127.0.0.1:9/predictions/polarmask").predict([image])
 
 
 def test_visualize_draws_what_predict_writes(run, drawn_data, tmp_path, capsys):

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 
 from polarmask.backbone import Pyramid
+from polarmask.backbone_weights import load_backbone_weights
 from polarmask.cli import main
 from polarmask.detector import PolarMask
 from polarmask.model_folder import load_model
@@ -157,3 +159,41 @@ def test_the_first_published_run_takes_a_step_at_full_size(drawn_data, tmp_path,
     assert (config.input.max_side, config.input.short_side) == (1280, 768)
     train(config, TrainOptions(data=drawn_data, out=tmp_path))
     assert (tmp_path / "model").is_dir()
+
+
+def test_the_light_run_trains_stops_and_goes_on(drawn_data, tmp_path):
+    light = preset("light")
+    config = replace(
+        light,
+        input=replace(light.input, short_side=128, max_side=128),
+        optim=replace(light.optim, batch_size=2, epochs=0.5),
+    )
+    train_in_two_halves(config, drawn_data, tmp_path)
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen_batch", "group"])
+def test_mobilenet_has_a_level_for_each_stride(norm):
+    config = replace(preset("light").model, backbone_norm=norm, strides=(4, 8, 16, 32, 64))
+    with torch.device("meta"):
+        levels = Pyramid(config)(torch.zeros(1, 3, 128, 192))
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (96, 128 // stride, 192 // stride) for stride in config.strides
+    ]
+
+
+@pytest.mark.parametrize(("frozen", "learns"), [(0, 0), (1, 4), (2, 7), (3, 13), (4, 16)])
+def test_frozen_stages_of_mobilenet_are_those_of_its_strides(frozen, learns):
+    config = replace(preset("light").model, frozen_stages=frozen)
+    parts = Pyramid(config).resnet.named_children()
+    assert [
+        int(name) for name, part in parts if any(p.requires_grad for p in part.parameters())
+    ] == list(range(learns, 16))
+
+
+def test_mobilenet_starts_from_published_weights(tmp_path):
+    config = replace(preset("light").model, backbone_norm="frozen_batch")
+    published = torchvision.models.mobilenet_v3_large(weights=None)
+    torch.save(published.state_dict(), tmp_path / "weights.pt")
+    pyramid = Pyramid(config)
+    load_backbone_weights(pyramid, str(tmp_path / "weights.pt"))
+    assert torch.equal(pyramid.resnet["0"][0].weight, published.features[0][0].weight)

@@ -142,7 +142,9 @@ def test_files_that_are_no_archive_of_ours_are_refused(tmp_path):
 def packed(random_model, tmp_path_factory):
     """Return the archive that the command makes, and what it printed."""
     out = tmp_path_factory.mktemp("command") / "model.mar"
+    (out.parent / "evaluation.json").write_text('{"split": "val", "mask_ap": 0.5, "large": null}')
     command = ["archive", "--model", str(random_model), "--out", str(out), "--version", "1"]
+    command += ["--metrics", str(out.parent / "evaluation.json")]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main(command) == 0
     return out, said.getvalue().splitlines()
@@ -173,6 +175,7 @@ def test_the_command_measures_and_packs(packed, report):
     }
     assert all(engine.reason for engine in report.engines)
     assert described(out)["engine"] == report.ranking[0]
+    assert described(out)["metrics"] == {"mask_ap": 0.5}
 
 
 def with_engine(report, name):

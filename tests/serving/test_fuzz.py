@@ -127,6 +127,8 @@ def test_the_server_keeps_to_its_openapi_document(server, proxy, images, mode, c
     before = worker_pids(server)
     sent = collections.Counter()
     for operation in operations(server, images):
+        if operation.path == "/healthz" and mode == "negative":
+            continue  # there is nothing to get wrong
         ask_as_documented(operation, GenerationMode(mode), proxy.url, sent)
     with capsys.disabled():
         print(f"\n{mode}: {dict(sent)}")  # noqa: T201 the counts are what a person wants

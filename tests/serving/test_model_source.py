@@ -5,8 +5,10 @@ import pytest
 
 from polarmask.errors import DataError
 from polarmask.inference import Predictor
-from polarmask.model_source import open_model
+from polarmask.model_source import open_model, open_server
 from polarmask.predict import visualize_images
+from polarmask_serving.finder import instances_of
+from polarmask_serving.prediction import read_prediction
 
 
 def test_an_archive_and_a_server_find_what_the_model_finds(
@@ -14,20 +16,28 @@ def test_an_archive_and_a_server_find_what_the_model_finds(
 ):
     expected = Predictor.load(random_model).predict([picture])[0]
     assert len(expected) > 3
-    for source in (str(archive.path), server.predict_url):
-        found = open_model(source).predict([picture])[0]
+    for finder in (open_model(str(archive.path)), open_server(server.predict_url)):
+        found = finder.predict([picture])[0]
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
         np.testing.assert_allclose(found.polygons, expected.polygons, atol=0.05)
 
 
-def test_a_server_tells_no_rays(server, png, tmp_path):
+def test_what_a_server_finds_is_drawn_with_its_rays(server, png, tmp_path):
     (tmp_path / "a.png").write_bytes(png)
-    finder = open_model(server.predict_url)
-    assert visualize_images(finder, [tmp_path / "a.png"], tmp_path / "out", min_score=0)
-    with pytest.raises(DataError, match="no centres and no rays"):
-        visualize_images(finder, [tmp_path / "a.png"], tmp_path / "out", rays=True)
+    finder = open_server(server.predict_url)
+    assert visualize_images(finder, [tmp_path / "a.png"], tmp_path / "out", min_score=0, rays=True)
 
 
 def test_a_refused_image_is_named_with_the_server_s_reason(server):
     with pytest.raises(DataError, match="413"):
-        open_model(server.predict_url).predict([np.zeros((12_000, 1, 3), np.uint8)])
+        open_server(server.predict_url).predict([np.zeros((12_000, 1, 3), np.uint8)])
+
+
+def test_parts_come_back_from_an_answer():
+    answer = {"image": {"height": 8, "width": 8}, "model": {"name": "cells", "version": "1"}}
+    one, other = np.eye(4, 2).tolist(), np.ones((4, 2)).tolist()
+    common = {"category_id": 3, "category": "cell", "score": 0.5, "bbox": [0, 0, 1, 1]}
+    said = [{**common, "polygon": one, "polygons": [one, other]}, {**common, "polygon": other}]
+    found = instances_of(read_prediction(answer | {"instances": said}))
+    assert [len(found.parts(row)) for row in (0, 1)] == [2, 1]
+    assert len(instances_of(read_prediction(answer | {"instances": []}))) == 0

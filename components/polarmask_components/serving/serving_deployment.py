@@ -1,6 +1,7 @@
 """A Deployment of TorchServe in a cluster: read it, change its model, wait, ask its Service."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -179,6 +180,8 @@ class ServingDeployment:
     ) -> dict[str, Any]:
         """Ask through the Service until its pods answer for sure; return the last answer.
 
+        A bearer token is read from the environment, POLARMASK_TOKEN.
+
         Args:
             url: Of the Service.
             image: JPEG or PNG.
@@ -189,11 +192,12 @@ class ServingDeployment:
             ServerError: Errors, nonsense, or another version.
         """
         name, version = model
+        token = os.environ.get("POLARMASK_TOKEN")
         started, right = time.monotonic(), 0
         answer: dict[str, Any] = {}
         while right < _SURE:
             try:
-                answer = ask(url, image, time_out=_SECONDS_PER_ANSWER)
+                answer = ask(url, image, time_out=_SECONDS_PER_ANSWER, token=token)
                 check_answer(answer, name, version)
                 right += 1
             except ServerError:

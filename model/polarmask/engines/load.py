@@ -108,7 +108,7 @@ def _ranking(folder: Path) -> Sequence[str]:
 
 def _try(engine: Engine, detector: PolarMask, device: torch.device) -> None:
     """Send a small picture through, so that what can't run is known before anybody asks."""
-    side = max(detector.config.strides[-1], 128)
+    side = max(2 * detector.config.strides[-1], 128)
     try:
         with torch.inference_mode():
             engine.run(torch.zeros(1, 3, side, side, device=device))

@@ -1,0 +1,148 @@
+"""Engines: the network on one CPU thread, against eager float32 and against Mask R-CNN.
+
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/engines.py
+
+Both sides run in one process and take turns. Weights are random: they do not matter for time, and
+what they find is made to be 100 instances on both sides. The light run is timed alone.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from frame import Result, main, race, wrong
+
+from polarmask.coco import Category
+from polarmask.detector import PolarMask
+from polarmask.engines.export import PROGRAM_FILE, export_program
+from polarmask.engines.interface import ENGINES
+from polarmask.engines.machine import has_bf16
+from polarmask.image_file import read_image
+from polarmask.inference import Predictor
+from polarmask.model_folder import ModelCard, load_model, save_model
+from polarmask.presets import preset
+
+PHOTO = Path(__file__).parents[1] / "tests/data/coco_photos/images/000000000165.jpg"
+DEFAULT = "openvino_bf16" if has_bf16() else "openvino"
+"""What `measure` chooses for these networks on such a CPU, if bf16 keeps the mask AP."""
+
+
+def save(folder, name, side):
+    """Write a model of a known run, for square images, whose random weights find a lot."""
+    torch.manual_seed(0)
+    config = preset(name)
+    square = replace(config.input, short_side=side, max_side=side, keep_ratio=True)
+    hundred = replace(config.postprocess, max_instances=100)
+    config = replace(config, input=square, postprocess=hundred)
+    detector = PolarMask(config.model).eval()
+    torch.nn.init.normal_(detector.head.class_logit.weight, std=0.05)
+    torch.nn.init.constant_(detector.head.class_logit.bias, -2.0)
+    categories = tuple(Category(n + 1, str(n)) for n in range(config.model.num_classes))
+    save_model(folder, detector, ModelCard(config, categories))
+    export_program(load_model(folder)[0], folder / PROGRAM_FILE)
+    return folder
+
+
+def check(folder, image, name):
+    """Stop unless an engine is within its tolerance of eager float32."""
+    eager, other = Predictor.load(folder, engine="eager"), Predictor.load(folder, engine=name)
+    if other.engine.name != name:
+        wrong(f"{name} does not run")
+    batch = eager.network_input(image)
+    with torch.inference_mode():
+        one, two = eager.engine.run(batch), other.engine.run(batch)
+    scores = [
+        each.class_BLC.float().sigmoid() * each.quality_BL.float().sigmoid()[..., None]
+        for each in (one, two)
+    ]
+    if (off := float((scores[0] - scores[1]).abs().max())) > ENGINES[name].score_tolerance:
+        wrong(f"{name}: scores differ by {off:.2g}")
+    if (off := float((two.ray_BLR / one.ray_BLR - 1).abs().max())) > ENGINES[name].ray_tolerance:
+        wrong(f"{name}: rays differ by {off:.2g} of their length")
+    return eager, other, batch
+
+
+def network(predictor, batch):
+    def way():
+        with torch.inference_mode():
+            predictor.engine.run(batch)
+
+    return way
+
+
+def final_masks(predictor, image):
+    def way():
+        (found,) = predictor.predict([image])
+        if len(found.rle()) != 100:
+            wrong(f"{len(found)} instances, not 100")
+
+    return way
+
+
+def mask_r_cnn(image):
+    torch.manual_seed(0)
+    rival = torchvision.models.detection.maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, box_score_thresh=0.0, min_size=640, max_size=640
+    ).eval()
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+    def way():
+        with torch.inference_mode():
+            (found,) = rival([tensor])
+        if len(found["masks"]) != 100:
+            wrong(f"Mask R-CNN: {len(found['masks'])} instances, not 100")
+
+    return way
+
+
+def square(side):
+    image = read_image(PHOTO)
+    short = min(image.shape[:2])
+    image = image[:short, :short]
+    rows = np.linspace(0, short - 1, side).astype(int)
+    return np.ascontiguousarray(image[rows][:, rows])
+
+
+def run(quick):
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from compare(Path(folder), quick)
+
+
+def compare(folder, quick):
+    side, name = (256, "tiny") if quick else (512, "coco-r50-1x")
+    model, image = save(folder / "r50", name, side), square(side)
+    eager, fastest, batch = check(model, image, DEFAULT)
+    ways = [network(fastest, batch), network(eager, batch)]
+    exact = [one for one, kind in ENGINES.items() if kind.exact and one not in ("eager", DEFAULT)]
+    others = [check(model, image, one)[1] for one in exact]
+    times = race(*ways, *(network(one, batch) for one in others), quick=quick, repeats=5)
+    size = f"{name}, {side}x{side}, one thread"
+    goal = None if quick else ">= 2.2 x" if has_bf16() else ">= 1.3 x"
+    yield Result(f"network: {DEFAULT} against eager ({size})", *times[:2], "ms", goal=goal)
+    for other, milliseconds in zip(others, times[2:], strict=True):
+        text = f"network: {other.engine.name} against eager ({size})"
+        yield Result(text, milliseconds, times[1], "ms")
+    if quick:
+        return
+    image = square(640)
+    model = save(folder / "r50-640", "coco-r50-1x", 640)
+    eager, fastest, _ = check(model, image, DEFAULT)
+    ways = [final_masks(one, image) for one in (fastest, eager)]
+    quick_ms, eager_ms, rival_ms = race(*ways, mask_r_cnn(image), quick=quick, repeats=3)
+    what = "photo to 100 masks, 640x640, one thread, against torchvision's Mask R-CNN R50-FPN"
+    yield Result(f"{what}: {DEFAULT}", quick_ms, rival_ms, "ms", goal=">= 4 x")
+    yield Result(f"{what}: eager", eager_ms, rival_ms, "ms", goal=">= 1.5 x")
+    model = save(folder / "light", "light", 640)
+    eager, fastest, batch = check(model, image, DEFAULT)
+    ways = [network(fastest, batch), network(eager, batch)]
+    light_ms, slow_ms = race(*ways, quick=quick, repeats=5)
+    text = f"network of `light`, 640x640, one thread: {DEFAULT} against eager"
+    yield Result(text, light_ms, slow_ms, "ms", goal="<= 342 ms")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

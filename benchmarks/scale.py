@@ -1,0 +1,235 @@
+"""What labels cost as objects, rays, image and data set grow: straight lines or better.
+
+    .venv/bin/python benchmarks/scale.py                      pictures in docs/images, and the table
+    .venv/bin/python benchmarks/scale.py --images 118000      COCO's size: half an hour or so
+
+Data sets are simulated with COCO's statistics (7.3 objects an image, areas and vertex counts drawn
+from log-normals of COCO's quartiles); the image files are links to a few real JPEGs. Each data set
+is labelled by `polarmask precompute` in a process of its own, whose peak memory is read.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from frame import Result, WrongResultError, race, table, wrong
+from rays import CANVAS, LABELS, MODEL, together
+
+from polarmask.native_targets import assign_native
+
+HERE = Path(__file__).parent
+PHOTOS = HERE.parent / "tests" / "data" / "coco_photos" / "images"
+PICTURES = HERE.parent / "docs" / "images"
+OBJECTS_PER_IMAGE = 7.3
+IMAGE_HW = (480, 640)
+
+
+def draw_objects(rng, count, hw):
+    """Return outlines with the sizes and vertex counts that COCO's objects have."""
+    outlines = []
+    for _ in range(count):
+        side = min(float(np.exp(rng.normal(np.log(57), 1.1))), min(hw) * 0.9)
+        corners = int(np.clip(np.exp(rng.normal(np.log(21), 0.7)), 4, 200))
+        angle = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        radius = side / 2 * rng.uniform(0.6, 1.1, corners)
+        center = rng.uniform(side / 2, np.array(hw[::-1]) - side / 2)
+        ends = center + np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
+        outlines.append(ends.clip(0, hw[::-1]))
+    return outlines
+
+
+def write_data(folder, num_images):
+    """Write a COCO folder of simulated objects on links to real JPEGs."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    sources = []
+    for path in sorted(PHOTOS.glob("*.jpg")):
+        sources.append(folder / path.name)
+        cv2.imwrite(str(sources[-1]), cv2.resize(cv2.imread(str(path)), IMAGE_HW[::-1]))
+    number = 0
+    size = {"width": IMAGE_HW[1], "height": IMAGE_HW[0]}
+    category = {"id": 1, "name": "thing"}
+    with (folder / "annotations" / "instances_train.json").open("w", encoding="utf-8") as file:
+        images = []
+        file.write('{"annotations": [')
+        for image_id in range(1, num_images + 1):
+            name = f"{image_id}.jpg"
+            os.link(sources[image_id % len(sources)], folder / "images" / name)
+            images.append({"id": image_id, "file_name": name, **size})
+            for outline in draw_objects(rng, 1 + rng.poisson(OBJECTS_PER_IMAGE - 1), IMAGE_HW):
+                number += 1
+                entry = {"id": number, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+                entry["segmentation"] = [outline.round(2).flatten().tolist()]
+                file.write((", " if number > 1 else "") + json.dumps(entry))
+        file.write(f'], "images": {json.dumps(images)}, "categories": {json.dumps([category])}}}')
+    return number
+
+
+def label_here(data, out, workers):
+    """Be the process that labels a data set; print its CPU seconds, peak memory and store size."""
+    from feed import CONFIG
+
+    from polarmask.precompute import Crew, precompute
+
+    torch.set_num_threads(1)
+    before = peak_mb()
+    started = time.process_time()
+    precompute(data, out, CONFIG, splits=("train",), crew=Crew(workers))
+    seconds = time.process_time() - started
+    stored = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    print(json.dumps([seconds, peak_mb() - before, stored]))
+
+
+def peak_mb():
+    """Return this process's peak memory; getrusage's would count the parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def label(num_images, workers=0):
+    """Label a simulated data set of that size elsewhere; return what `label_here` measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "data", Path(folder) / "labels"
+        objects = write_data(data, num_images)
+        command = [sys.executable, __file__, "--label", str(data), str(out), str(workers)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return *json.loads(done.stdout), objects
+
+
+def cost(outlines, canvas, model, quick):
+    """Return ms CPU of an image's labels."""
+    (ms,) = race(
+        lambda: assign_native(outlines, canvas, model=model, labels=LABELS), quick=quick, repeats=15
+    )
+    return ms
+
+
+def series(quick):
+    """Return cost against each quantity: title, unit, pairs of quantity and ms."""
+    rng = np.random.default_rng(1)
+
+    def objects(count, hw=CANVAS):
+        return [outline.astype(np.float32) for outline in draw_objects(rng, count, hw)]
+
+    few = objects(10)
+    by_objects = [(n, cost(objects(n), CANVAS, MODEL, quick)) for n in (1, 25, 50, 100, 200, 400)]
+    by_rays = [
+        (n, cost(few, CANVAS, replace(MODEL, num_rays=n), quick)) for n in (12, 36, 72, 144, 288)
+    ]
+    by_side = [
+        (
+            side,
+            cost([o * (side / 768) for o in few], (side, side * 5 // 3 // 128 * 128), MODEL, quick),
+        )
+        for side in (384, 768, 1152, 1536, 2304)
+    ]
+    return [
+        ("labels-by-objects", "objects in the image", by_objects),
+        ("labels-by-rays", "rays", by_rays),
+        ("labels-by-side", "short side of the input, pixels", by_side),
+    ]
+
+
+def run(quick):
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(2)
+    crowd = [outline.astype(np.float32) for outline in draw_objects(rng, 400, CANVAS)]
+    native, batch = assign_native(crowd, CANVAS, model=MODEL, labels=LABELS), together([crowd])
+    same = np.array_equal(native[0], batch.location_P3) and np.array_equal(
+        native[1], batch.object_P
+    )
+    if not same or np.abs(native[2] - batch.ray_PR.numpy()).max() > 1e-3:
+        wrong("400 objects in one image: the two ways choose differently")
+    for name, label_of_x, points in series(quick):
+        (before, low), (last, high) = points[-2:]
+        share = last / before
+        yield Result(
+            f"labels of an image, {label_of_x}: {last} (reference: {before}, times {share:.3g})",
+            high, low * share, "ms",
+        )  # fmt: skip
+        if not quick:
+            draw(name, label_of_x, points)
+    if not quick:
+        yield from data_set(11_800)
+
+
+def data_set(num_images):
+    """Label data sets of a tenth, a half and all of a size."""
+    sizes = (num_images // 10, num_images // 2, num_images)
+    measured = {size: label(size) for size in sizes}
+    seconds, memory, stored, objects = measured[num_images]
+    small_seconds, small_memory = measured[sizes[0]][:2]
+    yield Result(
+        f"precompute, {num_images:,} simulated images (reference: {sizes[0]:,}), one process",
+        1000 * seconds / num_images, 1000 * small_seconds / sizes[0], "ms an image",
+    )  # fmt: skip
+    yield Result(
+        f"memory that it takes for {num_images:,} images (reference: {sizes[0]:,})",
+        memory, small_memory, "MB",
+    )  # fmt: skip
+    size = stored / objects
+    yield Result("label store, an object and size of input", size, None, "bytes", "<= 1024 bytes")
+    draw("precompute-memory", "images", [(size, measured[size][1]) for size in sizes], "MB")
+    draw("precompute-time", "images", [(size, measured[size][0]) for size in sizes], "s")
+
+
+def draw(name, label_of_x, points, unit="ms"):
+    """Write a picture of cost against a quantity, both axes from 0."""
+    width, height, left, top = 420, 240, 50, 16
+    most_x, most_y = max(x for x, _ in points), 1.1 * max(y for _, y in points)
+    at = [
+        (left + x / most_x * (width - left - 20), top + (1 - y / most_y) * (height - top - 44))
+        for x, y in points
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    texts = [
+        f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{value:.3g}</text>'
+        for (x, y), (_, value) in zip(at, points, strict=True)
+    ] + [
+        f'<text x="{x:.1f}" y="{height - 26}" text-anchor="middle">{value:,}</text>'
+        for (x, _), (value, _) in zip(at, points, strict=True)
+    ]
+    axes = f'<path d="M{left},{top}V{height - 44}H{width - 10}" fill="none" stroke="#888"/>'
+    (PICTURES / f"{name}.svg").write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="11" fill="#555">{axes}'
+        f'<polyline points="{path}" fill="none" stroke="#2a6fbb" stroke-width="2"/>{"".join(texts)}'
+        f'<text x="{left + 6}" y="{top + 6}">{unit}</text>'
+        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">{label_of_x}</text></svg>\n',
+        encoding="utf-8",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--images", type=int, help="only label a data set of this size")
+    parser.add_argument("--label", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.label:
+        data, out, workers = options.label
+        label_here(Path(data), Path(out), int(workers))
+        return
+    try:
+        results = list(data_set(options.images) if options.images else run(options.quick))
+    except WrongResultError as error:
+        raise SystemExit(f"wrong result: {error}") from error
+    print("\n".join(table(results)))
+    if options.json:
+        options.json.write_text(json.dumps([one.to_dict() for one in results]))
+
+
+if __name__ == "__main__":
+    main()

@@ -78,9 +78,10 @@ def make_optimizer(detector: nn.Module, config: OptimConfig) -> torch.optim.Opti
             },
             {"params": [p for p in learned.values() if p.ndim <= 1], "weight_decay": 0.0},
         ]
+    # Fused: one pass over all weights instead of one per term (benchmarks/training_step.py).
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=True)
 
 
 def _original_biases(detector: nn.Module) -> set[str]:

@@ -2,6 +2,8 @@ import contextlib
 import io
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -280,3 +282,18 @@ def test_a_model_whose_category_ids_mean_something_else_is_refused(untrained, dr
     other = replace(drawn, categories=(Category(2, "egg"), *drawn.categories[1:]))
     with pytest.raises(DataError, match="category 2 is 'egg', for the model it is 'ellipse'"):
         predict_split(Predictor.load(untrained), other)
+
+
+def test_two_processes_find_what_one_finds(untrained, drawn, tmp_path):
+    evaluate_command = ("-m", "polarmask", "evaluate", "--device=cpu", "--threads=1")
+    together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    command = [
+        *(sys.executable, *together, *evaluate_command),
+        *("--model", str(untrained), "--data", str(drawn.root), "--out", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("mask AP") == 1
+    assert (tmp_path / "report.html").exists()
+    written = (tmp_path / "evaluation.json").read_text()
+    assert written == evaluate(untrained, drawn.root, threads=1).to_json()

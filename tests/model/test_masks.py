@@ -144,6 +144,13 @@ def test_a_single_pixel_can_be_traced_and_holes_are_ignored():
     assert polygons_from_rle(rle_from_bitmap(np.zeros((4, 4)))) == ()
 
 
+def test_a_whole_pixel_mask_as_high_as_the_image_is_one_run():
+    polygon = np.array([[2.0, 0.0], [5.0, 0.0], [5.0, 9.0], [2.0, 9.0]])
+    expected = np.zeros((10, 8), dtype=bool)
+    expected[:, 2:6] = True
+    assert rles_from_whole_pixels([polygon], (10, 8)) == [rle_from_bitmap(expected)]
+
+
 def test_whole_pixel_masks_are_those_of_a_bitmap_of_the_image():
     """Also where polygons cross themselves or have no area."""
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from polarmask.backbone import Pyramid
 from polarmask.backbone_weights import load_backbone_weights
@@ -10,7 +11,8 @@ from polarmask.config import LossConfig, ModelConfig, PostprocessConfig
 from polarmask.detector import PolarMask, Targets, loss_sums
 from polarmask.errors import ConfigError
 from polarmask.head import PolarHead, Predictions
-from polarmask.postprocess import postprocess
+from polarmask.postprocess import all_points, postprocess
+from polarmask.rays import decode_rays
 
 
 def count(module):
@@ -148,6 +150,73 @@ def test_of_two_overlapping_instances_of_a_category_the_better_stays():
         (0, 18),
         (1, 18),
     ]
+
+
+def crowded(candidates, *, hw=(48, 48), categories=7):
+    """Raw output of two levels with so many class scores above 0.05, many of them alike."""
+    random = torch.Generator().manual_seed(candidates)
+    level_hws = (hw, (hw[0] // 2, hw[1] // 2))
+    locations = sum(rows * columns for rows, columns in level_hws)
+    class_logit = torch.full((1, locations, categories), -4.0)
+    chosen = torch.randperm(class_logit.numel(), generator=random)[:candidates]
+    class_logit.view(-1)[chosen] = torch.rand(candidates, generator=random) * 4 - 2.5
+    return Predictions(
+        class_BLC=class_logit,
+        quality_BL=torch.randn(1, locations, generator=random),
+        ray_BLR=torch.rand(1, locations, 36, generator=random) * 20 + 2,
+        box_BL4=None,
+        level_hws=level_hws,
+    )
+
+
+def decode_one_by_one(predictions, image_hw, config):
+    """Return (score, category, location) of what is kept, each candidate held against all kept."""
+    points = all_points(predictions.level_hws, (4, 8), torch.device("cpu"))
+    quality = predictions.quality_BL[0].sigmoid()
+    probability = predictions.class_BLC[0].sigmoid()
+    candidates, first = [], 0
+    for rows, columns in predictions.level_hws:
+        level = [
+            (float(probability[at, category] * quality[at]), category, at)
+            for at, category in (probability > config.score_threshold).nonzero().tolist()
+            if first <= at < first + rows * columns
+            and points[at, 0] < image_hw[1]
+            and points[at, 1] < image_hw[0]
+        ]
+        candidates += sorted(level, reverse=True)[: config.pre_nms_top_k]
+        first += rows * columns
+    kept = []
+    for candidate in sorted(candidates, reverse=True):
+        polygon = decode_rays(
+            points[candidate[2]][None], predictions.ray_BLR[0, candidate[2]][None]
+        )
+        polygon = polygon[0].clamp(min=0).minimum(torch.tensor(image_hw[::-1]))
+        box = torch.cat([polygon.amin(dim=0), polygon.amax(dim=0)])[None]
+        rivals = [other for _, category, _, other in kept if category == candidate[1]]
+        if all(box_iou(box, other) <= config.nms_iou for other in rivals):
+            kept.append((*candidate, box))
+    return [(score, category, at) for score, category, at, _ in kept[: config.max_instances]]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "max_instances"),
+    [
+        pytest.param(0, 100, id="nothing"),
+        pytest.param(60, 100, id="fewer-than-wanted"),
+        pytest.param(3000, 20, id="the-best-suffice"),
+        pytest.param(3000, 300, id="most-are-compared"),
+    ],
+)
+def test_decoding_agrees_with_one_candidate_at_a_time(candidates, max_instances):
+    predictions = crowded(candidates)
+    config = PostprocessConfig(max_instances=max_instances, pre_nms_top_k=900)
+    image_hw = (180, 190)
+    [found] = postprocess(predictions, [image_hw], strides=(4, 8), config=config)
+    expected = decode_one_by_one(predictions, image_hw, config)
+    assert found.score_N.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
+    assert found.category_N.tolist() == [category for _, category, _ in expected]
+    points = all_points(predictions.level_hws, (4, 8), torch.device("cpu"))
+    assert found.center_N2.tolist() == points[[at for _, _, at in expected]].tolist()
 
 
 def two_parts(*, boxes_agree):

@@ -1,0 +1,135 @@
+"""What the paper tells of speed, measured on the GPU of this machine beside its V100 figures.
+
+    .venv/bin/python benchmarks/gpu.py
+    .venv/bin/python benchmarks/gpu.py --device cpu    to try the script itself
+
+R-50 with random weights, on which speed does not depend. The authors' figures are of the network
+alone, without decoding and masks. End to end is one image of COCO's size, in memory, to masks as
+RLE, one at a time.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rays import CANVAS, LABELS, MODEL, scenes
+from training_step import Step
+
+from polarmask.coco import Category
+from polarmask.detector import PolarMask
+from polarmask.device import find_device
+from polarmask.inference import Predictor
+from polarmask.model_folder import ModelCard, save_model
+from polarmask.preprocess import canvas_hw
+from polarmask.presets import coco_r50_1x
+from polarmask.rays import Polygons
+from polarmask.targets import assign_batch
+
+V100_FPS = {800: 23.9, 600: 34.1, 400: 46.7}
+"""By short side: R-50, network only, from the README of the authors' code."""
+
+
+def rate(call, count, device, *, seconds):
+    """Return how many things a second, `count` of them in a call; the first calls warm up."""
+    for _ in range(2):
+        call()
+    synchronize(device)
+    calls, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds or not calls:
+        call()
+        calls += 1
+        synchronize(device)
+    return calls * count / (time.perf_counter() - started)
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def predictor(short_side, folder, device):
+    """Return R-50 with random weights for images of a short side."""
+    config = coco_r50_1x()
+    sizes = replace(config.input, short_side=short_side, max_side=short_side * 5 // 3)
+    config = replace(config, input=sizes, backbone_weights=None)
+    categories = tuple(Category(i + 1, f"category {i}") for i in range(config.model.num_classes))
+    save_model(folder, PolarMask(config.model), ModelCard(config, categories))
+    return Predictor.load(folder, device=device)
+
+
+@torch.inference_mode()
+def inference(device, seconds):
+    """Yield short side, images/s of the network and end to end."""
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    for short_side in V100_FPS:
+        with tempfile.TemporaryDirectory() as folder:
+            ready = predictor(short_side, Path(folder) / "model", device)
+        sizes = ready.card.config
+        hw = canvas_hw((short_side, short_side * 4 // 3), sizes.model.strides, sizes.input.multiple)
+        run = partial(ready.engine.run, torch.zeros(1, 3, *hw, device=device))
+        network = rate(run, 1, device, seconds=seconds)
+        whole = rate(partial(masks, ready, image), 1, device, seconds=seconds)
+        yield short_side, network, whole
+
+
+def masks(ready, image):
+    return ready.predict([image])[0].rle()
+
+
+def training(device, seconds, images, hw):
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    step = Step(layout=layout, amp=True, hw=hw, images=images, device=device.type)
+    return rate(step, images, device, seconds=seconds)
+
+
+def labels(device, seconds):
+    """Return images/s of ray labels, eight images in a call."""
+    outlines = (scenes() * 8)[:8]
+    vertices = [torch.from_numpy(outline) for own in outlines for outline in own]
+    flat = Polygons.from_vertices(vertices)
+    polygons = type(flat)(*(value.to(device) for value in vars(flat).values()))
+    counts = torch.tensor([len(own) for own in outlines])
+    image_G = torch.arange(len(outlines)).repeat_interleave(counts).to(device)
+    canvas_I2 = torch.tensor([CANVAS] * len(outlines), device=device)
+    return rate(
+        lambda: assign_batch(polygons, image_G, canvas_I2, model=MODEL, labels=LABELS),
+        len(outlines),
+        device,
+        seconds=seconds,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    options = parser.parse_args()
+    device = find_device(options.device)
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    print(f"{name}, torch {torch.__version__}\n")
+    print("| R-50, short side | network, images/s | paper, V100 | end to end, images/s |")
+    print("|---|---|---|---|")
+    figures = {"machine": name}
+    for short_side, network, whole in inference(device, options.seconds):
+        print(f"| {short_side} | {network:.1f} | {V100_FPS[short_side]} | {whole:.1f} |")
+        figures[str(short_side)] = {"network": network, "end_to_end": whole}
+    images, hw = (16, (768, 1280)) if on_gpu else (1, (192, 320))
+    figures["training"] = training(device, options.seconds, images, hw)
+    figures["labels"] = labels(device, options.seconds)
+    size = f"{hw[1]}x{hw[0]}, batch {images}"
+    print(f"\ntraining step, bf16, {size}: {figures['training']:.1f} images/s")
+    print(f"ray labels, {CANVAS[1]}x{CANVAS[0]}: {figures['labels']:.0f} images/s")
+    if options.json:
+        options.json.write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,3 +230,25 @@ def test_a_letterbox_has_few_sizes_and_goes_on_with_the_mirror_image():
     assert (canvas[:2, :2] == image).all()
     assert (canvas[0, 2] == image[0, 0]).all()  # the edge itself is not repeated
     assert letterbox(image, (2, 2)) is image
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_loading_an_engine_leaves_the_main_thread_its_stack_for_signals(model, name):
+    """OpenVINO gives the loading thread one that is too small: the next SIGTERM would crash."""
+    code = f"""
+import ctypes
+from pathlib import Path
+from polarmask.inference import Predictor
+
+def stack_for_signals():
+    found = (ctypes.c_size_t * 3)()  # address, flags, size
+    assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+    return list(found)
+
+before = stack_for_signals()
+predictor = Predictor.load(Path({str(model)!r}), engine={name!r}, threads=1)
+assert predictor.engine.name == {name!r}
+assert stack_for_signals() == before, stack_for_signals()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

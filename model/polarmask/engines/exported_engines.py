@@ -6,6 +6,7 @@ Dimension key
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,17 @@ def openvino(program: Path, strides: tuple[int, ...], *, threads: int, bf16: boo
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # several workers share the CPUs of a pod
     }
-    try:
+
+    def load() -> Any:  # noqa: ANN401  # the library has no types
         core = ov.Core()
         compiled = core.compile_model(core.read_model(program), "CPU", settings)
-        request = compiled.create_infer_request()
+        return compiled.create_infer_request()
+
+    try:
+        # It gives the thread that loads it a stack for signals, too small for Python's handlers:
+        # in the main thread the next SIGTERM would be a segmentation fault.
+        with ThreadPoolExecutor(1) as thread:
+            request = thread.submit(load).result()
     except (RuntimeError, OSError) as error:
         raise EngineError(f"OpenVINO can't load {program}: {_first_line(error)}") from error
 

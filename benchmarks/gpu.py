@@ -57,7 +57,7 @@ def predictor(short_side, folder, device):
     """Return R-50 with random weights for images of a short side."""
     config = coco_r50_1x()
     sizes = replace(config.input, short_side=short_side, max_side=short_side * 5 // 3)
-    config = replace(config, input=sizes, backbone_weights=None)
+    config = replace(config, input=sizes)
     categories = tuple(Category(i + 1, f"category {i}") for i in range(config.model.num_classes))
     save_model(folder, PolarMask(config.model), ModelCard(config, categories))
     return Predictor.load(folder, device=device)

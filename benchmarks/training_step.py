@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/training_step.py
 
-`polarmask train` does what wins here: contiguous tensors on CPU, the fused optimiser. The loss of
-every way has to agree with that of the plain one.
+`polarmask train` takes contiguous tensors on CPU and the fused optimiser; bf16 is a setting
+(`--set optim.amp=bf16`). The loss of every way has to agree with that of the plain one.
 """
 
 import multiprocessing

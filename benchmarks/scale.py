@@ -11,7 +11,7 @@ is labelled by `polarmask precompute` in a process of its own, whose peak memory
 import argparse
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -83,14 +83,18 @@ def label_here(data, out, workers):
     from polarmask.precompute import Crew, precompute
 
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     started = time.process_time()
     precompute(data, out, CONFIG, splits=("train",), crew=Crew(workers))
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     stored = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    print(json.dumps([seconds, (peak - before) / 1024, workers_peak / 1024, stored]))
+    print(json.dumps([seconds, peak_mb() - before, stored]))
+
+
+def peak_mb():
+    """Return this process's peak memory; getrusage's would count the parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def label(num_images, workers=0):
@@ -164,7 +168,7 @@ def data_set(num_images):
     """Label data sets of a tenth, a half and all of a size."""
     sizes = (num_images // 10, num_images // 2, num_images)
     measured = {size: label(size) for size in sizes}
-    seconds, memory, _, stored, objects = measured[num_images]
+    seconds, memory, stored, objects = measured[num_images]
     small_seconds, small_memory = measured[sizes[0]][:2]
     yield Result(
         f"precompute, {num_images:,} simulated images (reference: {sizes[0]:,}), one process",

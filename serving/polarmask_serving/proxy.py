@@ -21,14 +21,13 @@ from polarmask.files import write_text
 from polarmask_serving import launch, openapi, probe
 from polarmask_serving.errors import PortTakenError, ServerError, ServingError
 from polarmask_serving.page import demo_page
+from polarmask_serving.proxy_bootstrap import bootstrap, secrets
 from polarmask_serving.proxy_config import (
     OPERATIONS_PORT,
     PORT,
     Front,
     Limits,
     Page,
-    bootstrap,
-    secrets,
 )
 
 CONFIG = "envoy.json"
@@ -169,17 +168,29 @@ def _wait_for_server(folder: Path) -> probe.Target:
         time.sleep(_POLL_SECONDS)
 
 
+def _is_mounted(folder: Path) -> bool:
+    """Tell whether a Secret is there, whatever its entries: one with a wrong name must not open."""
+    # ..data and its kin are the kubelet's own.
+    return folder.is_dir() and any(not each.name.startswith("..") for each in folder.iterdir())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Turn into Envoy; if that can't be, exit with 2 and an error in one line."""
     parser = argparse.ArgumentParser(prog="polarmask_serving.proxy", description=__doc__)
     parser.add_argument("--server", type=Path, required=True, help="scratch folder of the server")
     parser.add_argument("--scratch", type=Path, required=True, help="writable folder of its own")
-    parser.add_argument("--tokens", type=Path, help="file of bearer tokens; absent: no tokens")
-    parser.add_argument("--tls", type=Path, help="folder of tls.crt, tls.key; absent: no TLS")
+    parser.add_argument(
+        "--tokens",
+        type=Path,
+        help="file of bearer tokens; its folder is empty: none",
+    )
+    parser.add_argument("--tls", type=Path, help="folder of tls.crt, tls.key; empty: no TLS")
     options = parser.parse_args(arguments)
+    # Process 1 of a container is not ended by a signal that it does not expect.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Both come from Secrets that need not be there.
-    tokens = options.tokens if options.tokens and options.tokens.exists() else None
-    tls = options.tls if options.tls and (options.tls / "tls.crt").exists() else None
+    tokens = options.tokens if options.tokens and _is_mounted(options.tokens.parent) else None
+    tls = options.tls if options.tls and _is_mounted(options.tls) else None
     try:
         front = Front(
             host=launch.read_host(),

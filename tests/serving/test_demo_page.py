@@ -101,7 +101,8 @@ def test_a_picture_gets_masks_and_a_list(page, proxy, png, picture_file):
     assert page.run("document.querySelectorAll('#list li').length") == len(expected)
     assert "200 x 120 pixels" in page.text("#facts")
     # The picture is red there; drawn over it is something else.
-    x, y = np.mean(expected[0]["polygon"], axis=0).round().astype(int)
+    scale = page.run("canvas.width / picture.width")
+    x, y = (np.mean(expected[0]["polygon"], axis=0) * scale).round().astype(int)
     pixel = f"Array.from(canvas.getContext('2d').getImageData({x}, {y}, 1, 1).data)"
     drawn = page.run(pixel)
     page.slide("#threshold", 1)

@@ -4,7 +4,10 @@ import contextlib
 import datetime
 import ipaddress
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -269,3 +272,24 @@ def test_a_port_that_is_taken_and_a_file_that_is_missing_are_named(server, tmp_p
         proxy_of(server, tmp_path, tokens=tmp_path / "none"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("option", "entry", "says"),
+    [
+        pytest.param("--tokens", "token", "tokens is missing", id="tokens"),
+        pytest.param("--tls", "cert.pem", "tls.crt is missing", id="tls"),
+    ],
+)
+def test_a_secret_with_other_entries_does_not_open_the_door(server, tmp_path, option, entry, says):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / entry).write_text("a")
+    server.target.write(tmp_path)
+    value = secret / "tokens" if option == "--tokens" else secret
+    command = [sys.executable, "-m", "polarmask_serving.proxy", "--server", tmp_path]
+    command += ["--scratch", tmp_path, option, value]
+    environment = os.environ | {"POD_IP": "127.0.0.1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert says in done.stderr

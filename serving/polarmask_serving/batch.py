@@ -127,7 +127,7 @@ def _predict_all(
 ) -> list[Instances | AnswerError]:
     try:
         return list(predictor.predict_prepared(images, clock=clock))
-    except Exception as error:
+    except Exception as error:  # whatever it is, other images of the batch go on
         _log.exception("the model failed on %d images", len(images))
         if len(images) == 1:
             return [PredictionError(f"the model failed: {type(error).__name__}")]

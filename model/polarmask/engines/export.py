@@ -58,7 +58,7 @@ def export_program(detector: PolarMask, out: Path) -> None:
                 dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
                 verbose=False,
             )
-    except Exception as error:
+    except Exception as error:  # exporters raise whatever the network leads them to
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"it can't be exported: {first}") from error
     assert program is not None  # noqa: S101  # only the older exporter returns nothing

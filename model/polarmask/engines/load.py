@@ -112,5 +112,5 @@ def _try(engine: Engine, detector: PolarMask, device: torch.device) -> None:
     try:
         with torch.inference_mode():
             engine.run(torch.zeros(1, 3, side, side, device=device))
-    except Exception as error:
+    except Exception as error:  # each engine has errors of its own
         raise EngineError(f"it fails: {type(error).__name__}: {error}") from error

@@ -168,8 +168,8 @@ def read_options(sources: Sequence[Mapping[str, object]], categories: Mapping[in
             raise BadOptionError(
                 f"{name} is {str(value)[:50]!r}: must be {OPTIONS[name].must_be}"
             ) from error
-    if "categories" in settings:
-        settings["categories"] = _ids(settings["categories"], categories)
+        if name == "categories":
+            settings[name] = _ids(settings[name], categories)
     return Options(**settings)
 
 

@@ -60,6 +60,8 @@ def test_multipart_fields_win_over_headers(png):
 def test_an_option_that_is_overridden_has_to_make_sense_too(png):
     with pytest.raises(errors.BadOptionError, match="circle"):
         read({"image": png, "mask": b"rle"}, {"X-Mask": "circle"})
+    with pytest.raises(errors.BadOptionError, match="'elephant', which is none"):
+        read({"image": png, "categories": b"[]"}, {"X-Categories": "elephant"})
 
 
 def test_kserve_json_holds_several_images_and_parameters(png, jpeg):

@@ -119,7 +119,7 @@ def java_command(config: Path, *, store: Path, scratch: Path) -> list[str]:
         "-XX:+UseSerialGC",
         "-XX:+ExitOnOutOfMemoryError",
         "-Xmx512m",
-        "-Xmn64m",  # small, so that its memory levels off early
+        "-Xmn64m",  # meant to level off early; not shown over hours yet
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={scratch}",
         f"-Dlog4j.configurationFile={(HERE / 'log4j2.xml').as_uri()}",

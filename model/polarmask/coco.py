@@ -2,28 +2,35 @@
 
 A data folder holds `images/` and `annotations/instances_{split}.json`. Bad images and annotations
 are left out and reported as `Problem`s, so that training never meets them; only data of which
-nothing usable is left raises DataError.
+nothing usable is left raises DataError. The file is read item by item, and what it says of each
+image is kept on disk, so that memory hardly grows with the data (ADR 0020).
 
 Polygons are in continuous pixel coordinates: the pixel in row i and column j covers
 [j, j+1) x [i, i+1).
 """
 
-import json
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from polarmask.errors import DataError
 from polarmask.image_file import read_image, read_size
+from polarmask.json_stream import MissingListError, read_lists
 from polarmask.masks import Polygon, Segmentation
 from polarmask.outlines import OutlineError, read_outline
+from polarmask.spool import Spool, SpoolWriter
 
 _READ_THREADS = 8
+_CHECKED_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,20 @@ class CocoData:
     split: str
     categories: tuple[Category, ...]
     """Sorted by id, so that splits agree on indices."""
-    images: tuple[ImageRecord, ...]
+    images: Sequence[ImageRecord]
+    """Read anew from disk whenever one is asked for: go through them once where that will do."""
     problems: tuple[Problem, ...]
 
     def image_path(self, record: ImageRecord) -> Path:
         """Return where the image lies on disk."""
         return self.root / "images" / record.file_name
+
+    def only(self, ids: Collection[int]) -> "CocoData":
+        """Return the images of these ids alone."""
+        kept = [n for n, image in enumerate(self.images) if image.id in ids]
+        if isinstance(self.images, Spool):
+            return replace(self, images=self.images.take(np.array(kept, dtype=np.int64)))
+        return replace(self, images=tuple(self.images[n] for n in kept))
 
 
 def annotation_file(data: Path, split: str) -> Path:
@@ -124,28 +139,27 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     categories = _read_categories(document["categories"], problems)
     index_of_category = {category.id: index for index, category in enumerate(categories)}
     raw_of_image = _group_by_image(document["annotations"], document["images"], problems)
-
-    images = []
+    images, any_object = SpoolWriter[ImageRecord](), False
     for entry in _check_files(
         data / "images", _read_images(document["images"], problems), problems, check_pixels
     ):
         annotations = tuple(
             annotation
-            for raw in raw_of_image.get(entry.id, ())
+            for raw in raw_of_image.of(entry.id)
             if (annotation := _read_annotation(raw, entry, index_of_category, problems))
         )
-        images.append(
-            ImageRecord(entry.id, entry.file_name, entry.width, entry.height, annotations)
-        )
-    if not any(annotation.parts for image in images for annotation in image.annotations):
+        images.add(replace(entry, annotations=annotations))
+        any_object |= any(annotation.parts for annotation in annotations)
+    found = images.finish()
+    if not any_object:
         raise DataError(
-            f"{path}: no usable {'object' if images else 'image'} is left; repair the data. "
+            f"{path}: no usable {'object' if found else 'image'} is left; repair the data. "
             + describe_problems(problems)
         )
-    return CocoData(data, split, categories, tuple(images), tuple(problems))
+    return CocoData(data, split, categories, found, tuple(problems))
 
 
-def _read_document(data: Path, path: Path) -> dict[str, list[Any]]:
+def _read_document(data: Path, path: Path) -> Mapping[str, Spool[Any]]:
     """Read the JSON file and see that it is a COCO one."""
     for needed in (data, data / "images", path):
         if not needed.exists():
@@ -153,17 +167,18 @@ def _read_document(data: Path, path: Path) -> dict[str, list[Any]]:
                 f"{needed} does not exist; a data folder holds images/ and "
                 "annotations/instances_{train,val}.json"
             )
+    lists = {key: SpoolWriter[Any]() for key in ("images", "annotations", "categories")}
     try:
-        document = json.loads(path.read_bytes())
+        for key, item in read_lists(path, lists):
+            lists[key].add(item)
+    except MissingListError as error:
+        raise DataError(f"{path} has {error}; export it as COCO instances JSON") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no readable JSON ({error}); export it again") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise DataError(f"{path} has no list {key!r}; export it as COCO instances JSON")
-    return {key: document[key] for key in ("images", "annotations", "categories")}
+    return {key: writer.finish() for key, writer in lists.items()}
 
 
-def _read_categories(raw: list[Any], problems: list[Problem]) -> tuple[Category, ...]:
+def _read_categories(raw: Sequence[Any], problems: list[Problem]) -> tuple[Category, ...]:
     names: dict[int, str] = {}
     for position, entry in enumerate(raw):
         where = f"category {_id_or_position(entry, position)}"
@@ -180,30 +195,52 @@ def _read_categories(raw: list[Any], problems: list[Problem]) -> tuple[Category,
     return tuple(Category(key, names[key]) for key in sorted(names))
 
 
-def _group_by_image(
-    raw: list[Any], raw_images: list[Any], problems: list[Problem]
-) -> dict[int, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Groups:
+    """The usable entries of a list of annotations by image."""
+
+    raw: Spool[dict[str, Any]]
+    image_A: NDArray[np.int64]
+    """Image id of each, ascending."""
+    position_A: NDArray[np.int64]
+    """Where it stands in `raw`."""
+
+    def of(self, image_id: int) -> Iterator[dict[str, Any]]:
+        """Yield an image's entries in the order of the file."""
+        first = np.searchsorted(self.image_A, image_id, "left")
+        last = np.searchsorted(self.image_A, image_id, "right")
+        for position in self.position_A[first:last].tolist():
+            yield self.raw[position]
+
+
+def _group_by_image(raw: Spool[Any], raw_images: Spool[Any], problems: list[Problem]) -> _Groups:
     """Sort annotations by image id; those without a known image or own id are left out."""
     known = {entry["id"] for entry in raw_images if _has_int(entry, "id")}
-    seen: set[int] = set()
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    ids, image_ids, positions = array("q"), array("q"), array("q")
     for position, entry in enumerate(raw):
         where = f"annotation {_id_or_position(entry, position)}"
         if not all(_has_int(entry, key) for key in ("id", "image_id", "category_id")):
             detail = "needs integers id, image_id and category_id"
             problems.append(Problem("malformed_annotation", where, detail))
-        elif entry["id"] in seen:
-            problems.append(Problem("duplicate_annotation_id", where, "only the first is used"))
         elif entry["image_id"] not in known:
             detail = f"image {entry['image_id']} is not in the list of images"
             problems.append(Problem("unknown_image", where, detail))
         else:
-            groups[entry["image_id"]].append(entry)
-            seen.add(entry["id"])
-    return groups
+            ids.append(entry["id"])
+            image_ids.append(entry["image_id"])
+            positions.append(position)
+    id_A, image_A, position_A = (np.array(each, np.int64) for each in (ids, image_ids, positions))
+    is_first_A = np.zeros(len(id_A), dtype=bool)
+    is_first_A[np.unique(id_A, return_index=True)[1]] = True
+    for annotation_id in id_A[~is_first_A].tolist():
+        where = f"annotation {annotation_id}"
+        problems.append(Problem("duplicate_annotation_id", where, "only the first is used"))
+    image_A, position_A = image_A[is_first_A], position_A[is_first_A]
+    order_A = np.argsort(image_A, kind="stable")
+    return _Groups(raw, image_A[order_A], position_A[order_A])
 
 
-def _read_images(raw: list[Any], problems: list[Problem]) -> Iterator[ImageRecord]:
+def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageRecord]:
     """Yield records, still without annotations, that make sense on their own."""
     ids: set[int] = set()
     names: set[str] = set()
@@ -239,27 +276,24 @@ def _leaves_folder(name: str) -> bool:
 
 
 def _check_files(
-    folder: Path, records: Iterable[ImageRecord], problems: list[Problem], check_pixels: bool
-) -> list[ImageRecord]:
-    """Return the records whose file exists, opens and has the size the JSON says."""
+    folder: Path, records: Iterator[ImageRecord], problems: list[Problem], check_pixels: bool
+) -> Iterator[ImageRecord]:
+    """Yield the records whose file exists, opens and has the size the JSON says."""
 
     def check(record: ImageRecord) -> Problem | None:
         return check_file(folder / record.file_name, record, pixels=check_pixels)
 
-    everything = list(records)
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        found = list(
-            tqdm(
-                pool.map(check, everything),
-                total=len(everything),
-                desc="checking images",
-                unit="image",
-                delay=2,
-                disable=None,
-            )
-        )
-    problems.extend(problem for problem in found if problem)
-    return [record for record, problem in zip(everything, found, strict=True) if problem is None]
+    with (
+        ThreadPoolExecutor(_READ_THREADS) as pool,
+        tqdm(desc="checking images", unit="image", delay=2, disable=None) as progress,
+    ):
+        while some := list(islice(records, _CHECKED_TOGETHER)):
+            for record, problem in zip(some, pool.map(check, some), strict=True):
+                progress.update()
+                if problem is None:
+                    yield record
+                else:
+                    problems.append(problem)
 
 
 def check_file(path: Path, record: ImageRecord, *, pixels: bool) -> Problem | None:
@@ -311,7 +345,8 @@ def _read_annotation(
 
 
 def _has_int(entry: object, key: str) -> bool:
-    return isinstance(entry, dict) and type(entry.get(key)) is int
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _id_or_position(entry: object, position: int) -> str:

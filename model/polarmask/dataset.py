@@ -66,8 +66,7 @@ class TrainingImages(Dataset[Sample]):
     """All usable images; one without objects teaches what background looks like."""
 
     def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
-        labelled = set(store.image_ids(coco.split))
-        self.records = [record for record in coco.images if record.id in labelled]
+        self.records = coco.only(set(store.image_ids(coco.split))).images
         self._coco = coco
         self._store = store
         self._config = config

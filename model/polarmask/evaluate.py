@@ -10,7 +10,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +206,12 @@ def _check_same_meaning(known: tuple[Category, ...], data: CocoData) -> None:
 
 def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
     """Put images of one size together, so that no batch is mostly padding."""
-
-    def size(record: ImageRecord) -> tuple[int, int]:
-        return record.height, record.width
-
-    for _, group in groupby(sorted(data.images, key=size), size):
-        records = tuple(group)
-        for first in range(0, len(records), _BATCH_IMAGES):
-            yield records[first : first + _BATCH_IMAGES]
+    places: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, record in enumerate(data.images):
+        places[record.height, record.width].append(place)
+    for _, group in sorted(places.items()):
+        for first in range(0, len(group), _BATCH_IMAGES):
+            yield tuple(data.images[place] for place in group[first : first + _BATCH_IMAGES])
 
 
 def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> Evaluation:

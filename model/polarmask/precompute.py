@@ -151,7 +151,7 @@ def precompute_part(
 @dataclass(frozen=True)
 class _Job:
     path: Path
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     images: Path
     """Folder of the image files."""
     config: RunConfig

@@ -127,9 +127,7 @@ class _TrainingData:
         validation = coco.get("val")
         if validation is not None:
             # Making the labels has decoded every image; those left out then would fail here.
-            usable = set(store.image_ids("val"))
-            images = tuple(image for image in validation.images if image.id in usable)
-            validation = replace(validation, images=images)
+            validation = validation.only(set(store.image_ids("val")))
         return cls(
             config,
             coco["train"],

@@ -1,7 +1,8 @@
 """Page about a data set: what it holds, what it looks like, what is wrong with it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -35,75 +36,93 @@ def data_page(
         provenance: Shown as name and value; empty values are left out.
         title: Headline.
     """
+    contents = {split: _Contents.of(data) for split, data in data_by_split.items()}
     return render(
         "data.html",
         title=title,
         provenance=provenance,
-        tiles=_tiles(data_by_split),
-        shared_files=_shared_files(data_by_split),
+        tiles={split: _tiles(contents[split], data) for split, data in data_by_split.items()},
+        shared_files=_shared_files(contents),
         side_chart=_histogram(
-            {
-                split: [
-                    float(np.sqrt(annotation.area))
-                    for image in data.images
-                    for annotation in image.annotations
-                    if not annotation.crowd
-                ]
-                for split, data in data_by_split.items()
-            },
+            {split: held.sides for split, held in contents.items()},
             _SIDE_EDGES,
             "square root of an object's area, pixels",
             "share of objects, %",
         ),
         count_chart=_histogram(
-            {
-                split: [len(image.annotations) for image in data.images]
-                for split, data in data_by_split.items()
-            },
+            {split: held.annotations for split, held in contents.items()},
             _COUNT_EDGES,
             "annotations in an image",
             "share of images, %",
         ),
         splits=list(data_by_split),
-        sizes=_sizes(data_by_split),
-        categories=_categories(data_by_split),
+        sizes=_sizes(contents),
+        categories=_categories(contents),
         problems=_problems(data_by_split),
-        samples=_samples(data_by_split),
+        samples={
+            split: _samples(data, contents[split], _SAMPLES // len(data_by_split))
+            for split, data in data_by_split.items()
+        },
     )
 
 
-def _tiles(data_by_split: Mapping[str, CocoData]) -> dict[str, list[Tile]]:
-    tiles = {}
-    for split, data in data_by_split.items():
-        annotations = [annotation for image in data.images for annotation in image.annotations]
-        crowds = sum(annotation.crowd for annotation in annotations)
-        per_image = [len(image.annotations) for image in data.images]
-        empty = per_image.count(0)
-        tiles[split] = [
-            Tile("images", f"{len(data.images):,}", f"{empty:,} without objects" if empty else ""),
-            Tile("objects", f"{len(annotations) - crowds:,}", f"{crowds:,} crowd regions"),
-            Tile(
-                "objects in an image",
-                f"{np.median(per_image):g}",
-                f"median; {max(per_image):,} at most",
-            ),
-            Tile(
-                "problems",
-                f"{len(data.problems):,}",
-                "see below" if data.problems else "none found",
-            ),
-        ]
-    return tiles
+@dataclass
+class _Contents:
+    """What the images of a split add up to, of one pass over them."""
+
+    names: list[str] = field(default_factory=list)
+    annotations: list[int] = field(default_factory=list)
+    """In each image, crowd regions too."""
+    sides: list[float] = field(default_factory=list)
+    """Square root of each object's area."""
+    crowds: int = 0
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Images by size."""
+    objects: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """By id and name of the category; 0 for those without."""
+
+    @classmethod
+    def of(cls, data: CocoData) -> "_Contents":
+        held = cls()
+        keys = [(category.id, category.name) for category in data.categories]
+        held.objects.update(dict.fromkeys(keys, 0))
+        for image in data.images:
+            held.names.append(image.file_name)
+            held.annotations.append(len(image.annotations))
+            held.sizes[f"{image.width} x {image.height}"] += 1
+            objects = [each for each in image.annotations if not each.crowd]
+            held.crowds += len(image.annotations) - len(objects)
+            held.sides += [float(np.sqrt(each.area)) for each in objects]
+            held.objects.update(keys[each.category] for each in objects)
+        return held
 
 
-def _shared_files(data_by_split: Mapping[str, CocoData]) -> list[str]:
+def _tiles(held: _Contents, data: CocoData) -> list[Tile]:
+    empty = held.annotations.count(0)
+    return [
+        Tile("images", f"{len(held.names):,}", f"{empty:,} without objects" if empty else ""),
+        Tile("objects", f"{len(held.sides):,}", f"{held.crowds:,} crowd regions"),
+        Tile(
+            "objects in an image",
+            f"{np.median(held.annotations):g}",
+            f"median; {max(held.annotations):,} at most",
+        ),
+        Tile(
+            "problems",
+            f"{len(data.problems):,}",
+            "see below" if data.problems else "none found",
+        ),
+    ]
+
+
+def _shared_files(contents: Mapping[str, _Contents]) -> list[str]:
     """Return files that more than one split uses: scores on them say nothing."""
-    splits_of = Counter(image.file_name for data in data_by_split.values() for image in data.images)
+    splits_of = Counter(name for held in contents.values() for name in held.names)
     return sorted(name for name, count in splits_of.items() if count > 1)
 
 
 def _histogram(
-    values: Mapping[str, list[float]], edges: tuple[float, ...], x_label: str, y_label: str
+    values: Mapping[str, Sequence[float]], edges: tuple[float, ...], x_label: str, y_label: str
 ) -> Markup:
     """Draw percentages between edges, without the empty ends."""
     counts = {split: np.histogram(numbers, bins=edges)[0] for split, numbers in values.items()}
@@ -123,37 +142,28 @@ def _range_label(low: float, high: float) -> str:
     return f"{low:g}" if high == low + 1 else f"{low:g}-{high:g}"
 
 
-def _sizes(data_by_split: Mapping[str, CocoData]) -> list[tuple[str, list[int]]]:
+def _sizes(contents: Mapping[str, _Contents]) -> list[tuple[str, list[int]]]:
     """Return image sizes, the most frequent first, with images per split."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for split, data in data_by_split.items():
-        for image in data.images:
-            counts[f"{image.width} x {image.height}"][split] += 1
-    ordered = sorted(counts.items(), key=lambda item: -item[1].total())
-    rows = [(size, [count[split] for split in data_by_split]) for size, count in ordered]
+    total = sum((held.sizes for held in contents.values()), Counter[str]())
+    rows = [
+        (size, [held.sizes[size] for held in contents.values()]) for size, _ in total.most_common()
+    ]
     if len(rows) <= _SIZES_LISTED:
         return rows
     rest = rows[_SIZES_LISTED:]
-    others = [sum(count[index] for _, count in rest) for index in range(len(data_by_split))]
+    others = [sum(count[index] for _, count in rest) for index in range(len(contents))]
     return [*rows[:_SIZES_LISTED], (f"{len(rest):,} other sizes", others)]
 
 
-def _categories(data_by_split: Mapping[str, CocoData]) -> list[tuple[int, str, list[int], float]]:
+def _categories(contents: Mapping[str, _Contents]) -> list[tuple[int, str, list[int], float]]:
     """Return id, name, objects per split and length of the bar in percent, most objects first."""
-    counts: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
-    for split, data in data_by_split.items():
-        for category in data.categories:
-            counts[category.id, category.name][split] += 0
-        for image in data.images:
-            for annotation in image.annotations:
-                category = data.categories[annotation.category]
-                counts[category.id, category.name][split] += not annotation.crowd
-    most = max((count.total() for count in counts.values()), default=0) or 1
-    ordered = sorted(counts.items(), key=lambda item: (-item[1].total(), item[0]))
-    return [
-        (*key, [count[split] for split in data_by_split], 100 * count.total() / most)
-        for key, count in ordered
-    ]
+    counts = {
+        key: [held.objects[key] for held in contents.values()]
+        for key in {key for held in contents.values() for key in held.objects}
+    }
+    most = max(map(sum, counts.values()), default=0) or 1
+    ordered = sorted(counts.items(), key=lambda item: (-sum(item[1]), item[0]))
+    return [(*key, count, 100 * sum(count) / most) for key, count in ordered]
 
 
 def _problems(data_by_split: Mapping[str, CocoData]) -> list[tuple[str, str, int, list[Problem]]]:
@@ -165,23 +175,20 @@ def _problems(data_by_split: Mapping[str, CocoData]) -> list[tuple[str, str, int
     return [(*key, len(group), group[:_EXAMPLES]) for key, group in groups.items()]
 
 
-def _samples(data_by_split: Mapping[str, CocoData]) -> dict[str, list[Picture]]:
-    each = _SAMPLES // len(data_by_split)
-    return {
-        split: make_pictures(
+def _samples(data: CocoData, held: _Contents, number: int) -> list[Picture]:
+    filled = [place for place, count in enumerate(held.annotations) if count]
+    return make_pictures(
+        (
             (
-                (
-                    draw_shapes(
-                        read_image(data.image_path(image)),
-                        shapes_of_annotations(image, data.categories),
-                        side=_SAMPLE_SIDE,
-                    ),
-                    image.file_name,
-                    f"{image.width} x {image.height}, {len(image.annotations)} annotations",
-                )
-                for image in spread([image for image in data.images if image.annotations], each)
-            ),
-            expected=_SAMPLES,
-        )
-        for split, data in data_by_split.items()
-    }
+                draw_shapes(
+                    read_image(data.image_path(image)),
+                    shapes_of_annotations(image, data.categories),
+                    side=_SAMPLE_SIDE,
+                ),
+                image.file_name,
+                f"{image.width} x {image.height}, {len(image.annotations)} annotations",
+            )
+            for image in (data.images[place] for place in spread(filled, number))
+        ),
+        expected=_SAMPLES,
+    )

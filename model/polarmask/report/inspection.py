@@ -94,7 +94,7 @@ def worst_pictures(
     worst_of: dict[int, tuple[int, float]] = {}
     for image_id, row, iou in inspection.worst:
         worst_of.setdefault(image_id, (row, iou))
-    record_of = {record.id: record for record in data.images}
+    record_of = {record.id: record for record in data.images if record.id in worst_of}
     pictures = []
     for image_id, (row, iou) in list(worst_of.items())[:_SHEET_PICTURES]:
         record = record_of[image_id]

@@ -96,7 +96,8 @@ def _categories(
 def _draw_worst(
     store: LabelStore, data: CocoData, summary: LabelSummary, config: RunConfig, number: int
 ) -> list[Picture]:
-    record_of = {image.file_name: image for image in data.images}
+    wanted = {file_name for file_name, _, _ in summary.worst[:number]}
+    record_of = {image.file_name: image for image in data.images if image.file_name in wanted}
     pictures = []
     for file_name, annotation_id, iou in summary.worst[:number]:
         record = record_of[file_name]

@@ -1,0 +1,148 @@
+"""A large JSON object, one list item at a time, as Python's own json module reads it.
+
+NaN, huge numbers and every encoding of JSON are taken as `json.loads` takes them; no more of the
+text is held than the largest item needs.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_CHUNK = 1 << 20
+"""Characters to read at a time, at first; items that are larger double it."""
+
+
+def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what the lists of a JSON object hold: key of the list and item, as the file has them.
+
+    Args:
+        path: File with a JSON object.
+        keys: Keys of lists to read; other values are skipped.
+
+    Raises:
+        ValueError: No JSON, or a value of `keys` is absent or no list; the message says where.
+        OSError: The file can't be read.
+        RecursionError: An item is nested too deeply.
+    """
+    with path.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    with (
+        path.open(encoding=encoding, errors="surrogatepass", newline="") as file,
+        tqdm(
+            total=path.stat().st_size,
+            desc=path.name,
+            unit="B",
+            unit_scale=True,
+            delay=2,
+            disable=None,
+        ) as progress,
+    ):
+        yield from _Reader(file, progress).lists(set(keys))
+
+
+class MissingListError(ValueError):
+    """The object has no list of a wanted name."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"no list {key!r}")
+        self.key = key
+
+
+class _Reader:
+    """A window on the text that moves on."""
+
+    def __init__(self, file: TextIO, progress: "tqdm[Any]") -> None:
+        self._file = file
+        self._progress = progress
+        self._decoder = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._ended = False
+        self._passed = 0
+
+    def lists(self, keys: set[str]) -> Iterator[tuple[str, Any]]:
+        missing = set(keys)
+        if self._next() == "{":
+            self._at += 1
+            for key in self._members():
+                if key not in keys:
+                    self._value()
+                elif self._next() == "[":
+                    missing.discard(key)
+                    self._at += 1
+                    yield from ((key, item) for item in self._items())
+                else:
+                    raise MissingListError(key)
+        else:
+            self._value()
+        if self._next():
+            raise self._error("extra data")
+        for key in sorted(missing, reverse=True):  # "images" first, as people write them
+            raise MissingListError(key)
+
+    def _members(self) -> Iterator[str]:
+        """Yield keys; whoever takes one reads its value before the next."""
+        for key in self._separated("}"):
+            if not isinstance(key, str):
+                raise self._error("a key that is no text")
+            if self._next() != ":":
+                raise self._error("no ':' after a key")
+            self._at += 1
+            yield key
+
+    def _items(self) -> Iterator[Any]:
+        return self._separated("]")
+
+    def _separated(self, end: str) -> Iterator[Any]:
+        if self._next() == end:
+            self._at += 1
+            return
+        while True:
+            yield self._value()
+            found = self._next()
+            if found not in {",", end}:
+                raise self._error(f"neither ',' nor {end!r}")
+            self._at += 1
+            if found == end:
+                return
+
+    def _value(self) -> Any:  # noqa: ANN401  # whatever the file holds
+        wanted = _CHUNK
+        while True:
+            self._next()
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._ended:
+                    raise self._error(error.msg, error.pos) from None
+            else:
+                # At the end of the window a number may go on.
+                if end < len(self._text) or self._ended:
+                    self._at = end
+                    return value
+            self._read(wanted)
+            wanted *= 2
+
+    def _next(self) -> str:
+        """Skip white space; return the character there, or "" at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\n\r":
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read(_CHUNK)
+
+    def _read(self, count: int) -> None:
+        more = self._file.read(count)
+        self._ended = not more
+        self._passed += self._at
+        self._text = self._text[self._at :] + more
+        self._at = 0
+        self._progress.update(len(more))
+
+    def _error(self, words: str, position: int | None = None) -> ValueError:
+        at = self._passed + (self._at if position is None else position)
+        return ValueError(f"{words} at character {at}")

@@ -140,8 +140,9 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     index_of_category = {category.id: index for index, category in enumerate(categories)}
     raw_of_image = _group_by_image(document["annotations"], document["images"], problems)
     images, any_object = SpoolWriter[ImageRecord](), False
+    entries = _read_images(document["images"], problems)
     for entry in _check_files(
-        data / "images", _read_images(document["images"], problems), problems, check_pixels
+        data / "images", entries, problems, check_pixels, total=len(document["images"])
     ):
         annotations = tuple(
             annotation
@@ -276,7 +277,12 @@ def _leaves_folder(name: str) -> bool:
 
 
 def _check_files(
-    folder: Path, records: Iterator[ImageRecord], problems: list[Problem], check_pixels: bool
+    folder: Path,
+    records: Iterator[ImageRecord],
+    problems: list[Problem],
+    check_pixels: bool,
+    *,
+    total: int,
 ) -> Iterator[ImageRecord]:
     """Yield the records whose file exists, opens and has the size the JSON says."""
 
@@ -285,7 +291,7 @@ def _check_files(
 
     with (
         ThreadPoolExecutor(_READ_THREADS) as pool,
-        tqdm(desc="checking images", unit="image", delay=2, disable=None) as progress,
+        tqdm(total=total, desc="checking images", unit="image", delay=2, disable=None) as progress,
     ):
         while some := list(islice(records, _CHECKED_TOGETHER)):
             for record, problem in zip(some, pool.map(check, some), strict=True):

@@ -23,7 +23,8 @@ def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
         keys: Keys of lists to read; other values are skipped.
 
     Raises:
-        ValueError: No JSON, or a value of `keys` is absent or no list; the message says where.
+        ValueError: No JSON, or a value of `keys` is absent, there twice or no list; the message
+            says where.
         OSError: The file can't be read.
         RecursionError: An item is nested too deeply.
     """
@@ -70,8 +71,10 @@ class _Reader:
             for key in self._members():
                 if key not in keys:
                     self._value()
+                elif key not in missing:
+                    raise self._error(f"a second {key!r}")
                 elif self._next() == "[":
-                    missing.discard(key)
+                    missing.remove(key)
                     self._at += 1
                     yield from ((key, item) for item in self._items())
                 else:

@@ -334,6 +334,7 @@ def write(text):
         pytest.param(write("{"), "no readable JSON", id="half-json"),
         pytest.param(write("[]"), "no list 'images'", id="json-of-other-form"),
         pytest.param(write('{"images": [], "annotations": {}}'), "'annotations'", id="no-list"),
+        pytest.param(write('{"images": [], "images": []}'), "a second 'images'", id="two-lists"),
         pytest.param(
             write('{"images": [], "annotations": [], "categories": []}'),
             "no usable image",

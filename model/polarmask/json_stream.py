@@ -14,6 +14,9 @@ from tqdm import tqdm
 _CHUNK = 1 << 20
 """Characters to read at a time, at first; items that are larger double it."""
 
+_LONGEST_JOINT = 3
+"""Characters after what looks like a whole number, of which one shows that it is."""
+
 
 def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Yield what the lists of a JSON object hold: key of the list and item, as the file has them.
@@ -122,8 +125,8 @@ class _Reader:
                 if self._ended:
                     raise self._error(error.msg, error.pos) from None
             else:
-                # At the end of the window a number may go on.
-                if end < len(self._text) or self._ended:
+                # Of a number the window may hold the first part: "1", followed by "e+" and digits.
+                if len(self._text) - end >= _LONGEST_JOINT or self._ended:
                     self._at = end
                     return value
             self._read(wanted)

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -374,6 +376,27 @@ def test_images_without_objects_are_kept_as_background(tiny):
     data = load_coco(tiny, "train")
     assert data.images[0].annotations == ()
     assert data.problems == ()
+
+
+def test_annotations_do_not_stay_in_memory(tiny):
+    def many(document):
+        image, objects = document["images"][0], document["annotations"][:3]
+        for number in range(600):
+            name = f"{number}.png"
+            os.link(tiny / "images" / image["file_name"], tiny / "images" / name)
+            document["images"].append({**image, "id": 1000 + number, "file_name": name})
+            for row, entry in enumerate(objects):
+                ids = {"id": 1000 + 3 * number + row, "image_id": 1000 + number}
+                document["annotations"].append({**entry, **ids})
+
+    load_coco(tiny, "train")  # what is made once is not counted
+    edit(tiny, many)
+    tracemalloc.start()
+    data = load_coco(tiny, "train")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(len(image.annotations) for image in data.images) > 1800
+    assert held < 500 * len(data.images)
 
 
 def test_images_may_lie_in_subfolders(tiny):

@@ -1,0 +1,94 @@
+import gc
+import multiprocessing
+import os
+import pickle
+import resource
+import tempfile
+
+import numpy as np
+import pytest
+
+from polarmask.errors import DataError
+from polarmask.spool import SpoolWriter
+
+ITEMS = [("a", 1), None, {"x": [1.5] * 1000}, "", "last"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def spooled(items):
+    writer = SpoolWriter()
+    for item in items:
+        writer.add(item)
+    return writer.finish()
+
+
+def test_a_spool_is_the_sequence_that_was_put_in(folder):
+    spool = spooled(ITEMS)
+    assert list(spool) == ITEMS
+    assert (len(spool), spool[0], spool[-1]) == (5, ITEMS[0], ITEMS[-1])
+    assert list(spool[1:4:2]) == ITEMS[1:4:2]
+    assert list(spool[::-1]) == ITEMS[::-1]
+    assert list(spool.take(np.array([4, 0, 0]))) == [ITEMS[4], ITEMS[0], ITEMS[0]]
+    with pytest.raises(IndexError):
+        spool[5]
+
+
+def test_the_file_goes_with_the_last_that_needs_it(folder):
+    spool = spooled(ITEMS)
+    part = spool[2:]
+    del spool
+    gc.collect()
+    assert list(part) == ITEMS[2:]
+    assert len(list(folder.iterdir())) == 1
+    del part
+    gc.collect()
+    assert not list(folder.iterdir())
+
+
+def test_a_spool_that_was_never_finished_leaves_no_file(folder):
+    writer = SpoolWriter()
+    writer.add("something")
+    del writer
+    gc.collect()
+    assert not list(folder.iterdir())
+
+
+def test_a_copy_reads_the_file_and_leaves_it_there(folder):
+    spool = spooled(ITEMS)
+    copy = pickle.loads(pickle.dumps(spool[1:]))
+    assert list(copy) == ITEMS[1:]
+    del copy
+    gc.collect()
+    assert list(spool) == ITEMS
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_other_processes_read_it_and_leave_it_there(folder, method):
+    spool = spooled(ITEMS)
+    assert spool[0] == ITEMS[0]  # its file is open
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(spool.__getitem__, range(5)) == ITEMS
+    assert list(spool) == ITEMS
+
+
+def test_a_full_disk_is_told_with_the_way_out(folder):
+    writer = SpoolWriter()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(DataError, match="set TMPDIR"):
+            writer.add(os.urandom(1 << 21))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_folder_that_is_not_there_is_told(folder, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "absent"))
+    with pytest.raises(DataError, match="set TMPDIR"):
+        SpoolWriter()

@@ -15,6 +15,8 @@ A benchmark is a module in this folder with
 
 import argparse
 import json
+import os
+import platform
 import re
 import time
 from dataclasses import asdict, dataclass
@@ -94,6 +96,15 @@ def race(*ways, quick, repeats=9, clock=time.process_time):
             if number:
                 own.append(1000 * (clock() - started))
     return tuple(float(np.median(own)) for own in times)
+
+
+def machine():
+    """Return the processor, cores and Python that times depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}"
 
 
 def table(results):

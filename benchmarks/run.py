@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/run.py rays feed  these; the other lines stay as they are
     .venv/bin/python benchmarks/run.py --quick    minutes; fails on wrong results, writes nothing
 
+What a benchmark measured is written when it ends; the lines of one that fails stay as they were.
 Whatever the times are, the exit status tells only of wrong results and crashes.
 """
 
@@ -11,13 +12,16 @@ import argparse
 import datetime
 import json
 import os
-import platform
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from frame import Result, table
+from frame import Result, machine, table
+
+from polarmask.files import write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -40,20 +44,17 @@ def measure(path, *, quick):
         out = Path(folder) / "results.json"
         command = [sys.executable, str(path), "--json", str(out), *(["--quick"] if quick else [])]
         print(f"== {path.stem}", flush=True)
+        started, before = time.monotonic(), cpu_seconds()
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        took, cpu = time.monotonic() - started, cpu_seconds() - before
+        print(f"   {path.stem} took {took:.0f} s, {cpu:.0f} s of them on a core", flush=True)
         return json.loads(out.read_text()) if done.returncode == 0 else None
 
 
-def machine():
-    """Return the processor, cores and libraries that times depend on."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.exists())
-        else []
-    )
-    name = names[0].split(": ")[1] if names else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}"
+def cpu_seconds():
+    """Return the CPU time of all processes that this one waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_readme(held):
@@ -69,9 +70,21 @@ def write_readme(held):
     dates = sorted({line["date"] for line in held["results"].values()})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lines = [*table(results), "", f"`{held['command']}`, {when}, {held['machine']}."]
-    README.write_text(
-        head + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + tail, encoding="utf-8"
-    )
+    write_text(README, head + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + tail)
+
+
+def keep(module, results, known):
+    """Put what a benchmark measured in the place of its older lines, in the order of `known`."""
+    old = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    lines = {name: line for name, line in old.items() if line["module"] != module}
+    lines |= {one["name"]: {**one, "date": today, "module": module} for one in results}
+    places = {name: place for place, name in enumerate(known)}
+    lines = {name: line for name, line in lines.items() if line["module"] in places}
+    lines = dict(sorted(lines.items(), key=lambda each: places[each[1]["module"]]))
+    held = {"machine": machine(), "command": "make bench", "results": lines}
+    write_text(RESULTS, json.dumps(held, indent=1) + "\n")
+    write_readme(held)
 
 
 def main():
@@ -82,22 +95,13 @@ def main():
     known = modules()
     if unknown := [name for name in options.names if name not in known]:
         raise SystemExit(f"no benchmark {unknown}; there are {', '.join(known)}")
-    held = (
-        json.loads(RESULTS.read_text()) if options.names and RESULTS.exists() else {"results": {}}
-    )
     failed = []
     for name in options.names or known:
         results = measure(known[name], quick=options.quick)
         if results is None:
             failed.append(name)
-            continue
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        for one in results:
-            held["results"][one.pop("name")] = {**one, "date": today, "module": name}
-    if not options.quick:
-        held = {"machine": machine(), "command": "make bench", "results": held["results"]}
-        RESULTS.write_text(json.dumps(held, indent=1) + "\n")
-        write_readme(held)
+        elif not options.quick:
+            keep(name, results, known)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -3,13 +3,15 @@
     .venv/bin/python benchmarks/training_step.py
 
 `polarmask train` takes contiguous tensors on CPU and the fused optimiser; bf16 is a setting
-(`--set optim.amp=bf16`). The loss of every way has to agree with that of the plain one.
+(`--set optim.amp=bf16`), torch.compile another (`--compile`). The loss of every way has to agree
+with that of the plain one.
 """
 
 import multiprocessing
-import resource
-import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from frame import Result, main, race, wrong
@@ -57,12 +59,14 @@ class Step:
         layout=torch.contiguous_format,
         amp=False,
         fused=True,
+        compiled=False,
         hw=SMALL,
         images=1,
         device="cpu",
     ):
         torch.manual_seed(0)
         self.detector = PolarMask(CONFIG.model).to(device).to(memory_format=layout).train()
+        self.network = torch.compile(self.detector) if compiled else self.detector
         self.optimizer = make_optimizer(self.detector, replace(CONFIG.optim, batch_size=16))
         for group in self.optimizer.param_groups:
             group.update(lr=1e-9, fused=fused)
@@ -74,7 +78,7 @@ class Step:
     def __call__(self):
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast:
-            predictions = self.detector(self.image)
+            predictions = self.network(self.image)
         sums = loss_sums(predictions, self.targets, LossConfig())
         loss = total(normalise_losses(sums, loss_divisors(sums, LossConfig())))
         loss.backward()
@@ -82,43 +86,51 @@ class Step:
         return float(loss.detach())
 
 
-def peak_of_one_step(answer):
+def peak_of_one_step():
+    """Return the most memory this process held, in GiB."""
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = Step(hw=CANVAS, images=BATCH)
-    step()
-    answer.put((before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    Step(hw=CANVAS, images=BATCH)()
+    # getrusage would say what the parent held, if that was more.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def peak_gib():
-    """Return the peak memory of a step of the large canvas, without what torch itself takes."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=peak_of_one_step, args=(answer,))
-    process.start()
-    before, after = answer.get(timeout=1800)
-    process.join()
-    return (after - before) * (1 if sys.platform == "darwin" else 1024) / 2**30
+    """Take a step of the large canvas in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(peak_of_one_step).result()
+
+
+def compare(expected, other, name, tolerance):
+    """Stop unless the other way's loss agrees."""
+    if abs(other() - expected) > tolerance * expected:
+        wrong(f"the loss of {name} is another than the plain one")
+    return other
 
 
 def run(quick):
     torch.set_num_threads(1)
-    plain, channels_last, half = Step(), Step(layout=torch.channels_last), Step(amp=True)
-    expected = plain()
-    for name, step, tolerance in (("channels-last", channels_last, 1e-4), ("bf16", half, 0.03)):
-        if abs(step() - expected) > tolerance * expected:
-            wrong(f"the loss of {name} is another than the plain one")
-    own, last, bf16 = race(plain, channels_last, half, quick=quick, repeats=5)
     size = f"R-50 step {SMALL[1]}x{SMALL[0]}"
-    yield Result(f"{size}: contiguous (ours) against channels-last", own, last, "ms")
-    yield Result(f"{size}: bf16 (amp) against float32", bf16, own, "ms")
+    plain = Step()
+    expected = plain()
+    last = compare(expected, Step(layout=torch.channels_last), "channels-last", 1e-4)
+    half = compare(expected, Step(amp=True), "bf16", 0.03)
+    own_ms, last_ms, half_ms = race(plain, last, half, quick=quick, repeats=5)
+    yield Result(f"{size}: contiguous (ours) against channels-last", own_ms, last_ms, "ms")
+    yield Result(f"{size}: bf16 (amp) against float32", half_ms, own_ms, "ms")
     one_by_one = Step(fused=False)
     one_by_one()
     fused, foreach = race(plain.optimizer.step, one_by_one.optimizer.step, quick=quick)
     yield Result("R-50 optimiser: fused against foreach", fused, foreach, "ms")
-    if not quick:
-        peak = peak_gib()
-        yield Result(f"peak memory of a step, {CANVAS[1]}x{CANVAS[0]}, batch 4", peak, None, "GiB")
+    if quick:
+        return
+    started = time.process_time()
+    compiled = compare(expected, Step(compiled=True), "torch.compile", 1e-4)
+    print(f"translating took {time.process_time() - started:.0f} s")
+    compiled_ms, own_ms = race(compiled, plain, quick=quick, repeats=5)
+    yield Result(f"{size}: torch.compile against eager", compiled_ms, own_ms, "ms")
+    what = f"memory of the process, step of R-50 {CANVAS[1]}x{CANVAS[0]}, batch {BATCH}, at most"
+    yield Result(what, peak_gib(), None, "GiB")
 
 
 if __name__ == "__main__":

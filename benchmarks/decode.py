@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from frame import Result, main, race, wrong
+from pycocotools.coco import COCO
 from torchvision.ops import nms
 
 from polarmask.config import PostprocessConfig
@@ -106,6 +107,17 @@ def full_size_masks(polygons, hw=IMAGE_HW):
     return rles
 
 
+def pycocotools_masks(polygons):
+    """Rasterise as pycocotools does an annotation: the referee's own masks."""
+    index = COCO()
+    index.imgs = {1: dict(zip(("height", "width"), IMAGE_HW, strict=True))}
+    masks = [
+        index.annToRLE({"image_id": 1, "segmentation": [polygon.astype(float).ravel().tolist()]})
+        for polygon in polygons
+    ]
+    return [{**mask, "counts": mask["counts"].decode()} for mask in masks]
+
+
 @torch.inference_mode()
 def run(quick):
     torch.set_num_threads(1)
@@ -124,6 +136,8 @@ def run(quick):
     polygons = draw_polygons(100, np.random.default_rng(0))
     if rles_from_whole_pixels(polygons, IMAGE_HW) != full_size_masks(polygons):
         wrong("masks differ from those of bitmaps of the whole image")
+    if rles_from_polygons(polygons, IMAGE_HW) != pycocotools_masks(polygons):
+        wrong("masks differ from those that pycocotools makes one by one")
     same, exact, slow = race(
         lambda: rles_from_whole_pixels(polygons, IMAGE_HW),
         lambda: rles_from_polygons(polygons, IMAGE_HW),

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from frame import Result, main, race, wrong
+from pycocotools.coco import COCO
 from torchvision.ops import nms
 
 from polarmask.config import PostprocessConfig
@@ -25,17 +26,17 @@ CATEGORIES, RAYS = 80, 36
 ORIGINAL = PostprocessConfig(score="original")
 
 
-def head_outputs(candidates):
+def head_outputs(candidates, *, rays=RAYS, categories=CATEGORIES):
     """Return outputs for one image with so many class scores above the threshold, no box branch."""
     random = torch.Generator().manual_seed(candidates)
     level_hws = tuple((CANVAS[0] // stride, CANVAS[1] // stride) for stride in STRIDES)
     stride_L = torch.cat(
         [torch.full((h * w,), s) for (h, w), s in zip(level_hws, STRIDES, strict=True)]
     )
-    class_LC = torch.randn(len(stride_L), CATEGORIES, generator=random) * 0.5 - 7
+    class_LC = torch.randn(len(stride_L), categories, generator=random) * 0.5 - 7
     chosen = torch.randperm(class_LC.numel(), generator=random)[:candidates]
     class_LC.view(-1)[chosen] = torch.rand(candidates, generator=random) * 4.9 - 2.9
-    ray_LR = (torch.rand(len(stride_L), RAYS, generator=random) + 0.5) * 4 * stride_L[:, None]
+    ray_LR = (torch.rand(len(stride_L), rays, generator=random) + 0.5) * 4 * stride_L[:, None]
     quality_L = torch.randn(len(stride_L), generator=random)
     return Predictions(class_LC[None], quality_L[None], ray_LR[None], None, level_hws)
 
@@ -52,14 +53,14 @@ def obvious(predictions, config):
         kept.append(first + best.topk(min(config.pre_nms_top_k, len(best))).indices)
         first += rows * columns
     kept_K = torch.cat(kept).sort().values
-    direction_R2 = original_directions(RAYS, like=quality_L)
+    direction_R2 = original_directions(predictions.ray_BLR.shape[2], like=quality_L)
     polygon_KR2 = (
         point_L2[kept_K, None] + predictions.ray_BLR[0, kept_K, :, None] * direction_R2
     ).clamp(min=0)
     polygon_KR2 = polygon_KR2.minimum(size_2 - 1)
     box_K4 = torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
     found = []
-    for category in range(CATEGORIES):
+    for category in range(class_LC.shape[1]):
         above = class_LC[kept_K, category] > config.score_threshold
         score = (class_LC[kept_K, category] * (quality_L[kept_K] + 0.5) / 1.5)[above]
         winner = nms(box_K4[above] + torch.tensor([0, 0, 1, 1]), score, config.nms_iou)
@@ -86,24 +87,35 @@ def check_decode(predictions):
         wrong("polygons differ from those of the loop over categories")
 
 
-def draw_polygons(count, rng):
+def draw_polygons(count, rng, hw=IMAGE_HW):
     """Return (N, 36, 2) wobbly discs of the sizes that COCO's objects have."""
     angle = np.arange(RAYS) * 2 * np.pi / RAYS
     radius = np.exp(rng.uniform(np.log(10), np.log(250), (count, 1)))
     radius = radius * rng.uniform(0.8, 1.2, (count, RAYS))
-    center = rng.uniform((0, 0), IMAGE_HW[::-1], (count, 1, 2))
+    center = rng.uniform((0, 0), hw[::-1], (count, 1, 2))
     ends = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[..., None]
-    return (center + ends).clip((0, 0), np.array(IMAGE_HW[::-1]) - 1).astype(np.float32)
+    return (center + ends).clip((0, 0), np.array(hw[::-1]) - 1).astype(np.float32)
 
 
-def full_size_masks(polygons):
+def full_size_masks(polygons, hw=IMAGE_HW):
     """Fill each polygon into a bitmap of the whole image, as the original does."""
     rles = []
     for polygon in polygons:
-        bitmap = np.zeros(IMAGE_HW, np.uint8)
+        bitmap = np.zeros(hw, np.uint8)
         cv2.drawContours(bitmap, [np.trunc(polygon).astype(np.int32)], -1, 1, cv2.FILLED)
         rles.append(rle_from_bitmap(bitmap))
     return rles
+
+
+def pycocotools_masks(polygons):
+    """Rasterise as pycocotools does an annotation: the referee's own masks."""
+    index = COCO()
+    index.imgs = {1: dict(zip(("height", "width"), IMAGE_HW, strict=True))}
+    masks = [
+        index.annToRLE({"image_id": 1, "segmentation": [polygon.astype(float).ravel().tolist()]})
+        for polygon in polygons
+    ]
+    return [{**mask, "counts": mask["counts"].decode()} for mask in masks]
 
 
 @torch.inference_mode()
@@ -124,6 +136,8 @@ def run(quick):
     polygons = draw_polygons(100, np.random.default_rng(0))
     if rles_from_whole_pixels(polygons, IMAGE_HW) != full_size_masks(polygons):
         wrong("masks differ from those of bitmaps of the whole image")
+    if rles_from_polygons(polygons, IMAGE_HW) != pycocotools_masks(polygons):
+        wrong("masks differ from those that pycocotools makes one by one")
     same, exact, slow = race(
         lambda: rles_from_whole_pixels(polygons, IMAGE_HW),
         lambda: rles_from_polygons(polygons, IMAGE_HW),

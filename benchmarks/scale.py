@@ -23,13 +23,13 @@ import cv2
 import numpy as np
 import torch
 from frame import Result, WrongResultError, race, table, wrong
+from picture import draw, growth
 from rays import CANVAS, LABELS, MODEL, together
 
 from polarmask.native_targets import assign_native
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parent / "tests" / "data" / "coco_photos" / "images"
-PICTURES = HERE.parent / "docs" / "images"
 OBJECTS_PER_IMAGE = 7.3
 IMAGE_HW = (480, 640)
 
@@ -127,17 +127,18 @@ def series(quick):
     by_rays = [
         (n, cost(few, CANVAS, replace(MODEL, num_rays=n), quick)) for n in (12, 36, 72, 144, 288)
     ]
-    by_side = [
+    canvases = [(side, side * 5 // 3 // 128 * 128) for side in (384, 768, 1152, 1536, 2304)]
+    by_pixels = [
         (
-            side,
-            cost([o * (side / 768) for o in few], (side, side * 5 // 3 // 128 * 128), MODEL, quick),
+            round(height * width / 1e6, 2),
+            cost([o * (height / 768) for o in few], (height, width), MODEL, quick),
         )
-        for side in (384, 768, 1152, 1536, 2304)
+        for height, width in canvases
     ]
     return [
         ("labels-by-objects", "objects in the image", by_objects),
         ("labels-by-rays", "rays", by_rays),
-        ("labels-by-side", "short side of the input, pixels", by_side),
+        ("labels-by-pixels", "million pixels of the input", by_pixels),
     ]
 
 
@@ -152,12 +153,7 @@ def run(quick):
     if not same or np.abs(native[2] - batch.ray_PR.numpy()).max() > 1e-3:
         wrong("400 objects in one image: the two ways choose differently")
     for name, label_of_x, points in series(quick):
-        (before, low), (last, high) = points[-2:]
-        share = last / before
-        yield Result(
-            f"labels of an image, {label_of_x}: {last} (reference: {before}, times {share:.3g})",
-            high, low * share, "ms",
-        )  # fmt: skip
+        yield growth("labels of an image", label_of_x, points)
         if not quick:
             draw(name, label_of_x, points)
     if not quick:
@@ -182,33 +178,6 @@ def data_set(num_images):
     yield Result("label store, an object and size of input", size, None, "bytes", "<= 1024 bytes")
     draw("precompute-memory", "images", [(size, measured[size][1]) for size in sizes], "MB")
     draw("precompute-time", "images", [(size, measured[size][0]) for size in sizes], "s")
-
-
-def draw(name, label_of_x, points, unit="ms"):
-    """Write a picture of cost against a quantity, both axes from 0."""
-    width, height, left, top = 420, 240, 50, 16
-    most_x, most_y = max(x for x, _ in points), 1.1 * max(y for _, y in points)
-    at = [
-        (left + x / most_x * (width - left - 20), top + (1 - y / most_y) * (height - top - 44))
-        for x, y in points
-    ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    texts = [
-        f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{value:.3g}</text>'
-        for (x, y), (_, value) in zip(at, points, strict=True)
-    ] + [
-        f'<text x="{x:.1f}" y="{height - 26}" text-anchor="middle">{value:,}</text>'
-        for (x, _), (value, _) in zip(at, points, strict=True)
-    ]
-    axes = f'<path d="M{left},{top}V{height - 44}H{width - 10}" fill="none" stroke="#888"/>'
-    (PICTURES / f"{name}.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'font-family="sans-serif" font-size="11" fill="#555">{axes}'
-        f'<polyline points="{path}" fill="none" stroke="#2a6fbb" stroke-width="2"/>{"".join(texts)}'
-        f'<text x="{left + 6}" y="{top + 6}">{unit}</text>'
-        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">{label_of_x}</text></svg>\n',
-        encoding="utf-8",
-    )
 
 
 def main():

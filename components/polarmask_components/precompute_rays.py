@@ -1,5 +1,7 @@
 """Step: ray labels, once for all runs that agree on them."""
 
+from typing import List  # noqa: UP035 Kubeflow knows this form only
+
 from kfp import dsl
 
 from polarmask_components.images import TRAINER_IMAGE
@@ -8,16 +10,18 @@ from polarmask_components.images import TRAINER_IMAGE
 @dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
 def precompute_rays(
     dataset: dsl.Input[dsl.Dataset],
+    parts: dsl.Input[List[dsl.Dataset]],  # noqa: UP006 as above
     label_settings: str,
     code_version: str,
     labels: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """Make the label store of both splits.
+    """Make one label store of the parts, and what is missing in them.
 
     Args:
         dataset: COCO folder.
+        parts: Folders of `precompute_part`.
         label_settings: JSON of `preflight`: input size, strides, ray count, label rules.
         code_version: Of the code that makes the labels.
         labels: Label store.
@@ -36,7 +40,9 @@ def precompute_rays(
 
     data = Path(dataset.path)
     config = config_for_labels(label_settings)
-    store = precompute(data, Path(labels.path), config, crew=Crew(choose_workers(data)))
+    made = [Path(part.path) for part in parts]
+    crew = Crew(choose_workers(data))
+    store = precompute(data, Path(labels.path), config, crew=crew, made=made)
     splits = {split: load_coco(data, split) for split in ("train", "val")}
     provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
     write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))

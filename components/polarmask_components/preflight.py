@@ -1,6 +1,6 @@
 """Step: fail in seconds instead of after an hour."""
 
-from typing import Any
+from typing import Any, List, NamedTuple  # noqa: UP035 Kubeflow knows this form only
 
 from kfp import dsl
 
@@ -24,7 +24,12 @@ def preflight(
     job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
     min_nodes: int = 0,
     storage: str = "",
-) -> str:
+    label_pods: int = 1,
+) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
+    "Checked",
+    label_settings=str,
+    label_parts=List[str],  # noqa: UP006 as above
+):
     """Check the parameters, the champion registry, and what training and serving need.
 
     What a run on a cluster lacks is told all at once: data, rights, storage, images, GPUs, quota.
@@ -45,16 +50,21 @@ def preflight(
         job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
         min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
         storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
+        label_pods: Pods that share the work of the ray labels.
 
     Returns:
-        What ray labels depend on, as JSON.
+        label_settings: What ray labels depend on, as JSON.
+        label_parts: A share for each pod: "1/2", "2/2".
     """
+    from collections import namedtuple
+
     from polarmask_components.checks.run_checks import PlannedRun, check_run
     from polarmask_components.models.registry import open_registry
     from polarmask_components.run.notification import check_webhook
-    from polarmask_components.run.run_settings import label_settings_text
+    from polarmask_components.run.run_settings import label_parts, label_settings_text
 
     check_webhook(webhook)
+    parts = label_parts(label_pods)
     config = check_run(
         PlannedRun(
             preset=preset,
@@ -76,4 +86,5 @@ def preflight(
     opened = open_registry(registry)
     opened.champion_version()
     opened.check_writable()
-    return label_settings_text(config)
+    Checked = namedtuple("Checked", ("label_settings", "label_parts"))
+    return Checked(label_settings_text(config), parts)

@@ -84,6 +84,8 @@ def _rle_of_crop(crop: NDArray[np.uint8], low_2: NDArray[np.int32], hw: tuple[in
     # At the image's lower border a run may end where one at the upper border of the next begins.
     goes_on_N = np.flatnonzero(border_N[1:] == border_N[:-1])
     border_N = np.delete(border_N, np.concatenate([goes_on_N, goes_on_N + 1]))
+    # What reaches the last pixel ends with the image; an empty run after it would be another RLE.
+    border_N = border_N[border_N < image_height * image_width]
     runs = np.diff(border_N, prepend=0, append=image_height * image_width).tolist()
     rle = {"size": [image_height, image_width], "counts": runs}
     return _with_text_counts(coco_mask.frPyObjects(rle, image_height, image_width))

@@ -33,6 +33,7 @@ STEPS = (
     "check-changed",
     "ingest-coco",
     "check-champion",
+    "precompute-part",
     "precompute-rays",
     "train",
     "evaluate",

@@ -31,6 +31,8 @@ def describe(result: TaskResult) -> str:
             problems = int(facts["train_problems"] + facts["val_problems"])
             found = f", {problems} problems" if problems else ""
             return f"{facts['train_images']:g} train and {facts['val_images']:g} val images{found}"
+        case "precompute-part":
+            return f"part {outputs['shards'].metadata['part']}, shards: {outputs['Output']:g}"
         case "precompute-rays":
             facts = outputs["metrics"].metadata
             return (
@@ -65,7 +67,7 @@ class Summary:
     seconds: float = 0.0
     """From the first step to the last, set-up excluded."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """Name, seconds and status: succeeded, reused, failed or skipped."""
+    """Name, seconds and status: succeeded, reused, failed or skipped; one for each part."""
     nothing_changed: bool = False
     """Data, code and parameters are those of an earlier run, and the champion stays."""
     report: str | None = None
@@ -99,14 +101,11 @@ def summarize(
     by_name = {result.name: result for result in results}
     summary = Summary(seconds=round(seconds, 1))
     for name in names:
-        result = by_name.get(name)
-        summary.steps.append(
-            {
-                "name": name,
-                "seconds": round(result.seconds, 1) if result else 0.0,
-                "status": result.status if result else "skipped",
-            }
-        )
+        ended = [result for result in results if result.name == name]
+        summary.steps += [
+            {"name": name, "seconds": round(result.seconds, 1), "status": result.status}
+            for result in ended
+        ] or [{"name": name, "seconds": 0.0, "status": "skipped"}]
     outputs = {name: result.outputs for name, result in by_name.items() if result.outputs}
     for step, page in _PAGES.items():
         if step in outputs:

@@ -14,6 +14,7 @@ from polarmask_components.gate_model import gate_model
 from polarmask_components.ingest_coco import ingest_coco
 from polarmask_components.measure_engines import measure_engines
 from polarmask_components.notify import notify
+from polarmask_components.precompute_part import precompute_part
 from polarmask_components.precompute_rays import precompute_rays
 from polarmask_components.preflight import preflight
 from polarmask_components.remember_run import remember_run
@@ -59,6 +60,7 @@ def train_and_deploy(
     deploy_registry: str = "s3://polarmask/registry",
     deploy_target: str = "kubernetes://polarmask/polarmask",
     eval_floor_ap: float = 0.25,
+    label_pods: int = 1,
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
     storage_secret: str = "polarmask-s3",  # noqa: S107 its name only
@@ -83,6 +85,7 @@ def train_and_deploy(
         deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or folder of the TorchServe of this
             machine.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
+        label_pods: Pods that share the work of the ray labels.
         notify_webhook: http(s) address that is told how the run ended; empty for none.
         run_only_if_changed: Stop early if data, code and settings are those of the last run.
         storage_secret: Name of a Secret with AWS_ENDPOINT_URL and keys, for steps in a cluster.
@@ -114,6 +117,7 @@ def train_and_deploy(
             job=train_job,
             min_nodes=train_min_nodes,
             storage=train_storage,
+            label_pods=label_pods,
         )
         _present(checked, "Preflight", cached=False)
 
@@ -154,11 +158,22 @@ def train_and_deploy(
             comparable = check_champion(dataset=dataset, registry=deploy_registry)
             _present(comparable, "Check champion", cached=False)
 
+            # One part is a loop, too: an empty one can't be collected on a cluster.
+            with dsl.ParallelFor(checked.outputs["label_parts"], name="label-parts") as part:
+                shared = precompute_part(
+                    dataset=dataset,
+                    label_settings=checked.outputs["label_settings"],
+                    part=part,
+                    code_version=code_version,
+                ).after(comparable)
+                shared.set_retry(num_retries=2, backoff_duration="5s")  # pods have bad moments, too
+                _present(shared, "Precompute a part")
             labelled = precompute_rays(
                 dataset=dataset,
-                label_settings=checked.output,
+                parts=dsl.Collected(shared.outputs["shards"]),
+                label_settings=checked.outputs["label_settings"],
                 code_version=code_version,
-            ).after(comparable)
+            )
             _present(labelled, "Precompute ray labels")
 
             trained = train(

@@ -38,6 +38,7 @@ from polarmask_components.ingest_coco import ingest_coco
 from polarmask_components.models.champion import check_same_task, measure_champion
 from polarmask_components.models.registry import open_registry
 from polarmask_components.notify import notify
+from polarmask_components.precompute_part import precompute_part
 from polarmask_components.precompute_rays import precompute_rays
 from polarmask_components.preflight import preflight
 from polarmask_components.resolve_data import resolve_data
@@ -72,13 +73,18 @@ def labelled(dataset, tmp_path_factory):
         metrics=artifact(dsl.Metrics, folder / "metrics"),
         page=artifact(dsl.HTML, folder / "page"),
     )
+    label(dataset, [], outputs, folder)
+    return outputs
+
+
+def label(dataset, parts, outputs, folder):
     precompute_rays.python_func(
         dataset=dataset,
-        label_settings=check(folder, preset="tiny"),
+        parts=parts,
+        label_settings=check(folder, preset="tiny").label_settings,
         code_version="v1",
         **vars(outputs),
     )
-    return outputs
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +125,29 @@ def check(folder, **changes):
 def test_every_step_stands_in_the_readme_with_its_inputs_and_outputs():
     table = README.read_text()
     steps = [path for path in PACKAGE.glob("*.py") if "@dsl.component" in path.read_text()]
-    assert len(steps) == 14
+    assert len(steps) == 15
     for path in steps:
         (row,) = re.findall(
             rf"^\| `{path.stem}` \|(.*)\|(.*)\| (?:yes|no) \|$", table, re.MULTILINE
         )
         for direction, words in zip(("Input", "Output"), row, strict=True):
-            kinds = set(re.findall(rf"dsl\.{direction}\[dsl\.(\w+)\]", path.read_text()))
+            kinds = set(re.findall(rf"dsl\.{direction}\[(?:List\[)?dsl\.(\w+)\]", path.read_text()))
             for kind in kinds - {"Artifact"}:
                 assert WORD_OF_KIND.get(kind, kind) in words, (path.stem, kind)
 
 
 def test_preflight_tells_runs_that_can_share_labels(tmp_path):
-    settings = check(tmp_path)
-    assert settings == check(tmp_path, overrides="optim.lr=0.1 model.channels=128")
-    assert settings != check(tmp_path, overrides="model.num_rays=24")
-    assert settings != check(tmp_path, overrides="labels.center_radius=2")
+    def settings(overrides=""):
+        return check(tmp_path, overrides=overrides).label_settings
+
+    assert settings() == settings("optim.lr=0.1 model.channels=128")
+    assert settings() != settings("model.num_rays=24")
+    assert settings() != settings("labels.center_radius=2")
+
+
+def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
+    assert check(tmp_path).label_parts == ["1/1"]
+    assert check(tmp_path, label_pods=3).label_parts == ["1/3", "2/3", "3/3"]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +168,8 @@ def test_preflight_tells_runs_that_can_share_labels(tmp_path):
         pytest.param({"model_name": "a b"}, "deploy_model_name 'a b' fits no URL", id="name"),
         pytest.param({"registry": __file__}, "may write to", id="unwritable"),
         pytest.param({"floor_ap": 25.0}, "eval_floor_ap is 25", id="percent"),
+        pytest.param({"label_pods": 0}, "label_pods is 0", id="no-pods"),
+        pytest.param({"label_pods": 101}, "label_pods is 101: give 1 to 100", id="pods"),
         pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
         pytest.param({"registry": "gs://x"}, "'gs://x' is no registry", id="registry"),
     ],
@@ -257,6 +272,37 @@ def test_precompute_leaves_labels_numbers_and_a_page(labelled):
     assert metrics["train_instances"] == summary.instances > 0
     assert metrics["val_upper_bound_iou_star"] > metrics["val_upper_bound_iou_crescent"]
     assert "<!doctype html>" in Path(labelled.page.path).read_text()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["all-parts", "one-part-lost"])
+def test_parts_of_several_pods_become_the_store_that_one_makes(dataset, labelled, tmp_path, lost):
+    parts = [artifact(dsl.Dataset, tmp_path / str(number)) for number in (1, 2, 3)]
+    for number, part in enumerate(parts, start=1):
+        settings = check(tmp_path, preset="tiny").label_settings
+        count = precompute_part.python_func(
+            dataset=dataset,
+            label_settings=settings,
+            part=f"{number}/3",
+            code_version="v1",
+            shards=part,
+        )
+        assert part.metadata == {"part": f"{number}/3"}
+        assert len(list(Path(part.path).glob("*.safetensors"))) == count
+        assert count == (number == 1) * 2  # a shard of each split, so two pods had nothing to do
+    if lost:
+        shutil.rmtree(parts[0].path)
+    outputs = SimpleNamespace(
+        labels=artifact(dsl.Dataset, tmp_path / "labels"),
+        metrics=artifact(dsl.Metrics, tmp_path / "metrics"),
+        page=artifact(dsl.HTML, tmp_path / "page"),
+    )
+    label(dataset, parts, outputs, tmp_path)
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in Path(each.labels.path).iterdir()}
+        for each in (outputs, labelled)
+    )
+    assert ours == theirs
+    assert outputs.metrics.metadata == labelled.metrics.metadata
 
 
 def test_training_leaves_a_model_that_knows_where_it_comes_from(trained):

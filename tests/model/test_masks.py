@@ -134,6 +134,13 @@ def test_tracing_and_filling_gives_the_mask_back():
     assert (bitmap_from_rle(rle_from_segmentation(outlines, (80, 90))) == bitmap).all()
 
 
+def test_a_mask_that_reaches_the_last_pixel_ends_with_the_image():
+    corner = np.array([[3, 2], [6, 2], [6, 4], [3, 4]], dtype=float)
+    filled = np.zeros((5, 7), dtype=bool)
+    filled[2:, 3:] = True
+    assert rles_from_whole_pixels([corner], (5, 7)) == [rle_from_bitmap(filled)]
+
+
 def test_a_single_pixel_can_be_traced_and_holes_are_ignored():
     bitmap = np.zeros((9, 9), dtype=bool)
     bitmap[0, 0] = True

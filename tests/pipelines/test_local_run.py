@@ -136,8 +136,10 @@ def test_second_run_says_that_nothing_changed_and_reuses_what_it_can(place, cham
     assert "nothing changed" in second.out
     assert second.summary["nothing_changed"]
     reused = {name for name, status in second.status.items() if status == "reused"}
-    cached = {"ingest-coco", "precompute-rays", "train", "evaluate", "measure-engines"}
-    assert reused == cached
+    assert reused == {
+        *("ingest-coco", "precompute-part", "precompute-rays"),
+        *("train", "evaluate", "measure-engines"),
+    }
     assert len(place.registry.history()) == 1
 
 
@@ -256,3 +258,19 @@ def test_killed_run_leaves_no_training_behind(place, champion):
     running.communicate(timeout=60)
     assert not psutil.wait_procs(processes, timeout=30)[1]
     assert is_serving(place.server)
+
+
+@pytest.mark.slow
+def test_labels_made_in_two_parts_are_those_made_in_one(place, first):
+    halves = run(place, "halves", label_pods="2", eval_floor_ap="0.99")
+    steps = [step["name"] for step in halves.summary["steps"]]
+    assert steps.count("precompute-part") == 2
+    assert "part 1/2" in halves.out
+    assert "part 2/2" in halves.out
+    stores = [
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for name in ("first", "halves")
+        for folder in (place.runs / name / "artifacts").glob("*/precompute-rays/labels")
+    ]
+    assert len(stores) == 2
+    assert stores[0] == stores[1]

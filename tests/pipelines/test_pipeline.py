@@ -10,6 +10,10 @@ from polarmask_pipelines.__main__ import main
 from polarmask_pipelines.local_run import STEPS
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "train_and_deploy.yaml"
+CACHED = {
+    *("ingest-coco", "precompute-part", "precompute-rays"),
+    *("train", "evaluate", "measure-engines"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,7 @@ def test_alphabetical_parameters_come_in_groups(spec):
         "data",
         "deploy",
         "eval",
+        "label",
         "notify",
         "run",
         "storage",
@@ -61,11 +66,11 @@ def test_what_looks_at_the_world_is_never_cached(spec):
     tasks = tasks_of(spec)
     assert set(tasks) == set(STEPS)
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"ingest-coco", "precompute-rays", "train", "evaluate", "measure-engines"}
+    assert cached == CACHED
 
 
 def test_what_is_cached_takes_the_code_version(spec):
-    for name in ("ingest-coco", "precompute-rays", "train", "evaluate", "measure-engines"):
+    for name in CACHED:
         given = tasks_of(spec)[name]["inputs"]["parameters"]["code_version"]
         assert given["componentInputParameter"] == "pipelinechannel--resolve-data-code_version"
 
@@ -83,6 +88,23 @@ def test_steps_that_reach_the_storage_get_its_keys_and_no_other_step_does():
         *("preflight", "check-changed", "ingest-coco", "check-champion", "train"),
         *("evaluate-champion", "deploy-torchserve", "remember-run"),
     }
+
+
+def test_a_pod_for_each_part_of_the_labels_and_all_of_them_for_the_store(spec):
+    tasks = {name: task for group in spec["components"].values()
+             for name, task in group.get("dag", {}).get("tasks", {}).items()}  # fmt: skip
+    [(number, loop)] = [each for each in tasks.items() if "parameterIterator" in each[1]]
+    assert loop["parameterIterator"]["items"]["inputParameter"].endswith("label_parts")
+    assert (
+        "check-champion" in loop["dependentTasks"]
+    )  # hours of labels are not for other categories
+    assert tasks["precompute-part"]["retryPolicy"]["maxRetryCount"] == 2
+    given = tasks["precompute-rays"]["inputs"]["artifacts"]["parts"]["taskOutputArtifact"]
+    assert given["producerTask"] == number
+    definition = spec["components"]["comp-precompute-rays"]["inputDefinitions"]["artifacts"][
+        "parts"
+    ]
+    assert definition["isArtifactList"]
 
 
 def test_no_step_installs_anything(spec):

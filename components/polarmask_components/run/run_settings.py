@@ -15,6 +15,7 @@ HERE, ON_CLUSTER = "here", "pytorchjob"
 """Where `train_on` lets a run train: in the step itself, or as a job of its own."""
 
 _IMAGES_PER_WORKER = 1000
+_MOST_PODS = 100
 
 
 def read_settings(preset_name: str, overrides: str) -> RunConfig:
@@ -127,6 +128,17 @@ def choose_workers(data: Path) -> int:
     images = sum(1 for _ in (data / "images").rglob("*"))
     workers = min(cores or 1, images // _IMAGES_PER_WORKER)
     return workers if workers > 1 else 0
+
+
+def label_parts(pods: int) -> list[str]:
+    """Return each pod's share of the ray labels as text: "1/2", "2/2".
+
+    Raises:
+        ConfigError: No pod, or so many that fetching the data costs more than they save.
+    """
+    if not 1 <= pods <= _MOST_PODS:
+        raise ConfigError(f"label_pods is {pods}: give 1 to {_MOST_PODS}")
+    return [f"{number}/{pods}" for number in range(1, pods + 1)]
 
 
 def label_settings_text(config: RunConfig) -> str:

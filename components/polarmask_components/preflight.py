@@ -24,6 +24,7 @@ def preflight(
     job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
     min_nodes: int = 0,
     storage: str = "",
+    trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
 ) -> str:
     """Check the parameters, the champion registry, and what training and serving need.
 
@@ -45,6 +46,7 @@ def preflight(
         job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
         min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
         storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
+        trial: Of the model on live requests: fields of `trial_settings.TrialSettings`.
 
     Returns:
         What ray labels depend on, as JSON.
@@ -71,6 +73,7 @@ def preflight(
             revision=revision,
             target=target,
             model_name=model_name,
+            trial=trial,
         )
     )
     opened = open_registry(registry)

@@ -58,11 +58,12 @@ def train_and_deploy(
     deploy_model_name: str = "polarmask",
     deploy_registry: str = "s3://polarmask/registry",
     deploy_target: str = "kubernetes://polarmask/polarmask",
+    deploy_trial: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
     eval_floor_ap: float = 0.25,
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
     storage_secret: str = "polarmask-s3",  # noqa: S107 its name only
-    train_job: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
+    train_job: dict[str, Any] = {},  # noqa: B006 as above
     train_min_nodes: int = 0,
     train_nodes: int = 1,
     train_on: str = "pytorchjob",
@@ -82,6 +83,8 @@ def train_and_deploy(
         deploy_registry: Folder or s3://bucket/prefix that remembers the champion.
         deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or folder of the TorchServe of this
             machine.
+        deploy_trial: Try it first on copies or a share of a cluster's live requests: copies or
+            share, minutes, min_requests, min_agreement, max_errors, max_slowdown; {} for no trial.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
         notify_webhook: http(s) address that is told how the run ended; empty for none.
         run_only_if_changed: Stop early if data, code and settings are those of the last run.
@@ -114,6 +117,7 @@ def train_and_deploy(
             job=train_job,
             min_nodes=train_min_nodes,
             storage=train_storage,
+            trial=deploy_trial,
         )
         _present(checked, "Preflight", cached=False)
 
@@ -206,6 +210,7 @@ def train_and_deploy(
                     target=deploy_target,
                     model_name=deploy_model_name,
                     champion_version=champion.outputs["version"],
+                    trial=deploy_trial,
                 )
                 _present(deployed, "Deploy to TorchServe", cached=False)
                 remembered = remember_run(

@@ -48,12 +48,14 @@ class ServingDeployment:
 
     Attributes:
         where: For messages, `kubernetes://namespace/name`.
+        namespace: Of both.
+        name: Of both.
     """
 
     def __init__(self, api: ApiClient, namespace: str, name: str) -> None:
         self._api = api
-        self._namespace = namespace
-        self._name = name
+        self.namespace = namespace
+        self.name = name
         self.where = f"{CLUSTER}{namespace}/{name}"
 
     @classmethod
@@ -70,12 +72,12 @@ class ServingDeployment:
 
     def read(self) -> Object:
         """Return the Deployment as it is now."""
-        found: Object = self._call(AppsV1Api(self._api).read_namespaced_deployment, self._name)
+        found: Object = self._call(AppsV1Api(self._api).read_namespaced_deployment, self.name)
         return found
 
     def url(self, model_name: str) -> str:
         """Return where the Service answers predictions, at its address within the cluster."""
-        spec = self._call(CoreV1Api(self._api).read_namespaced_service, self._name)["spec"]
+        spec = self._call(CoreV1Api(self._api).read_namespaced_service, self.name)["spec"]
         address, port = spec.get("clusterIP"), spec["ports"][0]["port"]
         if not address or address == "None":
             raise RollOutError(f"the Service of {self.where} is headless; give it an address")
@@ -124,7 +126,7 @@ class ServingDeployment:
 
     def _patch(self, patch: Object, **options: Any) -> None:  # noqa: ANN401  # whatever the call takes
         AppsV1Api(self._api).patch_namespaced_deployment(
-            self._name, self._namespace, patch, **options
+            self.name, self.namespace, patch, **options
         )
 
     def check_serves(self, model: ServedModel) -> Object:
@@ -156,7 +158,7 @@ class ServingDeployment:
         deadline, said = time.monotonic() + time_out, ""
         while True:
             deployment = self.check_serves(model)
-            progress, pods = progress_of(deployment, before), self._pods(deployment)
+            progress, pods = progress_of(deployment, before), self.pods(deployment)
             leaving = old_pods(pods, model, now=datetime.now(UTC)) if progress.done else []
             if progress.done and not leaving:
                 return
@@ -207,7 +209,8 @@ class ServingDeployment:
                 time.sleep(_POLL_SECONDS)
         return answer
 
-    def _pods(self, deployment: Object) -> list[Object]:
+    def pods(self, deployment: Object) -> list[Object]:
+        """Return its pods."""
         labels = deployment["spec"]["selector"]["matchLabels"]
         selector = ",".join(f"{name}={value}" for name, value in labels.items())
         pods = self._call(CoreV1Api(self._api).list_namespaced_pod, label_selector=selector)
@@ -227,7 +230,7 @@ class ServingDeployment:
         with suppress(ApiException, ClusterError):
             text: str = patiently(
                 CoreV1Api(self._api).read_namespaced_pod_log,
-                *(trouble.pod, self._namespace),
+                *(trouble.pod, self.namespace),
                 container=trouble.container,
                 previous=previous,
                 tail_lines=_LOG_LINES,
@@ -238,7 +241,7 @@ class ServingDeployment:
 
     def _call(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:  # noqa: ANN401  # whatever the call takes
         try:
-            answer = patiently(call, *arguments, self._namespace, **options)
+            answer = patiently(call, *arguments, self.namespace, **options)
         except ApiException as error:
             raise RollOutError(
                 f"{self.where}: {refusal_of(error)}; apply the manifests of k8s/"

@@ -46,10 +46,11 @@ class ServingCluster:
         image: PNG that candidates are asked about.
         stand_in: Serve with `stand_in_server` in the place of TorchServe.
         token: That the proxies ask for; None: they ask for none.
+        tls: Entries of the Secret that makes the proxies speak it; None: plain HTTP.
         trial: With k8s/components/trial, rendered by kubectl.
     """
 
-    def __init__(self, s3, image, *, stand_in=True, token=None, trial=False):
+    def __init__(self, s3, image, *, stand_in=True, token=None, trial=False, tls=None):
         (role, _) = shipped("pipeline/role.yaml")
         rules = role["rules"]
         self._rendered = {name_of(each): each for each in render(OVERLAY)} if trial else {}
@@ -60,6 +61,7 @@ class ServingCluster:
         self._s3 = s3
         self._stand_in = stand_in
         self._token = token
+        self._tls = tls
         self._stack = ExitStack()
         self.registry = open_registry(f"s3://polarmask/{uuid4().hex}/registry")
 
@@ -72,6 +74,9 @@ class ServingCluster:
         if self._token is not None:
             tokens = {"metadata": {"name": "polarmask-tokens"}}
             self.server.create("Secret", tokens | {"stringData": {"tokens": self._token}})
+        if self._tls is not None:
+            secret = {"metadata": {"name": "polarmask-tls"}, "stringData": self._tls}
+            self.server.create("Secret", secret)
         self.server.create("ServiceAccount", *shipped("serving/service-account.yaml"))
         self.kubelet = enter(Kubelet(self.server))
         enter(DeploymentController(self.server))
@@ -157,7 +162,8 @@ class ServingCluster:
 
     @property
     def url(self):
-        return f"http://{self.service()['spec']['clusterIP']}:8080/predictions/polarmask"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{self.service()['spec']['clusterIP']}:8080/predictions/polarmask"
 
     def answering(self):
         """Return the version that answers through the Service."""

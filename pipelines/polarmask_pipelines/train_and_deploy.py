@@ -1,5 +1,6 @@
 """The pipeline: from a revision of the data to a model that answers, or to a reason why not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -36,13 +37,22 @@ _STORAGE_KEYS = (
 )
 
 
-def _reach_storage(secret: str, *tasks: PipelineTask, and_key: str | None = None) -> None:
+# What the deploy step shows the server: a token, and how to speak TLS with it.
+_SERVER_KEYS = (
+    "POLARMASK_TOKEN",
+    "POLARMASK_CA",
+    "POLARMASK_CLIENT_CERT",
+    "POLARMASK_CLIENT_KEY",
+)
+
+
+def _reach_storage(secret: str, *tasks: PipelineTask, and_keys: Sequence[str] = ()) -> None:
     """Give tasks the object storage's address and keys from a Secret; on a laptop nothing happens.
 
-    Where accounts have roles there is no Secret, or one with some of the keys. `and_key` is one
+    Where accounts have roles there is no Secret, or one with some of the keys. `and_keys` are
     more of its keys.
     """
-    keys = [*_STORAGE_KEYS, *([and_key] if and_key else [])]
+    keys = [*_STORAGE_KEYS, *and_keys]
     for task in tasks:
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
 
@@ -217,8 +227,7 @@ def train_and_deploy(
                     data_hash=data_hash, code_version=code_version, **settings
                 ).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
-                # Where the server asks for tokens, this step has to show one, too.
-                _reach_storage(storage_secret, deployed, and_key="POLARMASK_TOKEN")
+                _reach_storage(storage_secret, deployed, and_keys=_SERVER_KEYS)
                 _reach_storage(storage_secret, remembered)
             with dsl.Else(name="stopped"):
                 remembered = remember_run(

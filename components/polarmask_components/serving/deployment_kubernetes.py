@@ -40,7 +40,6 @@ from polarmask_components.serving.serving_state import (
 from polarmask_components.serving.trial import Trial, Tried, end_leftover
 from polarmask_components.serving.trial_settings import TrialSettings
 from polarmask_serving.errors import ServingError
-from polarmask_serving.management import ask
 
 _PATIENCE_FORWARD = 3.0
 """Seconds of wrong answers; clients get them, too."""
@@ -201,7 +200,7 @@ class _RollOut:
 
     def _who_answers(self) -> str:
         try:
-            version = ask(self.url, self.image)["model"]["version"]
+            version = self.serving.ask_once(self.url, self.image)["model"]["version"]
         except (ServingError, KeyError, TypeError) as error:
             return f"{self.url} does not answer: {error}"
         return f"At {self.url} version {version} answers"

@@ -27,7 +27,7 @@ from polarmask_components.serving.serving_state import (
     undecided,
 )
 from polarmask_serving.errors import ServerError
-from polarmask_serving.management import ask
+from polarmask_serving.management import Tls, ask
 from polarmask_serving.roll_out import check_answer
 from polarmask_serving.server_log import last_worker_error
 
@@ -52,23 +52,29 @@ class ServingDeployment:
         name: Of both.
     """
 
-    def __init__(self, api: ApiClient, namespace: str, name: str) -> None:
+    def __init__(
+        self, api: ApiClient, namespace: str, name: str, *, tls: Tls | None = None
+    ) -> None:
         self._api = api
         self.namespace = namespace
         self.name = name
+        self._tls = tls
         self.where = f"{CLUSTER}{namespace}/{name}"
 
     @classmethod
     def from_uri(cls, api: ApiClient, uri: str) -> Self:
         """Read `kubernetes://namespace/name`.
 
+        Where the environment holds POLARMASK_CA, its Service is asked over HTTPS.
+
         Raises:
             RollOutError: It is none.
+            ServerError: The environment holds half a client certificate.
         """
         namespace, _, name = uri.removeprefix(CLUSTER).partition("/")
         if not uri.startswith(CLUSTER) or not namespace or not name or "/" in name:
             raise RollOutError(f"{uri!r} is no Deployment; give kubernetes://NAMESPACE/NAME")
-        return cls(api, namespace, name)
+        return cls(api, namespace, name, tls=Tls.from_environment(f"{name}.{namespace}.svc"))
 
     def read(self) -> Object:
         """Return the Deployment as it is now."""
@@ -82,7 +88,8 @@ class ServingDeployment:
         if not address or address == "None":
             raise RollOutError(f"the Service of {self.where} is headless; give it an address")
         host = f"[{address}]" if ":" in address else address
-        return f"http://{host}:{port}/predictions/{model_name}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{host}:{port}/predictions/{model_name}"
 
     def change(
         self,
@@ -182,8 +189,6 @@ class ServingDeployment:
     ) -> dict[str, Any]:
         """Ask through the Service until its pods answer for sure; return the last answer.
 
-        A bearer token is read from the environment, POLARMASK_TOKEN.
-
         Args:
             url: Of the Service.
             image: JPEG or PNG.
@@ -194,12 +199,11 @@ class ServingDeployment:
             ServerError: Errors, nonsense, or another version.
         """
         name, version = model
-        token = os.environ.get("POLARMASK_TOKEN")
         started, right = time.monotonic(), 0
         answer: dict[str, Any] = {}
         while right < _SURE:
             try:
-                answer = ask(url, image, time_out=_SECONDS_PER_ANSWER, token=token)
+                answer = self.ask_once(url, image)
                 check_answer(answer, name, version)
                 right += 1
             except ServerError:
@@ -208,6 +212,15 @@ class ServingDeployment:
                 right = 0
                 time.sleep(_POLL_SECONDS)
         return answer
+
+    def ask_once(self, url: str, image: bytes) -> dict[str, Any]:
+        """Ask through the Service, with the token in POLARMASK_TOKEN if there is one.
+
+        Raises:
+            ServerError: An error, or no answer.
+        """
+        token = os.environ.get("POLARMASK_TOKEN")
+        return ask(url, image, time_out=_SECONDS_PER_ANSWER, token=token, tls=self._tls)
 
     def pods(self, deployment: Object) -> list[Object]:
         """Return its pods."""

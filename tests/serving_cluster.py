@@ -14,19 +14,21 @@ from kube.deployments import DeploymentController
 from kube.kubelet import Kubelet
 from kube.server import KubeServer
 from kube.services import ServiceProxy
+from manifest_rules import name_of, render
 from polarmask.coco import Category
 from polarmask.config import LabelConfig
 from polarmask.detector import PolarMask
 from polarmask.model_folder import ModelCard, save_model
 from polarmask.presets import tiny
 from polarmask_components.models.registry import open_registry
-from polarmask_components.serving import serving_deployment
+from polarmask_components.serving import serving_deployment, trial
 from polarmask_components.serving.deploy_target import deploy_to
 from polarmask_components.serving.deployment import facts_of
 from polarmask_serving.management import ask
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
+OVERLAY = ROOT / "k8s" / "overlays" / "kind"
 NAMESPACE = "polarmask"
 TARGET = f"kubernetes://{NAMESPACE}/polarmask"
 
@@ -44,15 +46,22 @@ class ServingCluster:
         image: PNG that candidates are asked about.
         stand_in: Serve with `stand_in_server` in the place of TorchServe.
         token: That the proxies ask for; None: they ask for none.
+        tls: Entries of the Secret that makes the proxies speak it; None: plain HTTP.
+        trial: With k8s/components/trial, rendered by kubectl.
     """
 
-    def __init__(self, s3, image, *, stand_in=True, token=None):
+    def __init__(self, s3, image, *, stand_in=True, token=None, trial=False, tls=None):
         (role, _) = shipped("pipeline/role.yaml")
-        self.server = KubeServer({"polarmask-pipeline": role["rules"]}, namespace=NAMESPACE)
+        rules = role["rules"]
+        self._rendered = {name_of(each): each for each in render(OVERLAY)} if trial else {}
+        if trial:
+            rules = rules + self._rendered["Role/polarmask-trial"]["rules"]
+        self.server = KubeServer({"polarmask-pipeline": rules}, namespace=NAMESPACE)
         self.image = image
         self._s3 = s3
         self._stand_in = stand_in
         self._token = token
+        self._tls = tls
         self._stack = ExitStack()
         self.registry = open_registry(f"s3://polarmask/{uuid4().hex}/registry")
 
@@ -65,23 +74,44 @@ class ServingCluster:
         if self._token is not None:
             tokens = {"metadata": {"name": "polarmask-tokens"}}
             self.server.create("Secret", tokens | {"stringData": {"tokens": self._token}})
+        if self._tls is not None:
+            secret = {"metadata": {"name": "polarmask-tls"}, "stringData": self._tls}
+            self.server.create("Secret", secret)
         self.server.create("ServiceAccount", *shipped("serving/service-account.yaml"))
         self.kubelet = enter(Kubelet(self.server))
         enter(DeploymentController(self.server))
         enter(ServiceProxy(self.server, lag=0.2))
-        service = shipped("serving/service.yaml")[0]
+        self._make_service(shipped("serving/service.yaml")[0])
+        if self._rendered:
+            self._make_service(self._rendered["Service/polarmask-candidate"])
+            self.server.create("ConfigMap", self._rendered["ConfigMap/polarmask-traffic"])
+            self.server.create(
+                "Deployment", self._eased(self._rendered["Deployment/polarmask-candidate"])
+            )
+            stable = self._rendered["Deployment/polarmask"]
+            proxy = stable["spec"]["template"]["spec"]["containers"][1]
+            for each in proxy["env"]:
+                if each["name"] == "CANDIDATE":
+                    each["value"] = f"{self.address('polarmask-candidate')}:8080"
+        else:
+            (stable,) = shipped("serving/server/deployment.yaml")
+        self.server.create("Deployment", self._eased(stable))
+        return self
+
+    def _make_service(self, service):
         service["spec"]["ports"][0]["port"] = 8080  # below 1024 needs rights
         self.server.create("Service", service)
-        self.server.create("Deployment", self._deployment())
-        self.server.wait_for(lambda: self.service()["spec"].get("clusterIP"))
-        return self
+        self.server.wait_for(lambda: self.address(service["metadata"]["name"]))
+
+    def address(self, service):
+        """Return the address of a Service, or nothing."""
+        return self.server.get("Service", service)["spec"].get("clusterIP")
 
     def __exit__(self, *exception):
         self._stack.__exit__(*exception)
 
-    def _deployment(self):
-        """Return the shipped Deployment without a pod, and less patient."""
-        (deployment,) = shipped("serving/deployment.yaml")
+    def _eased(self, deployment):
+        """Return a shipped Deployment without a pod, and less patient."""
         spec = deployment["spec"]
         spec |= {"replicas": 0, "minReadySeconds": 0, "progressDeadlineSeconds": 180}
         serve, proxy = spec["template"]["spec"]["containers"]
@@ -101,6 +131,7 @@ class ServingCluster:
         self.server.write_kubeconfig(path, "polarmask-pipeline")
         patch.setenv("KUBECONFIG", str(path))
         patch.setattr(serving_deployment, "_POLL_SECONDS", 0.1)
+        patch.setattr(trial, "_POLL_SECONDS", 0.5)
 
     def service(self):
         return self.server.get("Service", "polarmask")
@@ -131,13 +162,14 @@ class ServingCluster:
 
     @property
     def url(self):
-        return f"http://{self.service()['spec']['clusterIP']}:8080/predictions/polarmask"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{self.service()['spec']['clusterIP']}:8080/predictions/polarmask"
 
     def answering(self):
         """Return the version that answers through the Service."""
         return ask(self.url, self.image, token=self._token)["model"]["version"]
 
-    def deploy(self, model, *, expected="the champion"):
+    def deploy(self, model, *, expected="the champion", trial=None):
         """Deploy a model folder as the step does, compared with the champion of now."""
         champion = self.registry.champion_version()
         return deploy_to(
@@ -148,6 +180,7 @@ class ServingCluster:
             registry=self.registry,
             expected=champion if expected == "the champion" else expected,
             image=self.image,
+            trial=trial or {},
         )
 
 

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from polarmask_serving import probe
+from polarmask_serving.options import TRIAL_HEADER
 
 PORTS = ("inference_port", "management_port", "metrics_port")
 
@@ -49,12 +50,17 @@ def main():
             self.reply(200, [{"modelVersion": version, "workers": [{"status": status}]}])
 
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
+            size = int(self.headers["Content-Length"])
+            self.rfile.read(size)
             if behaviour == "hangs":
                 time.sleep(600)
             if behaviour == "dies-of-images":
                 os._exit(9)
-            self.reply(500 if behaviour == "fails" else 200, answer)
+            status = 500 if behaviour.startswith("fails") else 200
+            if behaviour == "fails-copies" and TRIAL_HEADER not in self.headers:
+                status = 200
+            tell(self.headers, version, size, status, behaviour)
+            self.reply(status, answer)
 
         def reply(self, status, content):
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -74,6 +80,23 @@ def main():
     ports = dict.fromkeys(PORTS, server.server_port)
     probe.Target(ports=ports, name=model["modelName"], version=version, workers=1).write(scratch)
     server.serve_forever()
+
+
+def tell(headers, version, size, status, behaviour):
+    """Write the line of a request as `observe.log_line` does; that takes seconds to import."""
+    left = 100 if behaviour == "sees-other-things" else 1
+    request = {
+        "request_id": headers.get("x-request-id", ""),
+        "status": status,
+        "version": version,
+        "bytes": size,
+        "images": [{"height": 8, "width": 8, "instances": 1}],
+        "seconds": {"network": 0.5 if behaviour == "is-slow" else 0.001},
+    }
+    if TRIAL_HEADER in headers:
+        request["found"] = [[[1, 0.5, left, 2, 3, 4]]]
+    sys.stdout.write(json.dumps({"request": request}) + "\n")
+    sys.stdout.flush()
 
 
 def answer_of(model, behaviour):

@@ -1,5 +1,7 @@
 """Step: put the candidate into service and make it the champion. Never cached."""
 
+from typing import Any
+
 from kfp import dsl
 
 from polarmask_components.images import TRAINER_IMAGE
@@ -16,6 +18,7 @@ def deploy_torchserve(
     model_name: str,
     champion_version: str,
     answer: dsl.Output[dsl.Artifact],
+    trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
 ) -> str:
     """Serve a model with TorchServe, here or in a cluster, try it with an image, then promote it.
 
@@ -31,7 +34,10 @@ def deploy_torchserve(
             machine, which is started if none runs there.
         model_name: In URLs.
         champion_version: Champion that the candidate was compared with; empty for none.
-        answer: What the new version said to the image, as JSON; metadata: version.
+        answer: What the new version said to the image, as JSON; metadata: version, and the
+            figures of the trial if there was one.
+        trial: Of the model on live requests of a cluster, before the roll-out: fields of
+            `trial_settings.TrialSettings`; empty for none.
 
     Returns:
         Where the model answers.
@@ -53,7 +59,10 @@ def deploy_torchserve(
         registry=open_registry(registry),
         expected=champion_version or None,
         image=Path(sample.path).read_bytes(),
+        trial=trial,
     )
     write_text(Path(answer.path), json.dumps(deployed.answer, indent=1) + "\n")
     answer.metadata["version"] = deployed.version
+    if deployed.trial is not None:
+        answer.metadata["trial"] = deployed.trial
     return deployed.url

@@ -25,6 +25,7 @@ def preflight(
     min_nodes: int = 0,
     storage: str = "",
     label_pods: int = 1,
+    trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
     label_settings=str,
@@ -51,6 +52,7 @@ def preflight(
         min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
         storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
         label_pods: Pods that share the work of the ray labels.
+        trial: Of the model on live requests: fields of `trial_settings.TrialSettings`.
 
     Returns:
         label_settings: What ray labels depend on, as JSON.
@@ -81,6 +83,7 @@ def preflight(
             revision=revision,
             target=target,
             model_name=model_name,
+            trial=trial,
         )
     )
     opened = open_registry(registry)

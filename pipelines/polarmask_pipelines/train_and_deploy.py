@@ -1,5 +1,6 @@
 """The pipeline: from a revision of the data to a model that answers, or to a reason why not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -37,13 +38,22 @@ _STORAGE_KEYS = (
 )
 
 
-def _reach_storage(secret: str, *tasks: PipelineTask, and_key: str | None = None) -> None:
+# What the deploy step shows the server: a token, and how to speak TLS with it.
+_SERVER_KEYS = (
+    "POLARMASK_TOKEN",
+    "POLARMASK_CA",
+    "POLARMASK_CLIENT_CERT",
+    "POLARMASK_CLIENT_KEY",
+)
+
+
+def _reach_storage(secret: str, *tasks: PipelineTask, and_keys: Sequence[str] = ()) -> None:
     """Give tasks the object storage's address and keys from a Secret; on a laptop nothing happens.
 
-    Where accounts have roles there is no Secret, or one with some of the keys. `and_key` is one
+    Where accounts have roles there is no Secret, or one with some of the keys. `and_keys` are
     more of its keys.
     """
-    keys = [*_STORAGE_KEYS, *([and_key] if and_key else [])]
+    keys = [*_STORAGE_KEYS, *and_keys]
     for task in tasks:
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
 
@@ -59,12 +69,13 @@ def train_and_deploy(
     deploy_model_name: str = "polarmask",
     deploy_registry: str = "s3://polarmask/registry",
     deploy_target: str = "kubernetes://polarmask/polarmask",
+    deploy_trial: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
     eval_floor_ap: float = 0.25,
     label_pods: int = 1,
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
     storage_secret: str = "polarmask-s3",  # noqa: S107 its name only
-    train_job: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
+    train_job: dict[str, Any] = {},  # noqa: B006 as above
     train_min_nodes: int = 0,
     train_nodes: int = 1,
     train_on: str = "pytorchjob",
@@ -84,6 +95,8 @@ def train_and_deploy(
         deploy_registry: Folder or s3://bucket/prefix that remembers the champion.
         deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or folder of the TorchServe of this
             machine.
+        deploy_trial: Try it first on copies or a share of a cluster's live requests: copies or
+            share, minutes, min_requests, min_agreement, max_errors, max_slowdown; {} for no trial.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
         label_pods: Pods that share the work of the ray labels.
         notify_webhook: http(s) address that is told how the run ended; empty for none.
@@ -118,6 +131,7 @@ def train_and_deploy(
             min_nodes=train_min_nodes,
             storage=train_storage,
             label_pods=label_pods,
+            trial=deploy_trial,
         )
         _present(checked, "Preflight", cached=False)
 
@@ -221,14 +235,14 @@ def train_and_deploy(
                     target=deploy_target,
                     model_name=deploy_model_name,
                     champion_version=champion.outputs["version"],
+                    trial=deploy_trial,
                 )
                 _present(deployed, "Deploy to TorchServe", cached=False)
                 remembered = remember_run(
                     data_hash=data_hash, code_version=code_version, **settings
                 ).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
-                # Where the server asks for tokens, this step has to show one, too.
-                _reach_storage(storage_secret, deployed, and_key="POLARMASK_TOKEN")
+                _reach_storage(storage_secret, deployed, and_keys=_SERVER_KEYS)
                 _reach_storage(storage_secret, remembered)
             with dsl.Else(name="stopped"):
                 remembered = remember_run(

@@ -3,16 +3,74 @@
 Who wants predictions of any server takes `client`.
 """
 
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from polarmask_serving.errors import ServerError
 
 _POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """How to speak HTTPS with a server of ours that is reached by an address of the cluster."""
+
+    name: str
+    """That its certificate has to carry."""
+    ca: str
+    """PEM of who signed it; nobody else is believed."""
+    certificate: str = ""
+    key: str = field(default="", repr=False)
+    """PEM of what is shown where clients are asked for a certificate; empty for none."""
+
+    @classmethod
+    def from_environment(cls, name: str) -> Self | None:
+        """Read POLARMASK_CA, POLARMASK_CLIENT_CERT, POLARMASK_CLIENT_KEY; None without the first.
+
+        Raises:
+            ServerError: One of certificate and key is there without what it needs.
+        """
+        names = ("POLARMASK_CA", "POLARMASK_CLIENT_CERT", "POLARMASK_CLIENT_KEY")
+        ca, certificate, key = (os.environ.get(each, "") for each in names)
+        if bool(certificate) != bool(key) or (certificate and not ca):
+            raise ServerError(
+                "POLARMASK_CLIENT_CERT and POLARMASK_CLIENT_KEY go together, and with POLARMASK_CA"
+            )
+        return cls(name=name, ca=ca, certificate=certificate, key=key) if ca else None
+
+    @contextmanager
+    def of(self, session: requests.Session) -> Iterator[None]:
+        """Let a session speak so inside the block."""
+        with TemporaryDirectory() as folder:  # nobody else may look into it
+            files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
+            paths = {name: Path(folder) / name for name in files}
+            for name, path in paths.items():
+                path.write_text(files[name], encoding="ascii")
+            session.verify = str(paths["ca"])
+            if self.certificate:
+                session.cert = (str(paths["certificate"]), str(paths["key"]))
+            session.mount("https://", _Named(self.name))
+            yield
+
+
+class _Named(HTTPAdapter):
+    """Expects a name in the certificate that is not the address."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # the base class's
+        super().init_poolmanager(*arguments, **options, server_hostname=self._name)
 
 
 @dataclass(frozen=True)
@@ -101,9 +159,21 @@ class ModelClient:
 
 
 def ask(
-    url: str, image: bytes, *, time_out: float = 60, token: str | None = None
+    url: str,
+    image: bytes,
+    *,
+    time_out: float = 60,
+    token: str | None = None,
+    tls: Tls | None = None,
 ) -> dict[str, Any]:
     """Send the bytes of an image to where a model answers.
+
+    Args:
+        url: Of the model.
+        image: JPEG or PNG.
+        time_out: Seconds.
+        token: Of the server, if it asks for one.
+        tls: For an https address within a cluster.
 
     Raises:
         ServerError: No answer in time, or an error instead of one.
@@ -111,7 +181,7 @@ def ask(
     headers = {"Content-Type": "application/octet-stream"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    answer = _call("POST", url, time_out=time_out, data=image, headers=headers)
+    answer = _call("POST", url, time_out=time_out, data=image, headers=headers, tls=tls)
     if not isinstance(answer, dict):
         raise ServerError(f"{url} answers {answer!r:.200}, not an object")
     return answer
@@ -126,10 +196,11 @@ def _call(
     params: Mapping[str, str] | None = None,
     data: bytes | None = None,
     headers: Mapping[str, str] | None = None,
+    tls: Tls | None = None,
 ) -> object:
     """Return the JSON of an answer; `missing`, if given, stands for 404."""
     try:
-        with requests.Session() as session:
+        with requests.Session() as session, tls.of(session) if tls else nullcontext():
             session.trust_env = False  # a proxy can't reach our loopback
             answer = session.request(
                 method, url, params=params, data=data, headers=headers, timeout=time_out

@@ -15,6 +15,9 @@ from polarmask_serving.errors import AnswerError
 _INSTANCE_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
 _SCORE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
+_MOST_FOUND = 200
+"""Instances in one line of the log; a kubelet cuts lines at 16 KiB."""
+
 _COUNTER = MetricTypes.COUNTER
 
 Add = Callable[[str, str, list[str], MetricTypes], Any]
@@ -80,18 +83,20 @@ class _Histogram:
             self._count.add_or_update(int(upto_L[-1]), self._common)
 
 
-def log_line(answer: Answer, *, request_id: str, num_bytes: int, version: str) -> str:
-    """Return one request as a line of JSON; log4j2.xml knows it by how it begins."""
-    images = [
-        {"code": outcome.code}
-        if isinstance(outcome, AnswerError)
-        else {
-            "height": outcome.image_hw[0],
-            "width": outcome.image_hw[1],
-            "instances": len(outcome),
-        }
-        for outcome in answer.outcomes
-    ]
+def log_line(
+    answer: Answer, *, request_id: str, num_bytes: int, version: str, with_found: bool = False
+) -> str:
+    """Return one request as a line of JSON; log4j2.xml knows it by how it begins.
+
+    Args:
+        answer: What was answered.
+        request_id: Of the request.
+        num_bytes: That came.
+        version: Of the model.
+        with_found: Add what was found before the request's own options, for a comparison with
+            another model: category, score and box of the best instances.
+    """
+    images = [_image_entry(outcome) for outcome in answer.outcomes]
     entry = {
         "request_id": request_id,
         "status": 200 if answer.error is None else answer.error.status,
@@ -102,4 +107,25 @@ def log_line(answer: Answer, *, request_id: str, num_bytes: int, version: str) -
         "images": images,
         "seconds": {stage: round(seconds, 5) for stage, seconds in answer.seconds.items()},
     }
+    if with_found:
+        room = _MOST_FOUND // max(1, len(answer.outcomes))
+        entry["found"] = [_found(outcome, room) for outcome in answer.outcomes]
     return json.dumps(entry, separators=(",", ":"))
+
+
+def _image_entry(outcome: Instances | AnswerError) -> dict[str, Any]:
+    if isinstance(outcome, AnswerError):
+        return {"code": outcome.code}
+    height, width = outcome.image_hw
+    return {"height": height, "width": width, "instances": len(outcome)}
+
+
+def _found(outcome: Instances | AnswerError, room: int) -> list[list[float]]:
+    """Return category id, score, left, top, width, height of the best instances."""
+    if isinstance(outcome, AnswerError):
+        return []
+    rows = zip(outcome.category_ids, outcome.scores, outcome.boxes_xywh, strict=True)
+    return [
+        [int(category), round(float(score), 3), *(round(float(each), 1) for each in box)]
+        for category, score, box in list(rows)[:room]
+    ]

@@ -11,6 +11,10 @@ from polarmask_serving.errors import BadOptionError
 MAX_IMAGES = 8
 """Images in one JSON request."""
 
+TRIAL_HEADER = "x-polarmask-trial"
+"""Set by proxies alone, on a request that a candidate gets a copy of: both servers write what they
+found into their logs."""
+
 Mask = Literal["polygon", "rle", "none"]
 
 

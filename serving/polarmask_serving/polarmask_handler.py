@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from polarmask.inference import Predictor
 from polarmask_serving.archive import check_unpacked
 from polarmask_serving.batch import Asked, answer_batch
 from polarmask_serving.observe import Metrics, log_line
+from polarmask_serving.options import TRIAL_HEADER
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ class PolarMaskHandler:
         ]
         answers = answer_batch(self.predictor, batch, self.model)
         for index, (asked, answer) in enumerate(zip(batch, answers, strict=True)):
-            request_id = _request_id(asked, context.get_request_id(index))
+            headers = {name.lower(): value for name, value in asked.headers.items()}
+            request_id = _request_id(headers, context.get_request_id(index))
             context.set_response_content_type(index, "application/json")
             if answer.error is not None:
                 error = answer.error
@@ -69,16 +72,20 @@ class PolarMaskHandler:
             self.metrics.tell(answer)
             size = sum(len(v) for v in asked.fields.values() if isinstance(v, bytes | bytearray))
             line = log_line(
-                answer, request_id=request_id, num_bytes=size, version=self.model["version"]
+                answer,
+                request_id=request_id,
+                num_bytes=size,
+                version=self.model["version"],
+                with_found=TRIAL_HEADER in headers,
             )
             _log.info("%s", line)
         return [answer.body for answer in answers]
 
 
-def _request_id(asked: Asked, own: str) -> str:
+def _request_id(headers: Mapping[str, object], own: str) -> str:
     """Return the id the client or proxy gave, if it is one, else TorchServe's.
 
     TorchServe writes its own into the answer, whatever the handler says; the proxy sets that right.
     """
-    given = {name.lower(): value for name, value in asked.headers.items()}.get("x-request-id")
+    given = headers.get("x-request-id")
     return given if isinstance(given, str) and re.fullmatch(r"[!-~]{1,128}", given) else own

@@ -105,6 +105,9 @@ function envoy_on_request(handle)
     end
     headers:remove("authorization") -- nobody behind here needs it
   end
+  if SETTINGS.mark_of_proxies then
+    headers:remove(SETTINGS.mark_of_proxies) -- a stranger's
+  end
   -- Said before the body is sent, to those who wait for it.
   if tonumber(headers:get("content-length") or "0") > SETTINGS.body_bytes then
     return refuse(handle, 413, "body_too_large",

@@ -28,6 +28,7 @@ from polarmask_serving.proxy_config import (
     Front,
     Limits,
     Page,
+    Trial,
 )
 
 CONFIG = "envoy.json"
@@ -168,6 +169,24 @@ def _wait_for_server(folder: Path) -> probe.Target:
         time.sleep(_POLL_SECONDS)
 
 
+def _read_trial() -> Trial | None:
+    """Return where a candidate may be tried, as the environment tells.
+
+    Raises:
+        ServerError: CANDIDATE is no address.
+    """
+    address, traffic = os.environ.get("CANDIDATE", ""), os.environ.get("TRAFFIC", "")
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not traffic:
+        raise ServerError(
+            f"CANDIDATE is {address!r} and TRAFFIC {traffic!r}: write HOST:PORT of the candidate's "
+            "Service, and the folder where the ConfigMap of the shares is mounted"
+        )
+    return Trial(host=host, port=int(port), traffic=Path(traffic))
+
+
 def _is_mounted(folder: Path) -> bool:
     """Tell whether a Secret is there, whatever its entries: one with a wrong name must not open."""
     # ..data and its kin are the kubelet's own.
@@ -199,6 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
             scratch=options.scratch.resolve(),
             tokens=tokens,
             tls=tls,
+            trial=_read_trial(),
+            is_candidate=os.environ.get("IS_CANDIDATE") == "yes",
         )
         target = _wait_for_server(options.server)
         command = prepare(front, target, Limits.for_workers(target.workers))

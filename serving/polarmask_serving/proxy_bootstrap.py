@@ -10,6 +10,7 @@ from pathlib import Path
 from polarmask_serving.probe import Target
 from polarmask_serving.proxy_config import ADMIN_SOCKET, TYPE, Config, Front, Limits, Page
 from polarmask_serving.proxy_http import operations, public
+from polarmask_serving.proxy_trial import clusters, runtime
 
 _TLS = TYPE + "extensions.transport_sockets.tls.v3."
 
@@ -41,9 +42,11 @@ def bootstrap(front: Front, target: Target, limits: Limits, pages: tuple[Page, .
                 _cluster("management", target.ports["management_port"]),
                 _cluster("metrics", target.ports["metrics_port"]),
                 _admin_cluster(front.scratch / ADMIN_SOCKET),
+                *(clusters(front.trial, _circuit_breakers(limits)) if front.trial else ()),
             ],
         },
         "overload_manager": _overload_manager(limits),
+        **(runtime(front.trial) if front.trial else {}),
     }
 
 

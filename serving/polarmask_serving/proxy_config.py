@@ -58,6 +58,17 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Where a new model may be tried on live requests."""
+
+    host: str
+    port: int
+    """Of the candidate's Service."""
+    traffic: Path
+    """Folder of a mounted ConfigMap with the shares, see `proxy_trial`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Front:
     """What the outside sees."""
 
@@ -71,6 +82,10 @@ class Front:
     """File of bearer tokens, one a line, read anew when it changes; None: everybody may ask."""
     tls: Path | None = None
     """Folder with tls.crt and tls.key, and ca.crt if clients have to show a certificate."""
+    trial: Trial | None = None
+    """None: there is no candidate to send anything to."""
+    is_candidate: bool = False
+    """It is asked by other proxies, whose mark on requests it believes."""
 
 
 @dataclass(frozen=True, kw_only=True)

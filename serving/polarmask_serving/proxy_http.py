@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from polarmask_serving.options import OPTIONS
+from polarmask_serving.options import OPTIONS, TRIAL_HEADER
 from polarmask_serving.probe import Target
 from polarmask_serving.proxy_config import REFUSALS, TYPE, Config, Front, Limits, Page
+from polarmask_serving.proxy_trial import routes
 
 HERE = Path(__file__).parent
 _HTTP = TYPE + "extensions.filters.http."
@@ -15,7 +16,7 @@ _HTTP = TYPE + "extensions.filters.http."
 
 def public(front: Front, target: Target, limits: Limits, pages: tuple[Page, ...]) -> Config:
     """Return how strangers are heard: predictions, health and pages."""
-    manager = _connection_manager("public", _public_routes(target, limits, pages), limits)
+    manager = _connection_manager("public", _public_routes(front, target, limits, pages), limits)
     manager["http_filters"][:0] = [_lua(front, limits), _buffer(limits)]
     return manager
 
@@ -137,13 +138,14 @@ def _header(name: str, value: str) -> Config:
     }
 
 
-def _public_routes(target: Target, limits: Limits, pages: tuple[Page, ...]) -> list[Config]:
+def _public_routes(
+    front: Front, target: Target, limits: Limits, pages: tuple[Page, ...]
+) -> list[Config]:
     name = re.escape(target.name)
     predictions = rf"/predictions/{name}(/[A-Za-z0-9._-]+)?|/v1/models/{name}:predict"
-    routes = [
-        *_only("POST", {"safe_regex": {"regex": predictions}}, _to_model(limits)),
-        *_only("GET", {"path": "/healthz"}, _to_health(target)),
-    ]
+    to_predict = _only("POST", {"safe_regex": {"regex": predictions}}, _to_model(limits))
+    tried = routes(to_predict[0]["match"], _to_model(limits)) if front.trial else []
+    found = [*tried, *to_predict, *_only("GET", {"path": "/healthz"}, _to_health(target))]
     for page in pages:
         answer = {
             "direct_response": {"status": 200, "body": {"inline_string": page.body}},
@@ -153,8 +155,8 @@ def _public_routes(target: Target, limits: Limits, pages: tuple[Page, ...]) -> l
                 *(_header(name, value.replace("%", "%%")) for name, value in page.headers.items()),
             ],
         }
-        routes += _only("GET", {"path": page.path}, answer)
-    return [*routes, _nothing()]
+        found += _only("GET", {"path": page.path}, answer)
+    return [*found, _nothing()]
 
 
 def _only(method: str, match: Config, action: Config) -> list[Config]:
@@ -208,6 +210,7 @@ def _lua(front: Front, limits: Limits) -> Config:
     settings = {
         "tokens": None if front.tokens is None else str(front.tokens),
         "body_bytes": limits.body_bytes,
+        "mark_of_proxies": None if front.is_candidate else TRIAL_HEADER,
     }
     return _script(
         *(_local("SETTINGS", settings), _local("OPTIONS", dict.fromkeys(OPTIONS, True))),

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,12 +26,17 @@ class ConfigError(Exception):
 
 
 class Volumes:
-    """The volumes of one pod as folders; they live as long as the pod."""
+    """The volumes of one pod as folders; they live as long as the pod.
+
+    Secrets and ConfigMaps look as the kubelet makes them: each entry is a link through `..data`,
+    a link itself, which is replaced when they change.
+    """
 
     def __init__(self, server, pod, folder):
         self._server = server
         self._namespace = pod["metadata"]["namespace"]
         self._folders = {}
+        self._projected = {}  # folder -> (kind, reference, entries, number of the version)
         for volume in pod["spec"].get("volumes", []):
             path = Path(folder) / "volumes" / volume["name"]
             path.mkdir(parents=True)
@@ -39,15 +45,39 @@ class Volumes:
 
     def _fill(self, volume, path):
         if "secret" in volume:
-            files = read_map(self._server, "Secret", volume["secret"], self._namespace)
+            self._project(path, "Secret", volume["secret"])
         elif "configMap" in volume:
-            files = read_map(self._server, "ConfigMap", volume["configMap"], self._namespace)
-        elif "emptyDir" in volume:
-            files = {}
-        else:
+            self._project(path, "ConfigMap", volume["configMap"])
+        elif "emptyDir" not in volume:
             raise ConfigError(f"volume {volume['name']}: the tests' kubelet has no such volumes")
-        for name, value in files.items():
-            (path / name).write_text(value)
+
+    def _project(self, path, kind, reference, number=0):
+        entries = read_map(self._server, kind, reference, self._namespace)
+        version, fresh = path / f"..version-{number}", path / "..data_tmp"
+        version.mkdir()
+        for name, value in entries.items():
+            (version / name).write_text(value)
+        fresh.symlink_to(version.name)
+        fresh.rename(path / "..data")
+        for name in entries:
+            if not (path / name).is_symlink():
+                (path / name).symlink_to(Path("..data") / name)
+        for link in path.iterdir():
+            if not link.name.startswith("..") and link.name not in entries:
+                link.unlink()
+        if number:
+            shutil.rmtree(path / f"..version-{number - 1}")
+        self._projected[path] = (kind, reference, entries, number)
+
+    def refresh(self):
+        """Bring what changed in Secrets and ConfigMaps to the folders."""
+        for path, (kind, reference, entries, number) in list(self._projected.items()):
+            try:
+                now = read_map(self._server, kind, reference, self._namespace)
+            except ConfigError:  # deleted: pods keep what they have
+                continue
+            if now != entries:
+                self._project(path, kind, reference, number + 1)
 
     def mapping(self, container):
         """Return a function that replaces mount paths in a text by folders of this machine."""
@@ -81,7 +111,7 @@ def read_map(server, kind, reference, namespace):
         if reference.get("optional"):
             return {}
         raise ConfigError(f'{kind.lower()} "{name}" not found') from None
-    data = obj.get("data", {})
+    data = obj.get("data") or {}
     if kind == "ConfigMap":
         return data
     return {key: base64.b64decode(text).decode() for key, text in data.items()}

@@ -54,6 +54,8 @@ class Kubelet(Controller):
         alive = {pod["metadata"]["uid"] for pod in pods}
         for uid in self._runners.keys() - alive:
             self._runners.pop(uid).close()
+        for runner in self._runners.values():
+            runner.refresh_volumes()
         for pod in pods:
             uid, node = pod["metadata"]["uid"], pod["spec"].get("nodeName")
             if "deletionTimestamp" in pod["metadata"]:

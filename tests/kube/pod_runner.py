@@ -58,6 +58,12 @@ class PodRunner:
                 self._volumes = Volumes(self.kubelet.server, self.pod, self.folder)
             return self._volumes
 
+    def refresh_volumes(self):
+        """Bring changed Secrets and ConfigMaps to the pod's folders."""
+        with self._lock:
+            if self._volumes is not None and not self._over:
+                self._volumes.refresh()
+
     def current(self):
         """Return the pod with the status of now, for its environment."""
         return self.pod | {"status": self._status}

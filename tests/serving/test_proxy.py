@@ -1,8 +1,6 @@
 """Envoy in front of a real TorchServe: what passes, what is refused, and in which words."""
 
 import contextlib
-import datetime
-import ipaddress
 import json
 import os
 import socket
@@ -13,11 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from certificates import certificate
 from polarmask_serving import launch
 from polarmask_serving.errors import PortTakenError, ServerError
 from polarmask_serving.proxy import LocalProxy
@@ -221,28 +216,6 @@ def test_tokens_are_asked_for_and_may_change_while_it_runs(server, png, tmp_path
         tokens.unlink()
         time.sleep(2.1)
         assert error_of(ask(proxy, "Bearer third")) == (503, "authentication_unavailable")
-
-
-def certificate(folder, name, *, signed_by=None):
-    """Write `name`.key and `name`.crt; without a signer it is a CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    signer_key, issuer = signed_by or (key, subject)
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=signed_by is None, path_length=None), True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-    )
-    signed = builder.sign(signer_key, hashes.SHA256())
-    (folder / f"{name}.crt").write_bytes(signed.public_bytes(Encoding.PEM))
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / f"{name}.key").write_bytes(private)
-    return key, subject
 
 
 def test_clients_show_a_certificate_where_an_authority_is_given(server, png, tmp_path):

@@ -44,6 +44,12 @@ DEPLOYMENT_ACCESS = (
     Access("get", "services"),
     *_WATCHING,
 )
+CANDIDATE_ACCESS = (
+    *(Access(v, "deployments", "apps") for v in ("get", "patch")),
+    Access("get", "services"),
+)
+TRAFFIC_ACCESS = tuple(Access(verb, "configmaps") for verb in ("get", "patch"))
+"""For a trial on live requests."""
 OWN_POD_ACCESS = Access("get", "pods")
 """In the namespace of the step itself: whose the job is to be."""
 NODES_ACCESS = Access("list", "nodes")

@@ -17,13 +17,16 @@ from kubernetes.utils.quantity import parse_quantity
 
 from polarmask_components.checks.bucket_check import problems_of_bucket
 from polarmask_components.checks.cluster_access import (
+    CANDIDATE_ACCESS,
     DEPLOYMENT_ACCESS,
     NAMESPACE_ACCESS,
     NODES_ACCESS,
     OWN_POD_ACCESS,
     PATIENCE_SECONDS,
     QUOTA_ACCESS,
+    TRAFFIC_ACCESS,
     TRAINING_ACCESS,
+    Access,
     is_allowed,
     missing_access,
 )
@@ -54,6 +57,8 @@ class ClusterUse:
     """s3://bucket/prefix of the training's checkpoints and result."""
     target: str = ""
     """`kubernetes://NAMESPACE/NAME` of the Deployment; anything else is not looked at."""
+    tries: bool = False
+    """Whether a new model is tried on live requests before."""
 
     @property
     def deploys(self) -> bool:
@@ -138,6 +143,8 @@ def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
             findings.add(partial(_check_pod_security, api, namespace))
     if use.deploys:
         findings.add(partial(_check_deployment, api, use.target))
+    if use.deploys and use.tries:
+        findings.add(partial(_check_trial, api, use.target))
 
 
 def _check_operator(api: ApiClient) -> Iterator[str]:
@@ -253,21 +260,40 @@ def _check_deployment(api: ApiClient, target: str) -> Iterator[str]:
     if not namespace or not name or "/" in name:
         yield f"deploy_target {target!r} is no Deployment; give kubernetes://NAMESPACE/NAME"
         return
-    lacks = list(missing_access(api, DEPLOYMENT_ACCESS, namespace=namespace, name=name))
+    yield from _check_objects(api, DEPLOYMENT_ACCESS, namespace, name, ("Deployment", "Service"))
+
+
+def _check_trial(api: ApiClient, target: str) -> Iterator[str]:
+    namespace, _, name = target.removeprefix(CLUSTER).partition("/")
+    for access, of, kinds in (
+        (CANDIDATE_ACCESS, f"{name}-candidate", ("Deployment", "Service")),
+        (TRAFFIC_ACCESS, f"{name}-traffic", ("ConfigMap",)),
+    ):
+        for line in _check_objects(api, access, namespace, of, kinds):
+            yield f"deploy_trial: {line}; apply k8s/components/trial"
+
+
+def _check_objects(
+    api: ApiClient, access: Iterable[Access], namespace: str, name: str, kinds: Iterable[str]
+) -> Iterator[str]:
+    """Yield what is missing of objects of one name, and of the rights to use them."""
+    lacks = list(missing_access(api, access, namespace=namespace, name=name))
     yield from lacks
-    reads = (
-        ("Deployment", AppsV1Api(api).read_namespaced_deployment),
-        ("Service", CoreV1Api(api).read_namespaced_service),
-    )
-    for kind, read in reads:
+    reads = {
+        "Deployment": AppsV1Api(api).read_namespaced_deployment,
+        "Service": CoreV1Api(api).read_namespaced_service,
+        "ConfigMap": CoreV1Api(api).read_namespaced_config_map,
+    }
+    for kind in kinds:
         if any(f"{kind.lower()}s" in line for line in lacks):
             continue
         try:
-            patiently(read, name, namespace, patience_seconds=PATIENCE_SECONDS)
+            patiently(reads[kind], name, namespace, patience_seconds=PATIENCE_SECONDS)
         except ApiException as error:
             if error.status != 404:
                 raise
-            yield f"{target}: no {kind} {name} in namespace {namespace}; apply k8s/ there first"
+            where = f"{CLUSTER}{namespace}/{name}"
+            yield f"{where}: no {kind} {name} in namespace {namespace}; apply k8s/ there first"
 
 
 def _one_line(text: str) -> str:

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from polarmask.config import RunConfig
 from polarmask_components.run.job_settings import read_job_settings
 from polarmask_components.run.run_settings import ON_CLUSTER, check_settings
-from polarmask_components.serving.deploy_target import CLUSTER
+from polarmask_components.serving.deploy_target import CLUSTER, read_trial
 from polarmask_serving.launch import check_installed
 from polarmask_serving.names import check_url_name
 
@@ -34,6 +34,8 @@ class PlannedRun:
     revision: str
     target: str
     model_name: str
+    trial: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `TrialSettings`."""
 
 
 def check_run(run: PlannedRun) -> RunConfig:
@@ -46,6 +48,7 @@ def check_run(run: PlannedRun) -> RunConfig:
         PreflightError: A cluster lacks something; all of it, a line each.
     """
     job = read_job_settings(run.job)
+    trial = read_trial(run.trial, run.target)
     config = check_settings(
         preset_name=run.preset,
         overrides=run.overrides,
@@ -73,6 +76,7 @@ def check_run(run: PlannedRun) -> RunConfig:
             has_master=run.nodes > 1 and not run.min_nodes,
             storage=run.storage,
             target=run.target,
+            tries=trial is not None,
         )
         for note in check_cluster(use):
             logger.info("%s", note)

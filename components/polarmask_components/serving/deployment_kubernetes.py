@@ -1,6 +1,7 @@
 """Put a model into service in a cluster and make it the champion, or leave everything as it was.
 
-    store the archive -> roll the Deployment to it -> ask it through the Service with a real image
+    store the archive -> try it on live requests, if asked for (`trial`)
+    -> roll the Deployment to it -> ask it through the Service with a real image
     -> promote in the registry
 
 Whatever fails, the roll-out returns to what was served before and proves that it answers. A run
@@ -9,10 +10,9 @@ there. Who is champion is for the registry alone to say.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any, NoReturn
 
 from polarmask.errors import PolarMaskError
@@ -25,7 +25,7 @@ from polarmask_components.errors import (
 )
 from polarmask_components.models.model_store import store_archive
 from polarmask_components.models.registry import Facts, Registry
-from polarmask_components.run.signals import when_asked_to_end
+from polarmask_components.run.signals import end_run, when_asked_to_end
 from polarmask_components.serving.deployment import pack
 from polarmask_components.serving.local_server import Deployment
 from polarmask_components.serving.serving_deployment import ServingDeployment
@@ -37,8 +37,9 @@ from polarmask_components.serving.serving_state import (
     return_point,
     served_model,
 )
+from polarmask_components.serving.trial import Trial, Tried, end_leftover
+from polarmask_components.serving.trial_settings import TrialSettings
 from polarmask_serving.errors import ServingError
-from polarmask_serving.management import ask
 
 _PATIENCE_FORWARD = 3.0
 """Seconds of wrong answers; clients get them, too."""
@@ -56,6 +57,7 @@ def deploy_to_cluster(
     registry: Registry,
     expected: str | None,
     image: bytes,
+    trial: TrialSettings | None = None,
     time_out: float = 1800,
 ) -> Deployment:
     """Serve a model folder in a cluster and promote it. Call it in the main thread.
@@ -68,6 +70,7 @@ def deploy_to_cluster(
         registry: Holds the champion; on S3, where pods can read.
         expected: Version of the champion that the candidate was compared with, or None.
         image: JPEG or PNG the candidate has to answer.
+        trial: How to try it on live requests first; None: not at all.
         time_out: Seconds until all pods have to serve it, and again for the way back.
 
     Raises:
@@ -79,11 +82,18 @@ def deploy_to_cluster(
 
     Once the cluster was changed, the message also says what answers now.
     """
-    serving = ServingDeployment.from_uri(connect(), target)
+    api = connect()
+    serving = ServingDeployment.from_uri(api, target)
     before, url = serving.read(), serving.url(name)
     if before["spec"].get("paused"):
         raise RollOutError(f"{target} can't be rolled out: {progress_of(before, before).words}")
     back = return_point(before, registry.champion_version())
+    if trial is None:
+        end_leftover(api, serving)
+        first = None
+    else:
+        first = Trial(api, serving, trial)
+        first.check()
     record = registry.add(model, facts)  # an equal model keeps its first facts, so its archive
     version = record.version
     with TemporaryDirectory() as folder:
@@ -91,9 +101,30 @@ def deploy_to_cluster(
         archive = pack(model, out, name=name, version=version, facts=record.facts)
         uri = store_archive(archive, registry)
     new = ServedModel(version=version, uri=uri, sha256=archive.sha256)
+    tried = _try_first(first, new, back, name, image, time_out)
     rolling = _RollOut(serving, registry, name, url, image, time_out, before, back, new)
     answer = rolling.run(expected)
-    return Deployment(version, url, answer)
+    words = None if tried is None else asdict(tried.figures) | {"reason": tried.reason}
+    return Deployment(version, url, answer, words)
+
+
+def _try_first(
+    trial: Trial | None,
+    new: ServedModel,
+    back: ReturnPoint,
+    name: str,
+    image: bytes,
+    time_out: float,
+) -> Tried | None:
+    if trial is None:
+        return None
+    if back.idle:
+        _log.info("no trial: nothing serves yet, so there are no requests to try it on")
+        return None
+    try:
+        return trial.run(new, name, image, time_out=time_out)
+    except BaseException as error:
+        _raise_with(error, f"version {back.model.version} serves as before; nothing was rolled out")
 
 
 @dataclass(frozen=True)
@@ -113,7 +144,7 @@ class _RollOut:
     def run(self, expected: str | None) -> dict[str, Any]:
         """Return what the new model said, once it is the champion."""
         try:
-            with when_asked_to_end(_stop):
+            with when_asked_to_end(end_run):
                 answer = self._go_forward()
                 self.registry.promote(self.new.version, expected=expected)
         except BaseException as error:
@@ -169,7 +200,7 @@ class _RollOut:
 
     def _who_answers(self) -> str:
         try:
-            version = ask(self.url, self.image)["model"]["version"]
+            version = self.serving.ask_once(self.url, self.image)["model"]["version"]
         except (ServingError, KeyError, TypeError) as error:
             return f"{self.url} does not answer: {error}"
         return f"At {self.url} version {version} answers"
@@ -180,11 +211,6 @@ class _RollOut:
             self.serving.change(self.serving.check_serves(self.new), self.new, back=None)
         except ComponentError as error:
             _log.warning("the roll-out is decided, but its note stays: %s", error)
-
-
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    # No Exception: nothing on the way may take it for an answer that failed.
-    raise SystemExit("the run was asked to end")
 
 
 def _raise_with(error: BaseException, outcome: str) -> NoReturn:

@@ -19,6 +19,8 @@ class Deployment:
     """Where it answers."""
     answer: dict[str, Any]
     """What it said to an image."""
+    trial: dict[str, Any] | None = None
+    """Figures of a trial on live requests, with `reason` in words; None: there was none."""
 
 
 def is_serving(target: Path) -> bool:

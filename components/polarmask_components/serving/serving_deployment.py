@@ -27,7 +27,7 @@ from polarmask_components.serving.serving_state import (
     undecided,
 )
 from polarmask_serving.errors import ServerError
-from polarmask_serving.management import ask
+from polarmask_serving.management import Tls, ask
 from polarmask_serving.roll_out import check_answer
 from polarmask_serving.server_log import last_worker_error
 
@@ -48,39 +48,48 @@ class ServingDeployment:
 
     Attributes:
         where: For messages, `kubernetes://namespace/name`.
+        namespace: Of both.
+        name: Of both.
     """
 
-    def __init__(self, api: ApiClient, namespace: str, name: str) -> None:
+    def __init__(
+        self, api: ApiClient, namespace: str, name: str, *, tls: Tls | None = None
+    ) -> None:
         self._api = api
-        self._namespace = namespace
-        self._name = name
+        self.namespace = namespace
+        self.name = name
+        self._tls = tls
         self.where = f"{CLUSTER}{namespace}/{name}"
 
     @classmethod
     def from_uri(cls, api: ApiClient, uri: str) -> Self:
         """Read `kubernetes://namespace/name`.
 
+        Where the environment holds POLARMASK_CA, its Service is asked over HTTPS.
+
         Raises:
             RollOutError: It is none.
+            ServerError: The environment holds half a client certificate.
         """
         namespace, _, name = uri.removeprefix(CLUSTER).partition("/")
         if not uri.startswith(CLUSTER) or not namespace or not name or "/" in name:
             raise RollOutError(f"{uri!r} is no Deployment; give kubernetes://NAMESPACE/NAME")
-        return cls(api, namespace, name)
+        return cls(api, namespace, name, tls=Tls.from_environment(f"{name}.{namespace}.svc"))
 
     def read(self) -> Object:
         """Return the Deployment as it is now."""
-        found: Object = self._call(AppsV1Api(self._api).read_namespaced_deployment, self._name)
+        found: Object = self._call(AppsV1Api(self._api).read_namespaced_deployment, self.name)
         return found
 
     def url(self, model_name: str) -> str:
         """Return where the Service answers predictions, at its address within the cluster."""
-        spec = self._call(CoreV1Api(self._api).read_namespaced_service, self._name)["spec"]
+        spec = self._call(CoreV1Api(self._api).read_namespaced_service, self.name)["spec"]
         address, port = spec.get("clusterIP"), spec["ports"][0]["port"]
         if not address or address == "None":
             raise RollOutError(f"the Service of {self.where} is headless; give it an address")
         host = f"[{address}]" if ":" in address else address
-        return f"http://{host}:{port}/predictions/{model_name}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{host}:{port}/predictions/{model_name}"
 
     def change(
         self,
@@ -124,7 +133,7 @@ class ServingDeployment:
 
     def _patch(self, patch: Object, **options: Any) -> None:  # noqa: ANN401  # whatever the call takes
         AppsV1Api(self._api).patch_namespaced_deployment(
-            self._name, self._namespace, patch, **options
+            self.name, self.namespace, patch, **options
         )
 
     def check_serves(self, model: ServedModel) -> Object:
@@ -156,7 +165,7 @@ class ServingDeployment:
         deadline, said = time.monotonic() + time_out, ""
         while True:
             deployment = self.check_serves(model)
-            progress, pods = progress_of(deployment, before), self._pods(deployment)
+            progress, pods = progress_of(deployment, before), self.pods(deployment)
             leaving = old_pods(pods, model, now=datetime.now(UTC)) if progress.done else []
             if progress.done and not leaving:
                 return
@@ -180,8 +189,6 @@ class ServingDeployment:
     ) -> dict[str, Any]:
         """Ask through the Service until its pods answer for sure; return the last answer.
 
-        A bearer token is read from the environment, POLARMASK_TOKEN.
-
         Args:
             url: Of the Service.
             image: JPEG or PNG.
@@ -192,12 +199,11 @@ class ServingDeployment:
             ServerError: Errors, nonsense, or another version.
         """
         name, version = model
-        token = os.environ.get("POLARMASK_TOKEN")
         started, right = time.monotonic(), 0
         answer: dict[str, Any] = {}
         while right < _SURE:
             try:
-                answer = ask(url, image, time_out=_SECONDS_PER_ANSWER, token=token)
+                answer = self.ask_once(url, image)
                 check_answer(answer, name, version)
                 right += 1
             except ServerError:
@@ -207,7 +213,17 @@ class ServingDeployment:
                 time.sleep(_POLL_SECONDS)
         return answer
 
-    def _pods(self, deployment: Object) -> list[Object]:
+    def ask_once(self, url: str, image: bytes) -> dict[str, Any]:
+        """Ask through the Service, with the token in POLARMASK_TOKEN if there is one.
+
+        Raises:
+            ServerError: An error, or no answer.
+        """
+        token = os.environ.get("POLARMASK_TOKEN")
+        return ask(url, image, time_out=_SECONDS_PER_ANSWER, token=token, tls=self._tls)
+
+    def pods(self, deployment: Object) -> list[Object]:
+        """Return its pods."""
         labels = deployment["spec"]["selector"]["matchLabels"]
         selector = ",".join(f"{name}={value}" for name, value in labels.items())
         pods = self._call(CoreV1Api(self._api).list_namespaced_pod, label_selector=selector)
@@ -227,7 +243,7 @@ class ServingDeployment:
         with suppress(ApiException, ClusterError):
             text: str = patiently(
                 CoreV1Api(self._api).read_namespaced_pod_log,
-                *(trouble.pod, self._namespace),
+                *(trouble.pod, self.namespace),
                 container=trouble.container,
                 previous=previous,
                 tail_lines=_LOG_LINES,
@@ -238,7 +254,7 @@ class ServingDeployment:
 
     def _call(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:  # noqa: ANN401  # whatever the call takes
         try:
-            answer = patiently(call, *arguments, self._namespace, **options)
+            answer = patiently(call, *arguments, self.namespace, **options)
         except ApiException as error:
             raise RollOutError(
                 f"{self.where}: {refusal_of(error)}; apply the manifests of k8s/"

@@ -1,0 +1,114 @@
+"""New models tried on live requests, with pods that a stand-in for TorchServe serves in."""
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from factories import make_tiny_coco
+from polarmask_components.errors import RollOutError
+from polarmask_serving.errors import ServerError
+from polarmask_serving.proxy_trial import entries
+from serving_cluster import ServingCluster, make_model
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders k8s/"),
+]
+COPIES = {"copies": 1, "minutes": 0.05, "min_requests": 10}
+SHARE = {"share": 0.5, "minutes": 0.05, "min_requests": 10}
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trial")
+    data = make_tiny_coco(folder / "data", images=1, val_images=1)
+    image = (data / "images" / "val_000.png").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        patch.setenv("POLARMASK_TOKEN", "of-the-pipeline")
+        with ServingCluster(s3_server, image, token="of-the-pipeline", trial=True) as cluster:
+            cluster.lead_here(patch)
+            cluster.deploy(make_model(folder / "first", seed=1), trial=COPIES)
+            yield cluster
+
+
+@contextmanager
+def clients(cluster):
+    """Ask 20 times a second until the block ends; give the versions that answered."""
+    seen, over = [], threading.Event()
+
+    def one():
+        try:
+            seen.append(cluster.answering())
+        except ServerError as error:
+            seen.append(str(error))
+
+    def send(pool):
+        while not over.wait(0.05):
+            pool.submit(one)
+
+    with ThreadPoolExecutor(16) as pool:
+        sender = threading.Thread(target=send, args=(pool,))
+        sender.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            sender.join()
+
+
+def is_over(cluster):
+    candidate = cluster.server.get("Deployment", "polarmask-candidate")
+    traffic = cluster.server.get("ConfigMap", "polarmask-traffic")
+    return candidate["spec"]["replicas"] == 0 and traffic.get("data") in (
+        None,
+        entries(copies=0, share=0),
+    )
+
+
+@pytest.mark.parametrize("how", [COPIES, SHARE], ids=["copies", "share"])
+def test_a_good_model_is_tried_then_rolled_out(cluster, tmp_path, how):
+    before = cluster.registry.champion_version()
+    with clients(cluster) as seen:
+        deployed = cluster.deploy(
+            make_model(tmp_path / "m", seed=2 if how is COPIES else 3), trial=how
+        )
+    assert deployed.trial["compared"] >= 10
+    assert deployed.trial["candidate"]["errors"] == deployed.trial["unanswered"] == 0
+    assert cluster.registry.champion_version() == deployed.version
+    assert set(seen) == {before, deployed.version}
+    assert is_over(cluster)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "how", "says"),
+    [
+        pytest.param("fails-copies", COPIES, "failed at", id="fails"),
+        pytest.param("sees-other-things", COPIES, "agrees too little", id="sees-other-things"),
+        pytest.param("is-slow", COPIES, "too slow", id="is-slow"),
+        pytest.param("is-slow", SHARE, "too slow", id="is-slow-in-a-share"),
+        pytest.param("crashes", COPIES, "weights are missing", id="crashes"),
+    ],
+)
+def test_a_bad_model_stays_out_and_clients_notice_nothing(cluster, tmp_path, behaviour, how, says):
+    champion, generation = cluster.registry.champion_version(), cluster.deployment()["metadata"]
+    with clients(cluster) as seen, pytest.raises(RollOutError, match=says) as caught:
+        cluster.deploy(make_model(tmp_path / "m", seed=9, behaviour=behaviour), trial=how)
+    assert f"version {champion} serves as before" in str(caught.value)
+    assert cluster.registry.champion_version() == champion
+    assert cluster.deployment()["metadata"]["generation"] == generation["generation"]
+    assert is_over(cluster)
+    if how is COPIES:
+        assert set(seen) == {champion}
+    assert not [each for each in seen if " " in each]  # no error
+
+
+def test_without_requests_the_model_stays_out(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("polarmask_components.serving.trial._REACH_SECONDS", 1.0)
+    with pytest.raises(RollOutError, match="only 0 requests reached the candidate, 10 are needed"):
+        cluster.deploy(make_model(tmp_path / "m", seed=10), trial=COPIES | {"minutes": 0.01})
+    assert is_over(cluster)

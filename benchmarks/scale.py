@@ -32,6 +32,8 @@ HERE = Path(__file__).parent
 PHOTOS = HERE.parent / "tests" / "data" / "coco_photos" / "images"
 OBJECTS_PER_IMAGE = 7.3
 IMAGE_HW = (480, 640)
+PICTURED = 100_000
+"""Images from which on a data set is worth its picture; `make bench` takes fewer."""
 
 
 def draw_objects(rng, count, hw):
@@ -176,8 +178,9 @@ def data_set(num_images):
     )  # fmt: skip
     size = stored / objects
     yield Result("label store, an object and size of input", size, None, "bytes", "<= 1024 bytes")
-    draw("precompute-memory", "images", [(size, measured[size][1]) for size in sizes], "MB")
-    draw("precompute-time", "images", [(size, measured[size][0]) for size in sizes], "s")
+    if num_images >= PICTURED:
+        draw("precompute-memory", "images", [(size, measured[size][1]) for size in sizes], "MB")
+        draw("precompute-time", "images", [(size, measured[size][0]) for size in sizes], "s")
 
 
 def main():

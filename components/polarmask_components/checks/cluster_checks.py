@@ -35,7 +35,7 @@ from polarmask_components.cluster.connection import connect, own_namespace, pati
 from polarmask_components.errors import ComponentError, PreflightError
 from polarmask_components.run.data_version import check_reachable
 from polarmask_components.run.job_settings import JobSettings
-from polarmask_components.serving.deploy_target import CLUSTER
+from polarmask_components.serving.serving_state import CLUSTER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import Any
 from polarmask.config import RunConfig
 from polarmask_components.run.job_settings import read_job_settings
 from polarmask_components.run.run_settings import ON_CLUSTER, check_settings
-from polarmask_components.serving.deploy_target import CLUSTER, read_trial
+from polarmask_components.serving.deploy_target import read_trial
+from polarmask_components.serving.serving_state import CLUSTER
 from polarmask_serving.launch import check_installed
 from polarmask_serving.names import check_url_name
 

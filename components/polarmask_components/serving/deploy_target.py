@@ -8,9 +8,8 @@ from typing import Any
 from polarmask.errors import ConfigError
 from polarmask_components.models.registry import Facts, Registry
 from polarmask_components.serving.local_server import Deployment
+from polarmask_components.serving.serving_state import CLUSTER
 from polarmask_components.serving.trial_settings import TrialSettings, read_trial_settings
-
-CLUSTER = "kubernetes://"
 
 
 def read_trial(trial: Mapping[str, Any], target: str) -> TrialSettings | None:

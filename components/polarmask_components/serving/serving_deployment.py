@@ -13,8 +13,8 @@ from kubernetes.client.exceptions import ApiException
 
 from polarmask_components.cluster.connection import patiently, refusal_of
 from polarmask_components.errors import ClusterError, ConflictError, RollOutError
-from polarmask_components.serving.deploy_target import CLUSTER
 from polarmask_components.serving.serving_state import (
+    CLUSTER,
     Object,
     ReturnPoint,
     ServedModel,

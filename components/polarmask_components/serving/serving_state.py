@@ -13,6 +13,8 @@ from typing import Any
 
 from polarmask_components.errors import RollOutError
 
+CLUSTER = "kubernetes://"
+"""What a target in a cluster begins with; NAMESPACE/NAME follow."""
 INIT_CONTAINER = "fetch-model"
 VERSION = "polarmask.io/version"
 SHA256 = "polarmask.io/archive-sha256"

@@ -29,8 +29,8 @@ data: .venv/.ready data.dvc
 demo: .venv/.ready data ## run the whole pipeline on the bundled data, serve the model, ask it (KEEP=1 leaves it running)
 	@$(RUN) -m polarmask_pipelines demo
 
-test: .venv/.ready data ## run all tests: real TorchServe, real S3, no network
-	$(RUN) -m pytest
+test: .venv/.ready data ## run all tests in two processes: real TorchServe, real S3, no network
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/.ready data ## run the tests that take minutes
 	$(RUN) -m pytest -m slow

@@ -32,8 +32,10 @@ class StopRequest:
 
     def is_asked(self, device: torch.device) -> bool:
         """Tell whether a signal came to any process; all processes ask together."""
-        self._signal_number = all_max(self._signal_number, device)
-        return self._signal_number > 0
+        agreed = all_max(self._signal_number, device)
+        if agreed:  # a signal that came while they agreed on none waits for the next step
+            self._signal_number = agreed
+        return agreed > 0
 
     def stopped(self, progress: str) -> TrainingStopped:
         """Return the error to end with; `progress` says what is saved."""

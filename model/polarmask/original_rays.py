@@ -70,7 +70,8 @@ def binned_rays(
     offset_M2 = contour_M2 - point_P2[point_M]
     angle_M = torch.atan2(offset_M2[:, 0], offset_M2[:, 1]) * 180 / np.pi
     angle_M = torch.where(angle_M < 0, angle_M + _DEGREES, angle_M).int().long()
-    distance_M = (offset_M2[:, 0] ** 2 + offset_M2[:, 1] ** 2).sqrt()
+    # In float64: torch's float32 root is off by a last bit on some processors.
+    distance_M = (offset_M2[:, 0] ** 2 + offset_M2[:, 1] ** 2).double().sqrt().float()
     # Degrees before 0 and after 359 stay empty; the last column takes what rounds to 360 and is
     # never looked up.
     margin = max(_SEARCH)

@@ -39,6 +39,8 @@ _SERVER_SECONDS = 120.0
 def prepare(front: Front, target: probe.Target, limits: Limits) -> list[str]:
     """Write Envoy's configuration into the front's scratch folder; return Envoy's command.
 
+    The command has to run in that folder.
+
     Raises:
         ServerError: Envoy is missing, or a file of tokens or certificates.
     """
@@ -109,7 +111,11 @@ class LocalProxy:
         log = front.scratch / "envoy.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+                command,
+                cwd=front.scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
             )
         proxy = cls(front, process, log)
         try:
@@ -184,7 +190,7 @@ def _read_trial() -> Trial | None:
             f"CANDIDATE is {address!r} and TRAFFIC {traffic!r}: write HOST:PORT of the candidate's "
             "Service, and the folder where the ConfigMap of the shares is mounted"
         )
-    return Trial(host=host, port=int(port), traffic=Path(traffic))
+    return Trial(host=host, port=int(port), traffic=Path(traffic).absolute())
 
 
 def _is_mounted(folder: Path) -> bool:
@@ -216,8 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
             port=PORT,
             operations_port=OPERATIONS_PORT,
             scratch=options.scratch.resolve(),
-            tokens=tokens,
-            tls=tls,
+            tokens=tokens and tokens.absolute(),
+            tls=tls and tls.absolute(),
             trial=_read_trial(),
             is_candidate=os.environ.get("IS_CANDIDATE") == "yes",
         )
@@ -227,6 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     guard = "with a token" if tokens else "without a token: everybody who reaches it"
+    os.chdir(front.scratch)
     print(f"proxy of {target.name} {target.version}, asked {guard}", flush=True)
     os.execv(command[0], command)  # noqa: S606 becomes the very program
 

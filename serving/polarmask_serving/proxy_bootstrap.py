@@ -22,7 +22,7 @@ def bootstrap(front: Front, target: Target, limits: Limits, pages: tuple[Page, .
         public_chain["transport_socket"] = _tls(front, front.tls)
     return {
         "node": {"id": "proxy", "cluster": "polarmask"},
-        "admin": {"address": {"pipe": {"path": str(front.scratch / ADMIN_SOCKET), "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}}},
         "application_log_config": {
             "log_format": {
                 "json_format": {"time": "%Y-%m-%dT%T.%eZ", "level": "%l", "message": "%j"}
@@ -41,7 +41,7 @@ def bootstrap(front: Front, target: Target, limits: Limits, pages: tuple[Page, .
                 _cluster("inference", target.ports["inference_port"]) | _circuit_breakers(limits),
                 _cluster("management", target.ports["management_port"]),
                 _cluster("metrics", target.ports["metrics_port"]),
-                _admin_cluster(front.scratch / ADMIN_SOCKET),
+                _admin_cluster(),
                 *(clusters(front.trial, _circuit_breakers(limits)) if front.trial else ()),
             ],
         },
@@ -124,9 +124,9 @@ def _cluster(name: str, port: int) -> Config:
     }
 
 
-def _admin_cluster(socket: Path) -> Config:
+def _admin_cluster() -> Config:
     cluster = _cluster("admin", 1)
-    endpoint = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
+    endpoint = {"endpoint": {"address": {"pipe": {"path": ADMIN_SOCKET}}}}
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [endpoint]}]
     return cluster
 

@@ -8,6 +8,7 @@ from typing import Any
 PORT = 8080
 OPERATIONS_PORT = 8082
 ADMIN_SOCKET = "admin.sock"
+"""In the proxy's folder, where Envoy runs: the whole path may be longer than a socket's may be."""
 
 Config = dict[str, Any]
 

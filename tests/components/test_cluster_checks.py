@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -94,6 +95,14 @@ def test_a_cluster_that_has_all_passes_in_seconds(as_pipeline, data_repository, 
     began = time.monotonic()
     assert check_cluster(everything(data_repository, "polarmask")) == []
     assert time.monotonic() - began < 20  # DVC starts slowly, all the rest is one second
+
+
+def test_what_a_trial_lacks_is_told(as_pipeline, data_repository, s3_environment):
+    lines = problems(replace(everything(data_repository, "polarmask"), tries=True))
+    for kind in ("deployments", "services", "configmaps"):
+        [line] = [each for each in lines if f" {kind}" in each]
+        assert line.startswith("- deploy_trial: ")
+        assert line.endswith("apply k8s/components/trial")
 
 
 def test_all_failures_are_told_at_once(as_pipeline, data_repository, s3_environment):

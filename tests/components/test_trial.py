@@ -1,13 +1,19 @@
 """New models tried on live requests, with pods that a stand-in for TorchServe serves in."""
 
+import os
 import shutil
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from kubernetes.client import AppsV1Api, CoreV1Api
+from kubernetes.client.exceptions import ApiException
 
 from factories import make_tiny_coco
+from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import RollOutError
 from polarmask_serving.errors import ServerError
 from polarmask_serving.proxy_trial import entries
@@ -112,3 +118,61 @@ def test_without_requests_the_model_stays_out(cluster, tmp_path, monkeypatch):
     with pytest.raises(RollOutError, match="only 0 requests reached the candidate, 10 are needed"):
         cluster.deploy(make_model(tmp_path / "m", seed=10), trial=COPIES | {"minutes": 0.01})
     assert is_over(cluster)
+
+
+def traffic_is(cluster, **shares):
+    return cluster.server.get("ConfigMap", "polarmask-traffic").get("data") == entries(**shares)
+
+
+def test_a_run_that_is_asked_to_end_ends_its_trial(cluster, tmp_path):
+    champion = cluster.registry.champion_version()
+
+    def ask_to_end():
+        cluster.server.wait_for(lambda: traffic_is(cluster, copies=1, share=0), 60)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask_to_end)
+    asking.start()
+    with clients(cluster) as seen, pytest.raises(RollOutError, match="asked to end"):
+        cluster.deploy(make_model(tmp_path / "m", seed=11), trial=COPIES | {"minutes": 5})
+    asking.join()
+    assert is_over(cluster)
+    assert cluster.registry.champion_version() == champion
+    assert set(seen) == {champion}
+
+
+@pytest.mark.parametrize("how", [{}, COPIES], ids=["no-trial", "a-trial"])
+def test_what_a_killed_run_left_is_ended_by_the_next(cluster, tmp_path, how):
+    def left(config_map):
+        config_map["data"] = entries(copies=0, share=0.3)
+
+    cluster.server.update("ConfigMap", "polarmask-traffic", left)
+    cluster.server.update(
+        "Deployment", "polarmask-candidate", lambda found: found["spec"].update(replicas=1)
+    )
+    assert not is_over(cluster)
+    with clients(cluster) as seen:
+        deployed = cluster.deploy(make_model(tmp_path / "m", seed=12 + len(how)), trial=how)
+    assert is_over(cluster)
+    assert cluster.registry.champion_version() == deployed.version
+    assert not [each for each in seen if " " in each]  # no error
+
+
+def test_the_steps_may_touch_what_a_trial_needs_and_nothing_else(cluster):
+    api = connect()
+    zero = {"spec": {"replicas": 0}}
+    AppsV1Api(api).patch_namespaced_deployment("polarmask-candidate", "polarmask", zero)
+    for forbidden in (
+        lambda: CoreV1Api(api).patch_namespaced_config_map("other", "polarmask", {"data": {}}),
+        lambda: CoreV1Api(api).list_namespaced_config_map("polarmask"),
+        lambda: CoreV1Api(api).delete_namespaced_config_map("polarmask-traffic", "polarmask"),
+        lambda: AppsV1Api(api).patch_namespaced_deployment("other", "polarmask", zero),
+        lambda: AppsV1Api(api).delete_namespaced_deployment("polarmask-candidate", "polarmask"),
+        lambda: AppsV1Api(api).create_namespaced_deployment(
+            "polarmask", {"metadata": {"name": "more"}}
+        ),
+    ):
+        with pytest.raises(ApiException) as caught:
+            forbidden()
+        assert caught.value.status == 403

@@ -81,6 +81,18 @@ def test_a_signal_waits_for_the_step_to_end():
         assert "stopped by SIGTERM: step 3 is saved" in str(stop.stopped("step 3 is saved"))
 
 
+def test_a_signal_that_comes_while_processes_agree_waits_for_the_next_step(monkeypatch):
+    def signalled_late(value, device):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    with stop_request() as stop:
+        monkeypatch.setattr("polarmask.interruption.all_max", signalled_late)
+        assert not stop.is_asked(CPU)
+        monkeypatch.undo()
+        assert stop.is_asked(CPU)
+
+
 def test_work_that_can_be_done_anew_is_left_at_once():
     with stop_request() as stop, pytest.raises(TrainingStopped, match="SIGHUP: all is saved"):
         interrupt_inside(stop)

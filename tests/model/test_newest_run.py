@@ -60,6 +60,7 @@ def train_on_two(config, drawn_data, drawn_labels, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_all_go_on_from_the_newest_checkpoint_of_any(train_on_two, tmp_path):
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     train_on_two(straight)

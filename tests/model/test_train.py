@@ -128,7 +128,7 @@ def test_passes_that_cannot_be_equal_to_a_large_batch_are_refused(small_config, 
         train(batch_norm, replace(options, passes=2))
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_half_precision_has_nearly_the_same_losses(straight_run, small_config, options, amp):
     half = replace(small_config, optim=replace(small_config.optim, amp=amp))
     train(half, replace(options, stop_after=1))

@@ -123,7 +123,9 @@ def test_a_damaged_record_is_refused_by_name(tmp_path, content):
 def test_the_command_serves_until_interrupted(random_model, png, tmp_path):
     port = choose_ports()["inference_port"]
     command = [sys.executable, "-m", "polarmask_serving", "serve", "--model", str(random_model)]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    scratch = tmp_path / ("long" * 25)  # a path of a Unix socket has at most 107 bytes
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     with subprocess.Popen(
         [*command, "--port", str(port)],
         stdout=subprocess.PIPE,
@@ -140,4 +142,4 @@ def test_the_command_serves_until_interrupted(random_model, png, tmp_path):
         assert process.communicate(timeout=60) == ("stopped\n", None)
         assert process.returncode == 0
     assert not processes_of(str(tmp_path))
-    assert not list(tmp_path.glob("polarmask-*"))
+    assert not list(scratch.glob("polarmask-*"))

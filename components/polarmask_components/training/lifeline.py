@@ -44,14 +44,14 @@ def lifeline(file: Path) -> Iterator[None]:
             del os.environ[VARIABLE]
 
 
-def end_with_the_run(child: subprocess.Popen[str]) -> None:
+def end_with_the_run(child: subprocess.Popen[bytes]) -> None:
     """Ask the child to end once the run's lifeline is gone; without a lifeline do nothing."""
     file = os.environ.get(VARIABLE)
     if file is not None:
         threading.Thread(target=_end_when_free, args=(file, child), daemon=True).start()
 
 
-def _end_when_free(file: str, child: subprocess.Popen[str]) -> None:
+def _end_when_free(file: str, child: subprocess.Popen[bytes]) -> None:
     with Path(file).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
     child.terminate()

@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from codecs import getincrementaldecoder
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from io import IncrementalNewlineDecoder
 from pathlib import Path
+from select import select
 from types import FrameType
 
 from polarmask.run_folder import CHECKPOINT
@@ -19,6 +22,8 @@ _TORCHRUN_REPORTS = "torch/distributed/elastic/multiprocessing/api.py"
 """In the first line of torchrun's own report of a failure, which tells nothing of the reason."""
 _MOST_CPU_PROCESSES = 4
 """Each holds the whole network."""
+_SECONDS_UNTIL_HEARD = 0.5
+_READ_BYTES = 1 << 16
 _SECONDS_TO_END = 40
 """torchrun itself gives its workers 30 s before it kills them."""
 
@@ -88,8 +93,6 @@ def run_to_end(command: Sequence[str]) -> None:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         preexec_fn=die_with_parent,
     ) as child:
 
@@ -100,7 +103,7 @@ def run_to_end(command: Sequence[str]) -> None:
             end_with_the_run(child)
             try:
                 is_trainings = True
-                for line in child.stdout or ():
+                for line in _lines(child):
                     sys.stdout.write(line)
                     sys.stdout.flush()
                     is_trainings = is_trainings and _TORCHRUN_REPORTS not in line
@@ -116,7 +119,28 @@ def run_to_end(command: Sequence[str]) -> None:
         raise LaunchError(f"training {reason}. The last it said:\n{''.join(tail)}")
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def _lines(child: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Yield the lines that a child prints, as they come.
+
+    Never waits long: a signal that comes just before a read is not heard until the read ends.
+    """
+    assert child.stdout is not None  # noqa: S101  # it is a pipe
+    source = child.stdout.fileno()
+    decoder = IncrementalNewlineDecoder(getincrementaldecoder("utf-8")("replace"), translate=True)
+    held = ""
+    while True:
+        if not select([source], [], [], _SECONDS_UNTIL_HEARD)[0]:
+            continue
+        read = os.read(source, _READ_BYTES)
+        *lines, held = (held + decoder.decode(read, final=not read)).split("\n")
+        yield from (f"{line}\n" for line in lines)
+        if not read:
+            break
+    if held:
+        yield held
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
     """End a child that still runs, as after Ctrl-C: asked first, then killed."""
     if child.poll() is None:
         child.terminate()

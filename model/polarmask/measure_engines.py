@@ -1,7 +1,8 @@
 """Which engine is to run a model: the fastest of those that answer like eager float32.
 
 Times are the best of some rounds in which all engines take turns, so that a busy neighbour slows
-all of them. Engines in half precision also have to keep the model's mask AP on real images.
+all of them. Engines in half precision or 8-bit integers also have to keep the model's mask AP on
+real images.
 
 Dimension key
     B: images    H, W: rows and columns of the network's input    3: channels
@@ -27,9 +28,17 @@ from polarmask.coco import CocoData, load_coco
 from polarmask.detector import PolarMask
 from polarmask.device import find_device
 from polarmask.engines.export import export_program
-from polarmask.engines.interface import ENGINES, Engine, EngineError, EngineKind
+from polarmask.engines.interface import (
+    ENGINES,
+    INT8_FILE,
+    PROGRAM_FILE,
+    Engine,
+    EngineError,
+    EngineKind,
+)
 from polarmask.engines.load import make_engine
 from polarmask.engines.machine import cpu_name
+from polarmask.engines.quantize import Calibration, calibrate, quantize_program
 from polarmask.engines.report import EngineReport, EngineResult
 from polarmask.engines.torch_engines import Eager
 from polarmask.evaluate import evaluate_predictions, predict_split
@@ -40,9 +49,11 @@ from polarmask.inference import Predictor
 from polarmask.model_folder import WEIGHTS_FILE, load_model
 
 LARGEST_AP_LOSS = 0.003
-"""Mask AP in [0, 1] that an engine in half precision may cost; more, and it is not admitted."""
+"""Mask AP in [0, 1] that an engine may cost; more, and it is not admitted."""
 MAX_IMAGES = 32
 """Of the val split, the first ones: what mask AP is measured on."""
+MAX_CALIBRATION_IMAGES = 16
+"""Of the val split, those after them (if there are none, the same): what 8 bits are made for."""
 _COMPARED_IMAGES = 4
 _ROUNDS = 5
 _COUNTS_FROM_SCORE = 0.05
@@ -56,6 +67,8 @@ class _Sample:
     batches: list[Tensor]
     """Each (1, 3, H, W), the first of the most frequent size."""
     data: CocoData | None
+    calibration: list[Tensor]
+    """Each (1, 3, H, W), not of `data` where there are enough images; empty without any."""
 
 
 def measure_engines(
@@ -69,7 +82,7 @@ def measure_engines(
 
     Args:
         model: Model folder.
-        data: COCO folder with a val split; without it engines in half precision are no candidates.
+        data: COCO folder with a val split; without it only engines in float32 are candidates.
         device: "cpu" or "cuda"; None takes CUDA where there is one. CPU engines are measured on
             as many threads as torch has; set one for servers.
         max_images: Images of the val split that mask AP is measured on.
@@ -85,15 +98,14 @@ def measure_engines(
     trials: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "network.onnx"
         names = [name for name, kind in ENGINES.items() if _fits(kind, own)]
-        no_program = _export(detector, program) if own.type == "cpu" else ""
+        lacks, calibration = _write_programs(detector, Path(folder), own, sample)
         for name in tqdm(names, desc="loading engines", unit="engine", delay=2):
-            if ENGINES[name].exported and no_program:
-                refused[name] = no_program
+            if lack := lacks.get(ENGINES[name].program):
+                refused[name] = lack
                 continue
             try:
-                trials[name] = make_engine(name, detector, device=own, program=program)
+                trials[name] = make_engine(name, detector, device=own, folder=Path(folder))
             except EngineError as error:
                 refused[name] = str(error)
         results = _try_all(trials, refused, reference, own, sample)
@@ -106,25 +118,38 @@ def measure_engines(
         canvas_hw=(hw[0], hw[1]),
         images=sample.words,
         engines=tuple(sorted(results, key=lambda result: list(ENGINES).index(result.name))),
+        calibration=calibration,
     )
 
 
 def _fits(kind: EngineKind, device: torch.device) -> bool:
-    return kind.device == device.type or (kind.exact and not kind.exported)
+    return kind.device == device.type or (kind.exact and not kind.program)
 
 
-def _export(detector: PolarMask, program: Path) -> str:
-    """Write the program; return why there is none, or nothing."""
+def _write_programs(
+    detector: PolarMask, folder: Path, device: torch.device, sample: _Sample
+) -> tuple[dict[str, str], Calibration]:
+    """Write what exported engines run; return why there is none by file, and the calibration."""
+    if device.type != "cpu":
+        return {}, {}
+    program = folder / PROGRAM_FILE
     try:
         export_program(detector, program)
     except EngineError as error:
-        return str(error)
-    return ""
+        return {PROGRAM_FILE: str(error), INT8_FILE: str(error)}, {}
+    if not sample.calibration:
+        return {INT8_FILE: "8-bit integers need images to measure the network's values on"}, {}
+    try:
+        calibration = calibrate(program, sample.calibration)
+        quantize_program(program, calibration, folder / INT8_FILE)
+    except EngineError as error:
+        return {INT8_FILE: str(error)}, {}
+    return {}, calibration
 
 
 def _take_sample(predictor: Predictor, data: Path | None, max_images: int) -> _Sample:
     if data is None:
-        return _Sample("1 drawn image", [predictor.network_input(_drawn(predictor))], None)
+        return _Sample("1 drawn image", [predictor.network_input(_drawn(predictor))], None, [])
     whole = load_coco(data, "val", check_pixels=False)
     part = replace(whole, images=whole.images[:max_images])
     images = [read_image(part.image_path(record)) for record in part.images[:_COMPARED_IMAGES]]
@@ -132,7 +157,10 @@ def _take_sample(predictor: Predictor, data: Path | None, max_images: int) -> _S
     frequent = Counter(tuple(batch.shape) for batch in batches).most_common(1)[0][0]
     batches.sort(key=lambda batch: tuple(batch.shape) != frequent)
     words = f"first {len(part.images)} of {len(whole.images)} images of val"
-    return _Sample(words, batches, part)
+    others = whole.images[max_images : max_images + MAX_CALIBRATION_IMAGES] or part.images
+    paths = [whole.image_path(record) for record in others[:MAX_CALIBRATION_IMAGES]]
+    calibration = [predictor.network_input(read_image(path)) for path in paths]
+    return _Sample(words, batches, part, calibration)
 
 
 def _drawn(predictor: Predictor) -> NDArray[np.uint8]:
@@ -262,7 +290,7 @@ def judge(
     if kind.exact:
         return True, "equals eager float32 within tolerance"
     if math.isnan(reference_ap):
-        return False, "what half precision costs in mask AP needs images with objects to measure on"
+        return False, "what it costs in mask AP needs images with objects to measure on"
     loss = reference_ap - mask_ap
     words = f"costs {100 * loss:.2f} points of mask AP; below {100 * LARGEST_AP_LOSS:g} is allowed"
     return loss < LARGEST_AP_LOSS, words

@@ -199,23 +199,22 @@ def _extents(polygon_KR2: Tensor) -> Tensor:
 def _candidates(
     predictions: Predictions, index: int, inside_L2: Tensor, config: PostprocessConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return location, category and score of what goes into suppression, in order of location.
-
-    Almost all logits are background, so only those near the threshold or above get a score.
-    """
+    """Return location, category and score of what goes into suppression, in order of location."""
     class_LC = predictions.class_BLC[index].float()
     quality_L = predictions.quality_BL[index].float().sigmoid()
+    is_original = config.score == "original"
+    best_L = class_LC.amax(dim=1).sigmoid() * quality_L
+    if not is_original:
+        best_L = best_L * inside_L2.all(dim=1)
     level_ends = list(accumulate(rows * columns for rows, columns in predictions.level_hws))
-    if config.score == "original":
-        # It chooses locations by probability times quality, then ranks what is left at them by
-        # probability times (quality + 0.5).
-        best_L = class_LC.amax(dim=1).sigmoid() * quality_L
-        chosen_L = _best_per_level(best_L, level_ends, config.pre_nms_top_k)
-        row_K, category_K, class_K = _above(class_LC[chosen_L], config.score_threshold)
-        location_K = chosen_L[row_K]
+    # The best scores of a level are at its best locations, so only those are looked through.
+    chosen_L = _best_per_level(best_L, level_ends, config.pre_nms_top_k)
+    row_K, category_K, class_K = _above(class_LC[chosen_L], config.score_threshold)
+    location_K = chosen_L[row_K]
+    if is_original:
+        # It takes all categories of the locations, and ranks by probability times (quality + 0.5).
         score_K = class_K * (quality_L[location_K] + 0.5) / _HIGHEST_ORIGINAL_SCORE
         return location_K, category_K, score_K
-    location_K, category_K, class_K = _above(class_LC, config.score_threshold)
     score_K = class_K * quality_L[location_K]
     wanted_K = inside_L2.all(dim=1)[location_K] & (score_K > 0)
     location_K, category_K, score_K = location_K[wanted_K], category_K[wanted_K], score_K[wanted_K]

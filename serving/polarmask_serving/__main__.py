@@ -89,7 +89,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="COCO folder: engines in half precision have to keep mask AP on its val split "
+        help="COCO folder: engines below float32 have to keep mask AP on its val split "
         "(without: they are no candidates)",
     )
     parser.add_argument(

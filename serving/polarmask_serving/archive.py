@@ -7,7 +7,7 @@
     polarmask/  polarmask_serving/        the code, under its own names
     model/model.json  model/model.safetensors
     model/engines.json         what was measured of the engines, if anything
-    model/engines/network.onnx the exported network, if the fastest engine runs it
+    model/engines/*.onnx       the program that the fastest engine runs, if it runs one
 
 `packaging` builds them.
 """

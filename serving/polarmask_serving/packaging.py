@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from polarmask.config import to_dict
-from polarmask.engines.export import PROGRAM_FILE, export_program
-from polarmask.engines.interface import ENGINES, SAFE_ENGINE
+from polarmask.engines.export import export_program
+from polarmask.engines.interface import ENGINES, INT8_FILE, PROGRAM_FILE, SAFE_ENGINE
+from polarmask.engines.quantize import quantize_program
 from polarmask.engines.report import REPORT_FILE, EngineReport
 from polarmask.files import atomic_path, sha256_of_file
 from polarmask.model_folder import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, read_card
@@ -96,9 +97,11 @@ def _engine_files(model: Path, engines: EngineReport, folder: Path) -> dict[str,
     files = {REPORT_FILE: folder / REPORT_FILE}
     files[REPORT_FILE].write_text(engines.to_json(), encoding="utf-8")
     fastest = ENGINES.get(engines.ranking[0]) if engines.ranking else None
-    if fastest is not None and fastest.exported:
-        files[PROGRAM_FILE] = folder / PROGRAM_FILE
-        export_program(load_model(model)[0], files[PROGRAM_FILE])
+    if fastest is not None and fastest.program:
+        files[fastest.program] = folder / fastest.program
+        export_program(load_model(model)[0], folder / PROGRAM_FILE)
+        if fastest.program == INT8_FILE:
+            quantize_program(folder / PROGRAM_FILE, engines.calibration, folder / INT8_FILE)
     return files
 
 

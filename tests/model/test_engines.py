@@ -14,11 +14,12 @@ import torch
 
 from polarmask.coco import Category
 from polarmask.detector import PolarMask
-from polarmask.engines.export import PROGRAM_FILE, export_program
+from polarmask.engines.export import export_program
 from polarmask.engines.fold import fold_batch_norm
-from polarmask.engines.interface import ENGINES, EngineError
+from polarmask.engines.interface import ENGINES, INT8_FILE, PROGRAM_FILE, EngineError
 from polarmask.engines.load import make_engine
 from polarmask.engines.machine import has_bf16
+from polarmask.engines.quantize import calibrate, quantize_program
 from polarmask.engines.report import REPORT_FILE, EngineReport, EngineResult, read_report
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.image_file import read_image
@@ -60,7 +61,11 @@ def model(box_model, tmp_path_factory):
     categories = tuple(Category(n, str(n)) for n in (1, 2, 3))
     folder = tmp_path_factory.mktemp("engines") / "model"
     save_model(folder, detector, ModelCard(config, categories))
-    export_program(load_model(folder)[0], folder / PROGRAM_FILE)
+    program = folder / PROGRAM_FILE
+    export_program(load_model(folder)[0], program)
+    reference = Predictor.load(folder, engine="eager")
+    others = [reference.network_input(read_image(path)) for path in PHOTOS[3:]]
+    quantize_program(program, calibrate(program, others), folder / INT8_FILE)
     return folder
 
 
@@ -141,6 +146,22 @@ def test_a_program_that_cant_be_loaded_is_replaced_with_a_warning(
     assert predictor.predict(photos[:1])
 
 
+def test_a_calibration_of_another_network_is_refused_and_writes_nothing(model, tmp_path):
+    other = {"CLS": "TensorsData", "method": {"CLS": "CalibrationMethod", "value": 0}, "data": {}}
+    with pytest.raises(EngineError, match="can't be quantized"):
+        quantize_program(model / PROGRAM_FILE, other, tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantizing_says_nothing_and_leaves_logging_as_it_was(model, tmp_path, caplog):
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), root.manager.disable
+    batch = Predictor.load(model, engine="eager").network_input(read_image(PHOTOS[0]))
+    calibrate(model / PROGRAM_FILE, [batch])
+    assert (root.level, list(root.handlers), root.manager.disable) == before
+    assert not caplog.records
+
+
 def test_the_report_of_a_folder_chooses_and_the_next_one_takes_over(model, tmp_path, caplog):
     for name in ("model.json", "model.safetensors"):
         (tmp_path / name).symlink_to(model / name)
@@ -162,7 +183,7 @@ def test_engines_that_there_are_not_are_named(model):
         Predictor.load(model, engine="fast")
     detector, _ = load_model(model)
     with pytest.raises(EngineError, match="runs on cuda"):
-        make_engine("cuda_graph", detector, device=CPU, program=model / PROGRAM_FILE)
+        make_engine("cuda_graph", detector, device=CPU, folder=model)
 
 
 def a_report(*names):

@@ -11,14 +11,18 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import polarmask_serving
+from polarmask.engines.export import export_program
 from polarmask.engines.interface import ENGINES
+from polarmask.engines.quantize import calibrate
 from polarmask.engines.report import EngineReport
 from polarmask.errors import ModelFormatError
 from polarmask.inference import Predictor
+from polarmask.model_folder import load_model
 from polarmask_serving.__main__ import main
 from polarmask_serving.archive import DESCRIPTION, HANDLER, check_unpacked, read_archive
 from polarmask_serving.errors import ArchiveError
@@ -180,23 +184,32 @@ def test_the_command_measures_and_packs(packed, report):
 
 def with_engine(report, name):
     """Return the report with one engine admitted."""
-    chosen = tuple(replace(each, admitted=each.name == name) for each in report.engines)
+    chosen = tuple(
+        replace(each, admitted=each.name == name, milliseconds=1.0) for each in report.engines
+    )
     return replace(report, engines=chosen)
 
 
+@pytest.mark.parametrize("engine", ["openvino", "openvino_int8"])
 def test_an_archive_with_an_exported_network_is_equal_for_equal_inputs(
-    random_model, report, tmp_path
+    random_model, png, report, tmp_path, engine
 ):
-    measured = with_engine(report, "openvino")
+    measured = with_engine(report, engine)
+    if engine == "openvino_int8":
+        program = tmp_path / "network.onnx"
+        export_program(load_model(random_model)[0], program)
+        image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+        batch = Predictor.load(random_model, engine="eager").network_input(image)
+        measured = replace(measured, calibration=calibrate(program, [batch]))
     options = {"name": "polarmask", "version": "1", "engines": measured}
     first = build_archive(random_model, tmp_path / "first.mar", **options)
     assert build_archive(random_model, tmp_path / "b.mar", **options).sha256 == first.sha256
     with zipfile.ZipFile(first.path) as opened:
-        network = opened.read("model/engines/network.onnx")
+        network = opened.read(f"model/{ENGINES[engine].program}")
         opened.extractall(tmp_path / "unpacked")
     assert str(ROOT).encode() not in network  # nor any other folder of this machine
-    assert check_unpacked(tmp_path / "unpacked")["engine"] == "openvino"
-    assert Predictor.load(tmp_path / "unpacked" / "model").engine.name == "openvino"
+    assert check_unpacked(tmp_path / "unpacked")["engine"] == engine
+    assert Predictor.load(tmp_path / "unpacked" / "model").engine.name == engine
 
 
 def test_a_report_of_other_weights_is_refused(random_model, report, tmp_path):

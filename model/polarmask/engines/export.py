@@ -26,8 +26,6 @@ from polarmask.files import atomic_path
 if TYPE_CHECKING:
     import onnx
 
-PROGRAM_FILE = "engines/network.onnx"
-"""Within the model folder."""
 _OPSET = 21  # the first with a GroupNormalization that engines fuse
 _LARGEST = 2 * 2**30 - 2**20
 """Bytes that an ONNX file can have."""

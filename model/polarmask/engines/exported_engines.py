@@ -46,12 +46,20 @@ class Exported:
         )
 
 
-def openvino(program: Path, strides: tuple[int, ...], *, threads: int, bf16: bool) -> Exported:
-    """Load the program into OpenVINO.
+def openvino(name: str, program: Path, strides: tuple[int, ...], *, threads: int) -> Exported:
+    """Load a program into OpenVINO.
+
+    Args:
+        name: Of the engine: openvino; openvino_bf16, which rounds to that; openvino_int8, whose
+            program is quantized.
+        program: File of the program.
+        strides: Of the network's levels.
+        threads: CPU threads.
 
     Raises:
         EngineError: It is not installed, the CPU lacks bf16, or the program can't be loaded.
     """
+    bf16 = name == "openvino_bf16"
     if bf16 and not has_bf16():
         raise EngineError("this CPU has no bf16 instructions")
     try:
@@ -82,7 +90,7 @@ def openvino(program: Path, strides: tuple[int, ...], *, threads: int, bf16: boo
     def run(batch_B3HW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return list(request.infer({0: batch_B3HW}).values())
 
-    return Exported("openvino_bf16" if bf16 else "openvino", run, strides)
+    return Exported(name, run, strides)
 
 
 def onnx_runtime(program: Path, strides: tuple[int, ...], *, threads: int) -> Exported:

@@ -34,25 +34,38 @@ class EngineKind:
     """Where it runs: cpu or cuda."""
     exact: bool
     """Computes in float32; others need measured AP to be chosen."""
-    exported: bool
-    """Runs a program written by `export`."""
+    program: str = ""
+    """File that it runs, within the model folder; empty: none, it runs the network in torch."""
     score_tolerance: float
     """Largest difference of a score from eager float32, scores being in [0, 1]."""
     ray_tolerance: float
     """Largest difference of a ray as a share of its length, where the score is above 0.05."""
 
 
-def _exact(*, exported: bool = False) -> EngineKind:
+PROGRAM_FILE = "engines/network.onnx"
+"""Written by `export`."""
+INT8_FILE = "engines/network_int8.onnx"
+"""Written by `quantize`."""
+
+
+def _exact(*, program: str = "") -> EngineKind:
     # Other orders of summation: float32 has 7 digits, of which 50 layers cost some.
     return EngineKind(
-        device="cpu", exact=True, exported=exported, score_tolerance=1e-3, ray_tolerance=1e-3
+        device="cpu", exact=True, program=program, score_tolerance=1e-3, ray_tolerance=1e-3
     )
 
 
-def _half(device: str, *, exported: bool = False) -> EngineKind:
+def _half(device: str, *, program: str = "") -> EngineKind:
     # bf16 has 2 to 3 digits. What that costs is AP, and AP is what decides.
     return EngineKind(
-        device=device, exact=False, exported=exported, score_tolerance=0.1, ray_tolerance=0.2
+        device=device, exact=False, program=program, score_tolerance=0.1, ray_tolerance=0.2
+    )
+
+
+def _int8() -> EngineKind:
+    # 256 steps for all values of a layer. Again, AP is what decides.
+    return EngineKind(
+        device="cpu", exact=False, program=INT8_FILE, score_tolerance=0.2, ray_tolerance=0.5
     )
 
 
@@ -60,9 +73,10 @@ ENGINES: dict[str, EngineKind] = {
     "eager": _exact(),
     "folded": _exact(),
     "bf16": _half("cpu"),
-    "openvino": _exact(exported=True),
-    "openvino_bf16": _half("cpu", exported=True),
-    "onnxruntime": _exact(exported=True),
+    "openvino": _exact(program=PROGRAM_FILE),
+    "openvino_bf16": _half("cpu", program=PROGRAM_FILE),
+    "openvino_int8": _int8(),
+    "onnxruntime": _exact(program=PROGRAM_FILE),
     "cuda_half": _half("cuda"),
     "cuda_graph": _half("cuda"),
 }

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from polarmask.detector import PolarMask
-from polarmask.engines.export import PROGRAM_FILE
 from polarmask.engines.exported_engines import onnx_runtime, openvino
 from polarmask.engines.interface import ENGINES, SAFE_ENGINE, Engine, EngineError
 from polarmask.engines.report import REPORT_FILE, read_report
@@ -18,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def make_engine(
-    name: str, detector: PolarMask, *, device: torch.device, program: Path, threads: int = 1
+    name: str, detector: PolarMask, *, device: torch.device, folder: Path, threads: int = 1
 ) -> Engine:
     """Make an engine by name.
 
@@ -26,7 +25,7 @@ def make_engine(
         name: One of `ENGINES`.
         detector: The network on `device`, in eval mode; it stays as it is.
         device: Where to compute.
-        program: File of the exported network.
+        folder: Model folder, or another one with the programs of exported engines.
         threads: CPU threads of an exported engine; torch's are those of the process.
 
     Raises:
@@ -35,7 +34,8 @@ def make_engine(
     if name in ENGINES and ENGINES[name].device != device.type and name not in _ANYWHERE:
         raise EngineError(f"it runs on {ENGINES[name].device}, not on {device.type}")
     strides = detector.config.strides
-    if name in ENGINES and ENGINES[name].exported and not program.is_file():
+    program = folder / ENGINES[name].program if name in ENGINES else folder
+    if name in ENGINES and ENGINES[name].program and not program.is_file():
         raise EngineError(f"there is no exported program {program}")
     match name:
         case "eager":
@@ -44,8 +44,8 @@ def make_engine(
             return Folded(detector)
         case "bf16" | "cuda_half":
             return Half(detector, device)
-        case "openvino" | "openvino_bf16":
-            return openvino(program, strides, threads=threads, bf16=name == "openvino_bf16")
+        case "openvino" | "openvino_bf16" | "openvino_int8":
+            return openvino(name, program, strides, threads=threads)
         case "onnxruntime":
             return onnx_runtime(program, strides, threads=threads)
         case "cuda_graph":
@@ -81,18 +81,14 @@ def load_engine(
     for candidate in wanted:
         try:
             engine = make_engine(
-                candidate,
-                detector,
-                device=device,
-                program=folder / PROGRAM_FILE,
-                threads=threads or 1,
+                candidate, detector, device=device, folder=folder, threads=threads or 1
             )
             _try(engine, detector, device)
         except EngineError as error:
             _log.warning("engine %s is not used: %s", candidate, error)
         else:
             return engine
-    return make_engine(SAFE_ENGINE, detector, device=device, program=folder / PROGRAM_FILE)
+    return make_engine(SAFE_ENGINE, detector, device=device, folder=folder)
 
 
 def _ranking(folder: Path) -> Sequence[str]:

@@ -45,6 +45,8 @@ class EngineReport:
     images: str
     """What was looked at."""
     engines: tuple[EngineResult, ...]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Ranges of the network's values, see `quantize`; empty if they were not measured."""
 
     @property
     def ranking(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
 Both sides have random weights, one thread and one worker, and take turns, so that a neighbour slows
 both. The bare side gets pixels; the served side a JPEG, over HTTP, and answers with polygons. The
 overhead is taken with a small network, beside whose time it can be seen; the throughput with a
-ResNet-50, as it is served.
+ResNet-50 in float32, folded, on both sides.
 
 The soak asks the `tiny` network and samples the memory of each process every five seconds. Growth
 is the mean of the last fifth of the samples against that of the first fifth, the first five minutes

@@ -203,13 +203,13 @@ def decode_one_by_one(predictions, image_hw, config):
     [
         pytest.param(0, 100, id="nothing"),
         pytest.param(60, 100, id="fewer-than-wanted"),
-        pytest.param(3000, 20, id="the-best-suffice"),
-        pytest.param(3000, 300, id="most-are-compared"),
+        pytest.param(1500, 20, id="the-best-suffice"),
+        pytest.param(1500, 300, id="most-are-compared"),
     ],
 )
 def test_decoding_agrees_with_one_candidate_at_a_time(candidates, max_instances):
     predictions = crowded(candidates)
-    config = PostprocessConfig(max_instances=max_instances, pre_nms_top_k=900)
+    config = PostprocessConfig(max_instances=max_instances, pre_nms_top_k=450)
     image_hw = (180, 190)
     [found] = postprocess(predictions, [image_hw], strides=(4, 8), config=config)
     expected = decode_one_by_one(predictions, image_hw, config)

@@ -78,6 +78,7 @@ with process_group("cpu"):
 """
 
 
+@pytest.mark.slow
 def test_on_two_processes_too(twenty_steps, drawn_data, drawn_labels, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(_ON_TWO_PROCESSES)

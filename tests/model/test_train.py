@@ -76,7 +76,7 @@ def test_loader_workers_change_nothing(straight_run, small_config, options):
     assert losses_of(options.out) == losses_of(straight_run)
 
 
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("passes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_have_the_losses_of_one(straight_run, small_config, options, passes):
     """Same batches, same normalisers; gloo sums floats in another order."""
     changes = [

@@ -252,6 +252,7 @@ def test_asked_to_end_the_run_ends_all_its_processes(place, champion, number):
     assert re.search(r"^precompute-rays .* reused", steps, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_no_training_behind(place, champion):
     running, processes = start_training(place, "killed")
     running.kill()

@@ -78,15 +78,17 @@ def _rle_of_crop(crop: NDArray[np.uint8], low_2: NDArray[np.int32], hw: tuple[in
     crop_height, crop_width = crop.shape
     # Column after column: where a pixel differs from the one before, a run begins or ends.
     pixels = np.zeros(1 + crop.size, dtype=np.uint8)
-    pixels[1:].reshape(crop_width, crop_height)[:] = crop.T
+    if crop.size:
+        cv2.transpose(crop, pixels[1:].reshape(crop_width, crop_height))
     column_N, row_N = np.divmod(np.flatnonzero(pixels[1:] != pixels[:-1]), crop_height)
     border_N = (column_N + low_2[0]) * image_height + row_N + low_2[1]
     # At the image's lower border a run may end where one at the upper border of the next begins.
-    goes_on_N = np.flatnonzero(border_N[1:] == border_N[:-1])
-    border_N = np.delete(border_N, np.concatenate([goes_on_N, goes_on_N + 1]))
+    apart = border_N[1:] != border_N[:-1]
     # What reaches the last pixel ends with the image; an empty run after it would be another RLE.
-    border_N = border_N[border_N < image_height * image_width]
-    runs = np.diff(border_N, prepend=0, append=image_height * image_width).tolist()
+    stays_N = border_N < image_height * image_width
+    stays_N[1:] &= apart
+    stays_N[:-1] &= apart
+    runs = np.diff(border_N[stays_N], prepend=0, append=image_height * image_width)
     rle = {"size": [image_height, image_width], "counts": runs}
     return _with_text_counts(coco_mask.frPyObjects(rle, image_height, image_width))
 

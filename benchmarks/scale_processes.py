@@ -27,7 +27,7 @@ def store_of(data, out, workers):
 
 
 def run(quick):
-    num_images = 256 if quick else 2048
+    num_images = 256 if quick else 8192
     cores = os.cpu_count() or 1
     rates = []
     with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
+from numpy.typing import NDArray
 
 from polarmask.inference import Instances
 from polarmask_serving.errors import (
@@ -136,31 +138,31 @@ def _error_part(error: AnswerError) -> dict[str, Any]:
 def _instances_part(
     instances: Instances, options: Options, model: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the JSON form of the instances the options let through, best first."""
+    """Return what is told of the instances the options let through, best first."""
     height, width = instances.image_hw
     shown = instances.select(_shown(instances, options))
+    box_N4, polygon_NR2 = _rounded(shown.boxes_xywh), _rounded(shown.polygons)
     entries: list[dict[str, Any]] = [
         {
             "category_id": int(shown.category_ids[row]),
             "category": shown.category_names[row],
             "score": round(float(shown.scores[row]), 4),
-            "bbox": [round(value, 2) for value in shown.boxes_xywh[row].tolist()],
+            "bbox": box_N4[row],
         }
         for row in range(len(shown))
     ]
     if options.mask == "polygon":
         for row, entry in enumerate(entries):
-            outlines = [_rounded(part) for part in shown.parts(row)]
-            entry["polygon"] = outlines[0]
-            if len(outlines) > 1:
-                entry["polygons"] = outlines
+            entry["polygon"] = polygon_NR2[row]
+            if row in shown.further_parts:
+                entry["polygons"] = [polygon_NR2[row], *_rounded(shown.further_parts[row])]
     elif options.mask == "rle":
         for entry, rle in zip(entries, shown.rle(), strict=True):
             entry["rle"] = rle
     if options.return_rays:
+        center_N2, ray_NR = _rounded(shown.centers), _rounded(shown.ray_lengths)
         for row, entry in enumerate(entries):
-            entry["center"] = [round(value, 2) for value in shown.centers[row].tolist()]
-            entry["rays"] = [round(value, 2) for value in shown.ray_lengths[row].tolist()]
+            entry |= {"center": center_N2[row], "rays": ray_NR[row]}
     return {
         "image": {"height": height, "width": width},
         "model": dict(model),
@@ -176,10 +178,13 @@ def _shown(instances: Instances, options: Options) -> list[int]:
     return np.flatnonzero(wanted_N).tolist()[: options.max_instances]
 
 
-def _rounded(polygon_R2: np.ndarray[Any, np.dtype[np.float32]]) -> list[list[float]]:
-    return [[round(x, 2), round(y, 2)] for x, y in polygon_R2.tolist()]
+def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to two decimals; of what is no number orjson would make null."""
+    if not np.isfinite(numbers).all():
+        raise ValueError("JSON has neither NaN nor infinity")
+    return numbers.round(2)
 
 
 def _to_json(answer: Mapping[str, Any]) -> bytes:
     """Encode compactly; TorchServe itself would indent and more than double the size."""
-    return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -178,7 +178,7 @@ def _decode(
     config: PostprocessConfig,
 ) -> _Shapes:
     """Draw the polygons and boxes that are predicted at some locations, clipped to the image."""
-    ray_KR = predictions.ray_BLR[index, location_K]
+    ray_KR = predictions.ray_BLR[index].index_select(0, location_K)
     limit_2, direction_R2 = size_2, None
     if config.score == "original":
         limit_2 = size_2 - 1  # its polygons and boxes end on the last pixel
@@ -203,20 +203,21 @@ def _candidates(
     class_LC = predictions.class_BLC[index].float()
     quality_L = predictions.quality_BL[index].float().sigmoid()
     is_original = config.score == "original"
+    inside_L = inside_L2[:, 0] & inside_L2[:, 1]
     best_L = class_LC.amax(dim=1).sigmoid() * quality_L
     if not is_original:
-        best_L = best_L * inside_L2.all(dim=1)
+        best_L = best_L * inside_L
     level_ends = list(accumulate(rows * columns for rows, columns in predictions.level_hws))
     # The best scores of a level are at its best locations, so only those are looked through.
     chosen_L = _best_per_level(best_L, level_ends, config.pre_nms_top_k)
-    row_K, category_K, class_K = _above(class_LC[chosen_L], config.score_threshold)
+    row_K, category_K, class_K = _above(class_LC.index_select(0, chosen_L), config.score_threshold)
     location_K = chosen_L[row_K]
     if is_original:
         # It takes all categories of the locations, and ranks by probability times (quality + 0.5).
         score_K = class_K * (quality_L[location_K] + 0.5) / _HIGHEST_ORIGINAL_SCORE
         return location_K, category_K, score_K
     score_K = class_K * quality_L[location_K]
-    wanted_K = inside_L2.all(dim=1)[location_K] & (score_K > 0)
+    wanted_K = inside_L[location_K] & (score_K > 0)
     location_K, category_K, score_K = location_K[wanted_K], category_K[wanted_K], score_K[wanted_K]
     ends_K = torch.searchsorted(location_K, location_K.new_tensor(level_ends)).tolist()
     best_K = _best_per_level(score_K, ends_K, config.pre_nms_top_k)

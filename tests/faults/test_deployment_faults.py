@@ -118,7 +118,7 @@ BAD_MODELS = {
 @pytest.mark.parametrize(("behaviour", "kind", "reason"), BAD_MODELS.values(), ids=BAD_MODELS)
 def test_a_bad_model_is_rolled_back(cluster, tmp_path, monkeypatch, behaviour, kind, reason):
     """A model that does not load, start or answer well -> rolled back, the old one answers."""
-    monkeypatch.setattr(serving_deployment, "_SECONDS_PER_ANSWER", 1)
+    monkeypatch.setattr(serving_deployment, "_SECONDS_PER_ANSWER", 3)
     bad = make_model(tmp_path / "bad", seed=3, behaviour=behaviour)
     with refused(cluster, kind, reason):
         cluster.deploy(bad)

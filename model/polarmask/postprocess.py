@@ -204,12 +204,14 @@ def _candidates(
     quality_L = predictions.quality_BL[index].float().sigmoid()
     is_original = config.score == "original"
     inside_L = inside_L2[:, 0] & inside_L2[:, 1]
-    best_L = class_LC.amax(dim=1).sigmoid() * quality_L
+    highest_L = class_LC.amax(dim=1)
+    best_L = highest_L.sigmoid() * quality_L
     if not is_original:
         best_L = best_L * inside_L
     level_ends = list(accumulate(rows * columns for rows, columns in predictions.level_hws))
     # The best scores of a level are at its best locations, so only those are looked through.
     chosen_L = _best_per_level(best_L, level_ends, config.pre_nms_top_k)
+    chosen_L = chosen_L[highest_L[chosen_L] > _lowest_logit(config.score_threshold)]
     row_K, category_K, class_K = _above(class_LC.index_select(0, chosen_L), config.score_threshold)
     location_K = chosen_L[row_K]
     if is_original:
@@ -226,13 +228,17 @@ def _candidates(
 
 def _above(class_LC: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return row, category and probability of the logits whose probability is above a threshold."""
-    # The margin covers what rounding makes of a logit at the threshold; near 1 it makes the most.
-    margin = 1e-4 + 1e-6 / (1 - threshold)
-    lowest = math.log(threshold / (1 - threshold)) - margin if threshold else -math.inf
-    row_K, category_K = (class_LC > lowest).nonzero(as_tuple=True)
+    row_K, category_K = (class_LC > _lowest_logit(threshold)).nonzero(as_tuple=True)
     class_K = class_LC[row_K, category_K].sigmoid()
     above_K = class_K > threshold
     return row_K[above_K], category_K[above_K], class_K[above_K]
+
+
+def _lowest_logit(threshold: float) -> float:
+    """Return a logit that is below all whose probability is above a threshold."""
+    # The margin covers what rounding makes of a logit at the threshold; near 1 it makes the most.
+    margin = 1e-4 + 1e-6 / (1 - threshold)
+    return math.log(threshold / (1 - threshold)) - margin if threshold else -math.inf
 
 
 def _best_per_level(score_K: Tensor, level_ends: list[int], top_k: int) -> Tensor:

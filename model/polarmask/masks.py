@@ -61,34 +61,32 @@ def rles_from_whole_pixels(
     rles = []
     for polygon in polygons:
         pixel_V2 = np.trunc(polygon).astype(np.int32)
-        low_2 = pixel_V2.min(axis=0).clip(0)
-        high_2 = np.minimum(pixel_V2.max(axis=0) + 1, image_hw[::-1]).clip(low_2)
-        width, height = (high_2 - low_2).tolist()
-        # The row more stays empty: no run reaches from one column into the next.
-        crop = np.zeros((height + 1, width), dtype=np.uint8)
+        left, top, width, height = cv2.boundingRect(pixel_V2)
+        low_2 = max(left, 0), max(top, 0)
+        width = max(min(left + width, image_hw[1]) - low_2[0], 0)
+        height = max(min(top + height, image_hw[0]) - low_2[1], 0)
+        # Rows above and below stay empty: in each column runs begin and end.
+        crop = np.zeros((height + 2, width), dtype=np.uint8)
         if width and height:
-            cv2.drawContours(crop[:height], [pixel_V2 - low_2], -1, 1, cv2.FILLED)
+            cv2.drawContours(crop[1:-1], [pixel_V2 - low_2], -1, 1, cv2.FILLED)
         rles.append(_rle_of_crop(crop, low_2, image_hw))
     return rles
 
 
-def _rle_of_crop(crop: NDArray[np.uint8], low_2: NDArray[np.int32], hw: tuple[int, int]) -> Rle:
-    """Encode a bitmap, its last row empty, that lies in a larger, empty one at `low_2`, (x, y)."""
+def _rle_of_crop(crop: NDArray[np.uint8], low_2: tuple[int, int], hw: tuple[int, int]) -> Rle:
+    """Encode a bitmap whose second row lies in a larger, empty one at `low_2`, (x, y)."""
     image_height, image_width = hw
-    crop_height, crop_width = crop.shape
-    # Column after column: where a pixel differs from the one before, a run begins or ends.
-    pixels = np.zeros(1 + crop.size, dtype=np.uint8)
-    if crop.size:
-        cv2.transpose(crop, pixels[1:].reshape(crop_width, crop_height))
-    column_N, row_N = np.divmod(np.flatnonzero(pixels[1:] != pixels[:-1]), crop_height)
+    # Where a pixel differs from the one above it, a run begins or ends.
+    row_N, column_N = np.divmod(np.flatnonzero(crop[1:] != crop[:-1]), crop.shape[1])
     border_N = (column_N + low_2[0]) * image_height + row_N + low_2[1]
+    border_N.sort()
     # At the image's lower border a run may end where one at the upper border of the next begins.
     apart = border_N[1:] != border_N[:-1]
     # What reaches the last pixel ends with the image; an empty run after it would be another RLE.
     stays_N = border_N < image_height * image_width
     stays_N[1:] &= apart
     stays_N[:-1] &= apart
-    runs = np.diff(border_N[stays_N], prepend=0, append=image_height * image_width)
+    runs = np.diff(np.concatenate([[0], border_N[stays_N], [image_height * image_width]]))
     rle = {"size": [image_height, image_width], "counts": runs}
     return _with_text_counts(coco_mask.frPyObjects(rle, image_height, image_width))
 

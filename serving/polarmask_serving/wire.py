@@ -113,6 +113,9 @@ def write_answer(
     Returns:
         The error that gives the HTTP status (None: 200) and the body, compact JSON. In a list an
         image fails alone: the status is an error only if no image has an answer.
+
+    Raises:
+        ValueError: An answer would hold NaN or infinity.
     """
     errors = [outcome for outcome in outcomes if isinstance(outcome, AnswerError)]
     if len(errors) == len(outcomes):
@@ -141,26 +144,27 @@ def _instances_part(
     """Return what is told of the instances the options let through, best first."""
     height, width = instances.image_hw
     shown = instances.select(_shown(instances, options))
-    box_N4, polygon_NR2 = _rounded(shown.boxes_xywh), _rounded(shown.polygons)
+    score_N, box_N4 = _rounded(shown.scores, 4), _rounded(shown.boxes_xywh, 2)
     entries: list[dict[str, Any]] = [
         {
             "category_id": int(shown.category_ids[row]),
             "category": shown.category_names[row],
-            "score": round(float(shown.scores[row]), 4),
+            "score": score_N[row],
             "bbox": box_N4[row],
         }
         for row in range(len(shown))
     ]
     if options.mask == "polygon":
+        polygon_NR2 = _rounded(shown.polygons, 2)
         for row, entry in enumerate(entries):
             entry["polygon"] = polygon_NR2[row]
             if row in shown.further_parts:
-                entry["polygons"] = [polygon_NR2[row], *_rounded(shown.further_parts[row])]
+                entry["polygons"] = [polygon_NR2[row], *_rounded(shown.further_parts[row], 2)]
     elif options.mask == "rle":
         for entry, rle in zip(entries, shown.rle(), strict=True):
             entry["rle"] = rle
     if options.return_rays:
-        center_N2, ray_NR = _rounded(shown.centers), _rounded(shown.ray_lengths)
+        center_N2, ray_NR = _rounded(shown.centers, 2), _rounded(shown.ray_lengths, 2)
         for row, entry in enumerate(entries):
             entry |= {"center": center_N2[row], "rays": ray_NR[row]}
     return {
@@ -178,11 +182,15 @@ def _shown(instances: Instances, options: Options) -> list[int]:
     return np.flatnonzero(wanted_N).tolist()[: options.max_instances]
 
 
-def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round to two decimals; of what is no number orjson would make null."""
+def _rounded(numbers: NDArray[np.float32], decimals: int) -> NDArray[np.float32]:
+    """Round an array of any shape.
+
+    Raises:
+        ValueError: It holds NaN or infinity, of which orjson would make null.
+    """
     if not np.isfinite(numbers).all():
         raise ValueError("JSON has neither NaN nor infinity")
-    return numbers.round(2)
+    return numbers.round(decimals)
 
 
 def _to_json(answer: Mapping[str, Any]) -> bytes:

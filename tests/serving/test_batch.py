@@ -76,9 +76,11 @@ def test_a_fault_of_ours_in_reading_a_request_harms_no_other(predictor, png, mon
     assert (failed.error.status, failed.error.code) == (500, "prediction_failed")
 
 
-def test_an_answer_that_holds_no_number_is_an_error(predictor, png, monkeypatch):
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["polygons", "boxes_xywh"])
+def test_an_answer_that_holds_no_number_is_an_error(predictor, png, monkeypatch, where, number):
     (found,) = found_in(predictor, np.zeros((64, 64, 3), np.uint8))
-    found.polygons[0, 0, 0] = np.nan
+    getattr(found, where).flat[0] = number
     monkeypatch.setattr(predictor, "predict_prepared", lambda images, clock: [found])
     (answer,) = answers_to(predictor, png)
     assert answer.error.code == "prediction_failed"

@@ -83,7 +83,7 @@ def _quantize(program: Path, out: Path, cache: Path, batches: Sequence[Tensor] =
                 out,
                 Reader() if batches else None,
                 per_channel=True,
-                reduce_range=True,  # 7 bits of weights: AVX2 adds two products in 16 bits, at most
+                reduce_range=True,  # to 7 bits: AVX2 adds two products in 16 bits, and cuts more
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 op_types_to_quantize=["Conv"],

@@ -70,7 +70,7 @@ compile: .venv/.ready ## write the pipeline for a cluster to pipelines/compiled
 	$(RUN) -m polarmask_pipelines compile
 
 openapi: .venv/.ready ## write the HTTP interface as OpenAPI to docs/reference/openapi.json
-	$(RUN) -m polarmask_serving.openapi > docs/reference/openapi.json
+	$(RUN) -m polarmask_serving.proxy.openapi > docs/reference/openapi.json
 
 render: ## write what `kubectl apply -k` would send to dist/k8s
 	@command -v kubectl >/dev/null || { echo "kubectl is not installed; it renders k8s/"; exit 1; }

@@ -14,11 +14,11 @@ from frame import Result, main, race, wrong
 from pycocotools.coco import COCO
 from torchvision.ops import nms
 
-from polarmask.config import PostprocessConfig
-from polarmask.head import Predictions
-from polarmask.masks import rle_from_bitmap, rles_from_polygons, rles_from_whole_pixels
-from polarmask.original_rays import original_directions
-from polarmask.postprocess import all_points, postprocess
+from polarmask.config.settings import PostprocessConfig
+from polarmask.geometry.masks import rle_from_bitmap, rles_from_polygons, rles_from_whole_pixels
+from polarmask.network.head import Predictions
+from polarmask.network.postprocess import all_points, postprocess
+from polarmask.original.rays import original_directions
 
 CANVAS, STRIDES = (768, 1280), (8, 16, 32, 64, 128)
 IMAGE_HW = (1080, 1920)

@@ -19,16 +19,16 @@ import torch
 import torchvision
 from frame import Result, main, race, wrong
 
-from polarmask.coco import Category
-from polarmask.detector import PolarMask
+from polarmask.config.presets import preset
+from polarmask.data.coco import Category
+from polarmask.data.images import read_image
 from polarmask.engines.export import export_program
 from polarmask.engines.interface import ENGINES, INT8_FILE, PROGRAM_FILE
 from polarmask.engines.machine import has_bf16
 from polarmask.engines.quantize import calibrate, quantize_program
-from polarmask.image_file import read_image
-from polarmask.inference import Predictor
-from polarmask.model_folder import ModelCard, load_model, save_model
-from polarmask.presets import preset
+from polarmask.inference.model_folder import ModelCard, load_model, save_model
+from polarmask.inference.predictor import Predictor
+from polarmask.network.detector import PolarMask
 
 PHOTO = Path(__file__).parents[1] / "tests/data/coco_photos/images/000000000165.jpg"
 DEFAULT = "openvino_int8"

@@ -21,10 +21,10 @@ from frame import Result, main, race, wrong
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from polarmask.coco import Annotation, Category, CocoData, ImageRecord, load_coco
-from polarmask.coco_ap import score_predictions
-from polarmask.inference import Instances
-from polarmask.masks import rle_area, rles_from_polygons
+from polarmask.data.coco import Annotation, Category, CocoData, ImageRecord, load_coco
+from polarmask.evaluation.coco_ap import score_predictions
+from polarmask.geometry.masks import rle_area, rles_from_polygons
+from polarmask.inference.predictor import Instances
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"
 HW = (480, 640)

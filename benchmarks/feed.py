@@ -22,16 +22,16 @@ import torch
 from frame import Result, main, race, wrong
 from torch.utils.data import DataLoader
 
-from polarmask import losses
-from polarmask.augment import Symmetry, apply_to_labels
-from polarmask.coco import load_coco
-from polarmask.config import InputConfig, LabelConfig, ModelConfig
-from polarmask.dataset import StepSampler, TrainingImages, collate
-from polarmask.detector import PolarMask, loss_divisors, loss_sums, normalise_losses
-from polarmask.image_labels import label_image, label_view
-from polarmask.precompute import precompute
-from polarmask.preprocess import normalise
-from polarmask.presets import tiny
+from polarmask.config.presets import tiny
+from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
+from polarmask.data.coco import load_coco
+from polarmask.data.preprocess import normalise
+from polarmask.labels.image_labels import label_image, label_view
+from polarmask.labels.precompute import precompute
+from polarmask.labels.symmetry import Symmetry, apply_to_labels
+from polarmask.network import losses
+from polarmask.network.detector import PolarMask, loss_divisors, loss_sums, normalise_losses
+from polarmask.training.dataset import StepSampler, TrainingImages, collate
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"
 CONFIG = replace(

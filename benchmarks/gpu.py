@@ -21,15 +21,15 @@ import torch
 from rays import CANVAS, LABELS, MODEL, scenes
 from training_step import Step
 
-from polarmask.coco import Category
-from polarmask.detector import PolarMask
-from polarmask.device import find_device
-from polarmask.inference import Predictor
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.preprocess import canvas_hw
-from polarmask.presets import coco_r50_1x
-from polarmask.rays import Polygons
-from polarmask.targets import assign_batch
+from polarmask.config.presets import coco_r50_1x
+from polarmask.data.coco import Category
+from polarmask.data.preprocess import canvas_hw
+from polarmask.geometry.rays import Polygons
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.inference.predictor import Predictor
+from polarmask.labels.targets import assign_batch
+from polarmask.network.detector import PolarMask
+from polarmask.system.device import find_device
 
 V100_FPS = {800: 23.9, 600: 34.1, 400: 46.7}
 """By short side: R-50, network only, from the README of the authors' code."""

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from frame import Result, main, race, wrong
 
-from polarmask.coco import load_coco
-from polarmask.config import InputConfig, LabelConfig, ModelConfig
-from polarmask.image_labels import label_image
-from polarmask.masks import bitmap_from_rle, rle_from_segmentation, rles_from_polygons
-from polarmask.native_targets import assign_native
-from polarmask.original_rays import binned_rays, largest_contour, mass_center
-from polarmask.outlines import read_outline
-from polarmask.presets import tiny
-from polarmask.rays import Polygons
-from polarmask.targets import all_locations, assign_batch, assign_original, level_points
+from polarmask.config.presets import tiny
+from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
+from polarmask.data.coco import load_coco
+from polarmask.geometry.masks import bitmap_from_rle, rle_from_segmentation, rles_from_polygons
+from polarmask.geometry.outlines import read_outline
+from polarmask.geometry.rays import Polygons
+from polarmask.labels.compiled_targets import assign_native
+from polarmask.labels.image_labels import label_image
+from polarmask.labels.targets import all_locations, assign_batch, assign_original, level_points
+from polarmask.original.rays import binned_rays, largest_contour, mass_center
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"
 CANVAS = (768, 1280)

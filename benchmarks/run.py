@@ -21,7 +21,7 @@ from pathlib import Path
 
 from frame import Result, machine, table
 
-from polarmask.files import write_text
+from polarmask.system.files import write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -26,7 +26,7 @@ from frame import Result, WrongResultError, race, table, wrong
 from picture import draw, growth
 from rays import CANVAS, LABELS, MODEL, together
 
-from polarmask.native_targets import assign_native
+from polarmask.labels.compiled_targets import assign_native
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parent / "tests" / "data" / "coco_photos" / "images"
@@ -82,7 +82,7 @@ def label_here(data, out, workers):
     """Be the process that labels a data set; print its CPU seconds, peak memory and store size."""
     from feed import CONFIG
 
-    from polarmask.precompute import Crew, precompute
+    from polarmask.labels.precompute import Crew, precompute
 
     torch.set_num_threads(1)
     before = peak_mb()

@@ -17,8 +17,8 @@ from decode import (
 from frame import main, race, wrong
 from picture import draw, growth
 
-from polarmask.config import PostprocessConfig
-from polarmask.masks import rles_from_polygons, rles_from_whole_pixels
+from polarmask.config.settings import PostprocessConfig
+from polarmask.geometry.masks import rles_from_polygons, rles_from_whole_pixels
 
 CANDIDATES = 20_000
 

@@ -10,7 +10,7 @@ from evaluation import check_scores, referee, scene  # first: it sets the number
 from frame import main
 from picture import draw, growth
 
-from polarmask.coco_ap import score_predictions
+from polarmask.evaluation.coco_ap import score_predictions
 
 
 def timed(way, *arguments):

@@ -15,7 +15,7 @@ from frame import Result, main, wrong
 from picture import draw
 from scale import write_data
 
-from polarmask.precompute import Crew, precompute
+from polarmask.labels.precompute import Crew, precompute
 
 
 def store_of(data, out, workers):

@@ -33,18 +33,18 @@ import requests
 import torch
 from frame import Result, machine, main, wrong
 
-from polarmask.coco import Category
-from polarmask.config import PostprocessConfig
-from polarmask.detector import PolarMask
-from polarmask.files import write_text
-from polarmask.inference import Predictor
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.presets import preset, tiny
-from polarmask_serving import launch
-from polarmask_serving.packaging import build_archive
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits
-from polarmask_serving.server import LocalServer
+from polarmask.config.presets import preset, tiny
+from polarmask.config.settings import PostprocessConfig
+from polarmask.data.coco import Category
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.inference.predictor import Predictor
+from polarmask.network.detector import PolarMask
+from polarmask.system.files import write_text
+from polarmask_serving.archive.build import build_archive
+from polarmask_serving.proxy.main import LocalProxy
+from polarmask_serving.proxy.settings import Front, Limits
+from polarmask_serving.torchserve import launch
+from polarmask_serving.torchserve.server import LocalServer
 
 IMAGE_HW = (480, 640)
 SOAK = Path(__file__).with_name("soak.json")

@@ -16,11 +16,17 @@ from pathlib import Path
 import torch
 from frame import Result, main, race, wrong
 
-from polarmask.config import LossConfig
-from polarmask.detector import PolarMask, Targets, loss_divisors, loss_sums, normalise_losses
-from polarmask.losses import total
-from polarmask.optim import make_optimizer
-from polarmask.presets import coco_r50_1x
+from polarmask.config.presets import coco_r50_1x
+from polarmask.config.settings import LossConfig
+from polarmask.network.detector import (
+    PolarMask,
+    Targets,
+    loss_divisors,
+    loss_sums,
+    normalise_losses,
+)
+from polarmask.network.losses import total
+from polarmask.training.optim import make_optimizer
 
 CANVAS = (768, 1280)
 BATCH = 4

@@ -6,7 +6,7 @@ from itertools import count
 import cv2
 import numpy as np
 
-from polarmask.inference import Instances
+from polarmask.inference.predictor import Instances
 
 TINY_CATEGORIES = {2: "ellipse", 5: "star", 9: "crescent"}
 """Ids with gaps, as in COCO. Ellipses and stars are star-convex, crescents are not."""

@@ -15,16 +15,16 @@ from kube.kubelet import Kubelet
 from kube.server import KubeServer
 from kube.services import ServiceProxy
 from manifest_rules import name_of, render
-from polarmask.coco import Category
-from polarmask.config import LabelConfig
-from polarmask.detector import PolarMask
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.presets import tiny
-from polarmask_components.models.registry import open_registry
-from polarmask_components.serving import serving_deployment, trial
-from polarmask_components.serving.deploy_target import deploy_to
-from polarmask_components.serving.deployment import facts_of
-from polarmask_serving.management import ask
+from polarmask.config.presets import tiny
+from polarmask.config.settings import LabelConfig
+from polarmask.data.coco import Category
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.network.detector import PolarMask
+from polarmask_components.deploy import serving_deployment, trial
+from polarmask_components.deploy.deploy_target import deploy_to
+from polarmask_components.deploy.deployment import facts_of
+from polarmask_components.registry.registry import open_registry
+from polarmask_serving.torchserve.management import ask
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).with_name("stand_in_server.py")

@@ -13,8 +13,8 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from polarmask_serving import probe
-from polarmask_serving.options import TRIAL_HEADER
+from polarmask_serving.answer.options import TRIAL_HEADER
+from polarmask_serving.torchserve import probe
 
 PORTS = ("inference_port", "management_port", "metrics_port")
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polarmask import commands as do
+from polarmask.commands import dispatch as do
+from polarmask.config.presets import PRESETS
 from polarmask.errors import PolarMaskError, TrainingStopped
-from polarmask.presets import PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from polarmask.files import write_text
+    from polarmask.system.files import write_text
     from polarmask_pipelines.package import compile_package
 
     write_text(options.out, compile_package(read_parameters(options.param)).text)
@@ -100,7 +100,7 @@ def _demo(_: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from polarmask_components.serving.local_server import is_serving, stop_server
+    from polarmask_components.deploy.local_server import is_serving, stop_server
 
     was_serving = is_serving(options.server)
     stop_server(options.server)
@@ -110,8 +110,8 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _run_and_tell(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     """Run, print what came of it, and end the server unless it is to be kept."""
+    from polarmask_components.deploy.local_server import stop_server
     from polarmask_components.run.data_version import has_uncommitted_pointer
-    from polarmask_components.serving.local_server import stop_server
     from polarmask_pipelines.local_run import LOG, run
 
     parameters = {"data_repository": str(Path.cwd()), **parameters}

@@ -14,10 +14,10 @@ import psutil
 from kfp import local
 
 from polarmask.errors import ConfigError
+from polarmask_components.deploy.local_server import Deployment, is_serving, stop_server
 from polarmask_components.errors import ComponentError
-from polarmask_components.models.registry import open_registry
+from polarmask_components.registry.registry import open_registry
 from polarmask_components.run.signals import when_asked_to_end
-from polarmask_components.serving.local_server import Deployment, is_serving, stop_server
 from polarmask_components.training.lifeline import lifeline
 from polarmask_pipelines.console import Console, console
 from polarmask_pipelines.results import Summary, deployed_in, summarize
@@ -113,7 +113,7 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
 
 def _ask(parameters: Mapping[str, Any], sample: Path) -> Deployment | None:
     # Brings torch with it, which no other part of this process needs.
-    from polarmask_components.serving.deployment import ask_champion
+    from polarmask_components.deploy.deployment import ask_champion
 
     return ask_champion(
         Path(parameters["deploy_target"]),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polarmask_components.serving.local_server import Deployment
+from polarmask_components.deploy.local_server import Deployment
 from polarmask_pipelines.watch import TaskResult
 
 SUMMARY = "summary.json"

@@ -6,21 +6,21 @@ from typing import Any
 from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_task import PipelineTask
 
-from polarmask_components.check_champion import check_champion
-from polarmask_components.check_changed import check_changed
-from polarmask_components.deploy_torchserve import deploy_torchserve
-from polarmask_components.evaluate import evaluate
-from polarmask_components.evaluate_champion import evaluate_champion
-from polarmask_components.gate_model import gate_model
-from polarmask_components.ingest_coco import ingest_coco
-from polarmask_components.measure_engines import measure_engines
-from polarmask_components.notify import notify
-from polarmask_components.precompute_part import precompute_part
-from polarmask_components.precompute_rays import precompute_rays
-from polarmask_components.preflight import preflight
-from polarmask_components.remember_run import remember_run
-from polarmask_components.resolve_data import resolve_data
-from polarmask_components.train import train
+from polarmask_components.steps.check_champion import check_champion
+from polarmask_components.steps.check_changed import check_changed
+from polarmask_components.steps.deploy_torchserve import deploy_torchserve
+from polarmask_components.steps.evaluate import evaluate
+from polarmask_components.steps.evaluate_champion import evaluate_champion
+from polarmask_components.steps.gate_model import gate_model
+from polarmask_components.steps.ingest_coco import ingest_coco
+from polarmask_components.steps.measure_engines import measure_engines
+from polarmask_components.steps.notify import notify
+from polarmask_components.steps.precompute_part import precompute_part
+from polarmask_components.steps.precompute_rays import precompute_rays
+from polarmask_components.steps.preflight import preflight
+from polarmask_components.steps.remember_run import remember_run
+from polarmask_components.steps.resolve_data import resolve_data
+from polarmask_components.steps.train import train
 
 
 def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:

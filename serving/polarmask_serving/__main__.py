@@ -12,14 +12,14 @@ import torch
 
 from polarmask.engines.report import EngineReport, read_report
 from polarmask.errors import PolarMaskError
-from polarmask.files import write_text
-from polarmask.measure_engines import MAX_IMAGES, measure_engines, report_table
-from polarmask_serving import launch
+from polarmask.evaluation.measure_engines import MAX_IMAGES, measure_engines, report_table
+from polarmask.system.files import write_text
+from polarmask_serving.archive.build import build_archive
 from polarmask_serving.errors import ArchiveError, ServingError
-from polarmask_serving.packaging import build_archive
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits
-from polarmask_serving.server import LocalServer
+from polarmask_serving.proxy.main import LocalProxy
+from polarmask_serving.proxy.settings import Front, Limits
+from polarmask_serving.torchserve import launch
+from polarmask_serving.torchserve.server import LocalServer
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from kube.server import KubeServer
 from polarmask.errors import ConfigError
 from polarmask_components.cluster.connection import connect
 from polarmask_components.images import TRAINER_IMAGE
-from polarmask_components.train import train
+from polarmask_components.steps.train import train
 from polarmask_components.training.cluster_training import ClusterRequest, make_job
 
 REQUEST = ClusterRequest(

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from factories import make_tiny_coco
-from polarmask.coco import Category
-from polarmask.detector import PolarMask
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.presets import tiny
+from polarmask.config.presets import tiny
+from polarmask.data.coco import Category
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.network.detector import PolarMask
+from polarmask_components.deploy.deployment import ask_champion, deploy, facts_of
+from polarmask_components.deploy.local_server import is_serving, stop_server
 from polarmask_components.errors import ConflictError
-from polarmask_components.models.registry import open_registry
-from polarmask_components.serving.deployment import ask_champion, deploy, facts_of
-from polarmask_components.serving.local_server import is_serving, stop_server
+from polarmask_components.registry.registry import open_registry
 from polarmask_serving.errors import ServerError, ServingError
-from polarmask_serving.server import LocalServer
+from polarmask_serving.torchserve.server import LocalServer
 
 
 def make_model(folder, seed):

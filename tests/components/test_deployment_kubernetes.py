@@ -9,10 +9,10 @@ import pytest
 import requests
 
 from factories import make_tiny_coco
-from polarmask.measure_engines import measure_engines
-from polarmask_components.deploy_torchserve import deploy_torchserve
+from polarmask.evaluation.measure_engines import measure_engines
+from polarmask_components.deploy.serving_state import RETURN_TO, VERSION, served_model
 from polarmask_components.errors import RollOutError
-from polarmask_components.serving.serving_state import RETURN_TO, VERSION, served_model
+from polarmask_components.steps.deploy_torchserve import deploy_torchserve
 from serving_cluster import TARGET, ServingCluster, make_model
 
 

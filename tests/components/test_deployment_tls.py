@@ -4,9 +4,9 @@ import pytest
 
 from certificates import certificate
 from factories import make_tiny_coco
-from polarmask_components.serving.serving_deployment import ServingDeployment
+from polarmask_components.deploy.serving_deployment import ServingDeployment
 from polarmask_serving.errors import ServerError
-from polarmask_serving.management import Tls, ask
+from polarmask_serving.torchserve.management import Tls, ask
 from serving_cluster import NAMESPACE, ServingCluster, make_model
 
 NAME = f"polarmask.{NAMESPACE}.svc"

@@ -20,7 +20,7 @@ def stored(s3_environment):
 
 def fetch(out, uri=URI, sha256=SHA256, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "polarmask_serving.fetch_model", "--out", str(out)],
+        [sys.executable, "-m", "polarmask_serving.torchserve.fetch_model", "--out", str(out)],
         env={**os.environ, "MODEL_URI": uri, "MODEL_SHA256": sha256, **environment},
         capture_output=True,
         text=True,

@@ -5,11 +5,11 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from polarmask.files import sha256_of_file
+from polarmask.system.files import sha256_of_file
 from polarmask_components.errors import RegistryError, UnusableModelError
-from polarmask_components.models.model_store import store_archive
-from polarmask_components.models.registry import open_registry
-from polarmask_serving.archive import Archive
+from polarmask_components.registry.model_store import store_archive
+from polarmask_components.registry.registry import open_registry
+from polarmask_serving.archive.read import Archive
 
 
 @pytest.fixture

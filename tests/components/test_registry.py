@@ -12,9 +12,9 @@ from polarmask_components.errors import (
     UnknownVersionError,
     UnusableModelError,
 )
-from polarmask_components.models.registry import Facts, Registry, open_registry
-from polarmask_components.models.registry_local import LocalObjects
-from polarmask_components.models.registry_s3 import S3Objects
+from polarmask_components.registry.local import LocalObjects
+from polarmask_components.registry.registry import Facts, Registry, open_registry
+from polarmask_components.registry.s3 import S3Objects
 
 FACTS = Facts(
     data_commit="c0ffee",
@@ -139,7 +139,7 @@ def test_first_promotion_that_expects_a_champion_is_refused(registry, add):
 _PROMOTE = """
 import sys
 from polarmask_components.errors import ConflictError
-from polarmask_components.models.registry import open_registry
+from polarmask_components.registry.registry import open_registry
 uri, version, expected = sys.argv[1:]
 registry = open_registry(uri)
 registry.champion()
@@ -181,7 +181,7 @@ def test_of_two_processes_that_promote_at_once_exactly_one_wins(registry, uri, a
 _DIE_AT_WRITE = """
 import os, signal, sys
 from pathlib import Path
-from polarmask_components.models.registry import Facts, open_registry
+from polarmask_components.registry.registry import Facts, open_registry
 uri, model, expected = sys.argv[1:]
 registry = open_registry(uri)
 write = registry._objects.write

@@ -3,11 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from polarmask_components.check_changed import check_changed
 from polarmask_components.errors import RegistryError
-from polarmask_components.models.registry import open_objects, open_registry
-from polarmask_components.remember_run import remember_run
+from polarmask_components.registry.registry import open_objects, open_registry
 from polarmask_components.run.run_fingerprint import RunInputs, decide, remember
+from polarmask_components.steps.check_changed import check_changed
+from polarmask_components.steps.remember_run import remember_run
 
 INPUTS = RunInputs(
     data_hash="a59d.dir",

@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from polarmask_components.errors import RollOutError
-from polarmask_components.serving.serving_state import (
+from polarmask_components.deploy.serving_state import (
     RETURN_TO,
     SHA256,
     VERSION,
@@ -20,6 +19,7 @@ from polarmask_components.serving.serving_state import (
     trouble_of,
     undecided,
 )
+from polarmask_components.errors import RollOutError
 
 OLD = ServedModel(version="old", uri="s3://b/old.mar", sha256="0" * 64)
 NEW = ServedModel(version="new", uri="s3://b/new.mar", sha256="1" * 64)

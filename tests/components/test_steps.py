@@ -17,13 +17,13 @@ import pytest
 from kfp import dsl
 
 from factories import make_tiny_coco
-from polarmask.coco import load_coco
-from polarmask.config import ConfigError
+from polarmask.config.settings import ConfigError
+from polarmask.data.coco import load_coco
 from polarmask.errors import DataError
-from polarmask.files import sha256_of_file
-from polarmask.label_store import LabelStore
-from polarmask.model_folder import read_card
-from polarmask_components.check_champion import check_champion
+from polarmask.inference.model_folder import read_card
+from polarmask.labels.store import LabelStore
+from polarmask.system.files import sha256_of_file
+from polarmask_components.deploy.deployment import facts_of
 from polarmask_components.errors import (
     LaunchError,
     NotARepositoryError,
@@ -31,23 +31,23 @@ from polarmask_components.errors import (
     PreflightError,
     RegistryError,
 )
-from polarmask_components.evaluate import evaluate
-from polarmask_components.evaluate_champion import evaluate_champion
-from polarmask_components.gate_model import gate_model
-from polarmask_components.ingest_coco import ingest_coco
-from polarmask_components.models.champion import check_same_task, measure_champion
-from polarmask_components.models.registry import open_registry
-from polarmask_components.notify import notify
-from polarmask_components.precompute_part import precompute_part
-from polarmask_components.precompute_rays import precompute_rays
-from polarmask_components.preflight import preflight
-from polarmask_components.resolve_data import resolve_data
+from polarmask_components.registry.champion import check_same_task, measure_champion
+from polarmask_components.registry.registry import open_registry
 from polarmask_components.run.pages import sample_image
-from polarmask_components.serving.deployment import facts_of
-from polarmask_components.train import train
-from polarmask_serving import launch
+from polarmask_components.steps.check_champion import check_champion
+from polarmask_components.steps.evaluate import evaluate
+from polarmask_components.steps.evaluate_champion import evaluate_champion
+from polarmask_components.steps.gate_model import gate_model
+from polarmask_components.steps.ingest_coco import ingest_coco
+from polarmask_components.steps.notify import notify
+from polarmask_components.steps.precompute_part import precompute_part
+from polarmask_components.steps.precompute_rays import precompute_rays
+from polarmask_components.steps.preflight import preflight
+from polarmask_components.steps.resolve_data import resolve_data
+from polarmask_components.steps.train import train
+from polarmask_serving.answer.image_bytes import decode_image
 from polarmask_serving.errors import ServingError
-from polarmask_serving.image_bytes import decode_image
+from polarmask_serving.torchserve import launch
 
 README = Path(__file__).parents[2] / "components" / "README.md"
 PACKAGE = Path(__file__).parents[2] / "components" / "polarmask_components"

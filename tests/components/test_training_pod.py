@@ -11,8 +11,8 @@ import time
 import pytest
 
 from factories import make_tiny_coco
-from polarmask.checkpoint import load_checkpoint
 from polarmask.cli import main as polarmask
+from polarmask.training.checkpoint import load_checkpoint
 from polarmask_components.run.signals import when_asked_to_end
 from polarmask_components.storage.file_manifest import manifest_of
 from polarmask_components.storage.object_folder import ObjectFolder
@@ -122,7 +122,7 @@ def write_checkpoint(run, text):
 def test_a_storage_that_is_away_holds_up_no_training(tmp_path, s3_environment, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("polarmask_components.training.snapshots._PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("polarmask.checkpoint.read_step", lambda _: 1)
+    monkeypatch.setattr("polarmask.training.checkpoint.read_step", lambda _: 1)
     began = time.monotonic()
     with snapshots_of(tmp_path / "run", "s3://polarmask/away", "job"):
         write_checkpoint(tmp_path / "run", "one")

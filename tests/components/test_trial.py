@@ -16,7 +16,7 @@ from factories import make_tiny_coco
 from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import RollOutError
 from polarmask_serving.errors import ServerError
-from polarmask_serving.proxy_trial import entries
+from polarmask_serving.proxy.trial import entries
 from serving_cluster import ServingCluster, make_model
 
 pytestmark = [
@@ -114,7 +114,7 @@ def test_a_bad_model_stays_out_and_clients_notice_nothing(cluster, tmp_path, beh
 
 
 def test_without_requests_the_model_stays_out(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr("polarmask_components.serving.trial._REACH_SECONDS", 1.0)
+    monkeypatch.setattr("polarmask_components.deploy.trial._REACH_SECONDS", 1.0)
     with pytest.raises(RollOutError, match="only 0 requests reached the candidate, 10 are needed"):
         cluster.deploy(make_model(tmp_path / "m", seed=10), trial=COPIES | {"minutes": 0.01})
     assert is_over(cluster)

@@ -34,7 +34,7 @@ from pathlib import Path
 from kfp import dsl
 from polarmask_components.training.job_launcher import Pace
 from polarmask_components.training import cluster_training
-from polarmask_components.train import train
+from polarmask_components.steps.train import train
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 asked = json.loads(sys.argv[1])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.coco import Category
-from polarmask.config import PostprocessConfig
-from polarmask.detector import PolarMask
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.presets import tiny
+from polarmask.config.presets import tiny
+from polarmask.config.settings import PostprocessConfig
+from polarmask.data.coco import Category
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.network.detector import PolarMask
 from polarmask_components.errors import RollOutError
 from polarmask_serving.errors import ServerError
 from serving_cluster import ServingCluster

@@ -19,6 +19,8 @@ import pytest
 
 from factories import make_tiny_coco
 from kube.faults import Fault
+from polarmask_components.deploy import serving_deployment
+from polarmask_components.deploy.serving_state import RETURN_TO, VERSION
 from polarmask_components.errors import (
     ClusterError,
     ConflictError,
@@ -26,9 +28,7 @@ from polarmask_components.errors import (
     RollOutError,
     UnusableModelError,
 )
-from polarmask_components.models.registry import open_registry
-from polarmask_components.serving import serving_deployment
-from polarmask_components.serving.serving_state import RETURN_TO, VERSION
+from polarmask_components.registry.registry import open_registry
 from serving_cluster import TARGET, ServingCluster, make_model
 
 pytestmark = pytest.mark.faults
@@ -242,9 +242,9 @@ def test_d15_a_run_that_is_asked_to_end_rolls_back(cluster, tmp_path):
 DEPLOY = """
 import sys
 from pathlib import Path
-from polarmask_components.serving.deploy_target import deploy_to
-from polarmask_components.serving.deployment import facts_of
-from polarmask_components.models.registry import open_registry
+from polarmask_components.deploy.deploy_target import deploy_to
+from polarmask_components.deploy.deployment import facts_of
+from polarmask_components.registry.registry import open_registry
 model, registry, expected, image, target = sys.argv[1:]
 deploy_to(target, Path(model), facts=facts_of(Path(model), {"mask_ap": 0.5}), name="polarmask",
           registry=open_registry(registry), expected=expected, image=Path(image).read_bytes())

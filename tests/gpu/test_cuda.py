@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from factories import make_tiny_coco
-from polarmask.coco import load_coco
-from polarmask.dataset import Place, Request, TrainingImages, collate
-from polarmask.detector import PolarMask
+from polarmask.config.presets import tiny
+from polarmask.data.coco import load_coco
+from polarmask.data.images import read_image
 from polarmask.engines.interface import ENGINES
-from polarmask.image_file import read_image
-from polarmask.image_labels import label_images
-from polarmask.inference import Predictor
-from polarmask.label_store import LabelStore
-from polarmask.measure_engines import measure_engines
-from polarmask.precompute import precompute
-from polarmask.presets import tiny
-from polarmask.rays import Polygons, cast_rays
-from polarmask.train import TrainOptions, train
+from polarmask.evaluation.measure_engines import measure_engines
+from polarmask.geometry.rays import Polygons, cast_rays
+from polarmask.inference.predictor import Predictor
+from polarmask.labels.image_labels import label_images
+from polarmask.labels.precompute import precompute
+from polarmask.labels.store import LabelStore
+from polarmask.network.detector import PolarMask
+from polarmask.training.dataset import Place, Request, TrainingImages, collate
+from polarmask.training.train import TrainOptions, train
 
 pytestmark = pytest.mark.gpu
 

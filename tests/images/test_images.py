@@ -186,7 +186,7 @@ def pod(docker, images, archive, tmp_path):
     ).strip()
     proxy = docker(
         *(*common, f"--volume={scratch}:/scratch:ro", "--tmpfs=/proxy:uid=1000"),
-        *("--entrypoint", "python", images["serving"], "-m", "polarmask_serving.proxy"),
+        *("--entrypoint", "python", images["serving"], "-m", "polarmask_serving.proxy.main"),
         *("--server=/scratch", "--scratch=/proxy"),
     ).strip()
     yield server, proxy
@@ -220,7 +220,13 @@ def test_a_pod_answers_through_its_proxy_and_ends_when_asked(pod, docker, archiv
 
 def test_a_server_without_a_model_says_so(run):
     said = run(
-        *("serving", "python", "-m", "polarmask_serving.pod", "--archive=/models/model.mar"),
+        *(
+            "serving",
+            "python",
+            "-m",
+            "polarmask_serving.torchserve.pod",
+            "--archive=/models/model.mar",
+        ),
         "--scratch=/tmp",
         check=False,
     )

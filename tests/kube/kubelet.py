@@ -18,7 +18,8 @@ class Kubelet(Controller):
     Args:
         server: The `KubeServer` whose pods it runs.
         images: What can be pulled, each with its entry point: `{"serving:1": ["python", "-m",
-            "polarmask_serving.pod"]}`; a test may add to it later. None: everything, without one.
+            "polarmask_serving.torchserve.pod"]}`; a test may add to it later. None: everything,
+            without one.
         nodes: Node name -> what it has of extended resources: `{"a": {"nvidia.com/gpu": 2}}`.
             cpu and memory are checked where they are given.
         backoff: Seconds before the second restart of a container; doubled at each further one.

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from factories import make_tiny_coco
-from polarmask.config import ModelConfig, RunConfig
-from polarmask.precompute import precompute
-from polarmask.presets import tiny
+from polarmask.config.presets import tiny
+from polarmask.config.settings import ModelConfig, RunConfig
+from polarmask.labels.precompute import precompute
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from factories import make_tiny_coco
-from polarmask.augment import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
-from polarmask.coco import load_coco
-from polarmask.config import InputConfig, LabelConfig, ModelConfig, RunConfig
-from polarmask.image_file import read_image
-from polarmask.image_labels import label_image
-from polarmask.preprocess import to_canvas
-from polarmask.rays import decode_rays
-from polarmask.targets import level_points
+from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig, RunConfig
+from polarmask.data.coco import load_coco
+from polarmask.data.images import read_image
+from polarmask.data.preprocess import to_canvas
+from polarmask.geometry.rays import decode_rays
+from polarmask.labels.image_labels import label_image
+from polarmask.labels.symmetry import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
+from polarmask.labels.targets import level_points
 
 CONFIG = RunConfig(
     name="test",

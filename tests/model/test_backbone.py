@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from polarmask import backbone_weights
-from polarmask.backbone import Pyramid
-from polarmask.backbone_weights import load_backbone_weights
-from polarmask.config import ModelConfig
-from polarmask.deform import DeformConv2d
+from polarmask.config.settings import ModelConfig
 from polarmask.errors import ConfigError
+from polarmask.network import backbone_weights
+from polarmask.network.backbone import Pyramid
+from polarmask.network.backbone_weights import load_backbone_weights
+from polarmask.network.deform import DeformConv2d
 
 SMALL = ModelConfig(channels=32, tower_depth=1)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from polarmask.errors import ConfigError
-from polarmask.train import TrainOptions, train
+from polarmask.training.train import TrainOptions, train
 
 
 def read_board(folder):

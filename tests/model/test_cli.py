@@ -4,8 +4,8 @@ import pytest
 
 from factories import make_tiny_coco
 from polarmask.cli import main
-from polarmask.model_folder import read_card
-from polarmask.presets import PRESETS
+from polarmask.config.presets import PRESETS
+from polarmask.inference.model_folder import read_card
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from factories import TINY_CATEGORIES, crescent, make_tiny_coco
-from polarmask.coco import CocoData, Problem, describe_problems, load_coco
+from polarmask.data.coco import CocoData, Problem, describe_problems, load_coco
+from polarmask.data.images import read_image
 from polarmask.errors import DataError
-from polarmask.image_file import read_image
-from polarmask.masks import (
+from polarmask.geometry.masks import (
     bitmap_from_rle,
     rle_area,
     rle_from_bitmap,

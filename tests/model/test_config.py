@@ -3,9 +3,9 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from polarmask.config import from_dict, override, to_dict
+from polarmask.config.presets import PRESETS, preset
+from polarmask.config.settings import from_dict, override, to_dict
 from polarmask.errors import ConfigError
-from polarmask.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

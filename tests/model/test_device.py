@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from polarmask.device import deterministic, find_device, half_precision
 from polarmask.errors import ConfigError
+from polarmask.system.device import deterministic, find_device, half_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.coco import Category
-from polarmask.detector import PolarMask
+from polarmask.config.presets import preset, tiny
+from polarmask.data.coco import Category
+from polarmask.data.images import read_image
+from polarmask.data.preprocess import letterbox, letterbox_hw
 from polarmask.engines.export import export_program
 from polarmask.engines.fold import fold_batch_norm
 from polarmask.engines.interface import ENGINES, INT8_FILE, PROGRAM_FILE, EngineError
@@ -22,12 +24,10 @@ from polarmask.engines.machine import has_bf16
 from polarmask.engines.quantize import calibrate, quantize_program
 from polarmask.engines.report import REPORT_FILE, EngineReport, EngineResult, read_report
 from polarmask.errors import ConfigError, ModelFormatError
-from polarmask.image_file import read_image
-from polarmask.inference import Predictor
-from polarmask.measure_engines import judge, measure_engines, report_table
-from polarmask.model_folder import ModelCard, load_model, save_model
-from polarmask.preprocess import letterbox, letterbox_hw
-from polarmask.presets import preset, tiny
+from polarmask.evaluation.measure_engines import judge, measure_engines, report_table
+from polarmask.inference.model_folder import ModelCard, load_model, save_model
+from polarmask.inference.predictor import Predictor
+from polarmask.network.detector import PolarMask
 
 PHOTOS = sorted((Path(__file__).parents[1] / "data" / "coco_photos" / "images").glob("*.jpg"))
 CPU = torch.device("cpu")
@@ -259,7 +259,7 @@ def test_loading_an_engine_leaves_the_main_thread_its_stack_for_signals(model, n
     code = f"""
 import ctypes
 from pathlib import Path
-from polarmask.inference import Predictor
+from polarmask.inference.predictor import Predictor
 
 def stack_for_signals():
     found = (ctypes.c_size_t * 3)()  # address, flags, size

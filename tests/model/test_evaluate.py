@@ -20,15 +20,15 @@ from factories import (
     make_tiny_coco,
     perfect_predictions,
 )
-from polarmask.coco import Annotation, Category, CocoData, ImageRecord, load_coco
-from polarmask.config import ModelConfig
-from polarmask.detector import PolarMask
+from polarmask.config.presets import tiny
+from polarmask.config.settings import ModelConfig
+from polarmask.data.coco import Annotation, Category, CocoData, ImageRecord, load_coco
 from polarmask.errors import DataError
-from polarmask.evaluate import Evaluation, evaluate, evaluate_predictions, predict_split
-from polarmask.inference import Predictor
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.outlines import read_outline
-from polarmask.presets import tiny
+from polarmask.evaluation.evaluate import Evaluation, evaluate, evaluate_predictions, predict_split
+from polarmask.geometry.outlines import read_outline
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.inference.predictor import Predictor
+from polarmask.network.detector import PolarMask
 
 CATEGORIES = (Category(3, "cell"), Category(8, "tube"))
 

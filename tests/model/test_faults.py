@@ -16,28 +16,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarmask
 from factories import crescent, ellipse, perfect_predictions, star
-from polarmask.augment import Symmetry
-from polarmask.coco import Annotation, Category, ImageRecord, load_coco
-from polarmask.config import LossConfig, PostprocessConfig, override
-from polarmask.dataset import Place, Request, Sample, TrainingImages, collate
-from polarmask.detector import PolarMask, Targets, loss_divisors, loss_sums, normalise_losses
+from polarmask.config.presets import tiny
+from polarmask.config.settings import LossConfig, PostprocessConfig, override
+from polarmask.data.coco import Annotation, Category, ImageRecord, load_coco
+from polarmask.data.preprocess import canvas_hw, resized_hw
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import ConfigError
-from polarmask.evaluate import evaluate_predictions
-from polarmask.head import Predictions
-from polarmask.image_labels import label_image, label_view
-from polarmask.inference import Predictor
-from polarmask.label_store import LabelStore
-from polarmask.losses import soft_polar_centerness
-from polarmask.masks import rles_from_polygons
-from polarmask.model_folder import ModelCard
-from polarmask.original_rays import MISSING, binned_rays, largest_contour
-from polarmask.outlines import read_outline
-from polarmask.postprocess import postprocess
-from polarmask.preprocess import canvas_hw, resized_hw
-from polarmask.presets import tiny
-from polarmask.rays import Polygons, cast_rays, decode_rays
-from polarmask.targets import level_points
+from polarmask.evaluation.evaluate import evaluate_predictions
+from polarmask.geometry.masks import rles_from_polygons
+from polarmask.geometry.outlines import read_outline
+from polarmask.geometry.rays import Polygons, cast_rays, decode_rays
+from polarmask.inference.model_folder import ModelCard
+from polarmask.inference.predictor import Predictor
+from polarmask.labels.image_labels import label_image, label_view
+from polarmask.labels.store import LabelStore
+from polarmask.labels.symmetry import Symmetry
+from polarmask.labels.targets import level_points
+from polarmask.network.detector import (
+    PolarMask,
+    Targets,
+    loss_divisors,
+    loss_sums,
+    normalise_losses,
+)
+from polarmask.network.head import Predictions
+from polarmask.network.losses import soft_polar_centerness
+from polarmask.network.postprocess import postprocess
+from polarmask.original.rays import MISSING, binned_rays, largest_contour
+from polarmask.training.dataset import Place, Request, Sample, TrainingImages, collate
 from reference.polar_loops import contains
 
 ROOT = Path(__file__).parents[2]
@@ -405,7 +411,7 @@ def shares(halves, config, processes, monkeypatch):
     by_process = [total] if processes == 1 else per_image
     # What is summed over processes is positives, then weight.
     totals = iter([total["positives"], total["weight"]] * processes)
-    monkeypatch.setattr("polarmask.detector.all_sum", lambda value: next(totals))
-    monkeypatch.setattr("polarmask.detector.world_size", lambda: processes)
+    monkeypatch.setattr("polarmask.network.detector.all_sum", lambda value: next(totals))
+    monkeypatch.setattr("polarmask.network.detector.world_size", lambda: processes)
     parts = [normalise_losses(sums, loss_divisors(sums, config)) for sums in by_process]
     return {name: sum(part[name].item() for part in parts) for name in parts[0]}

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from polarmask.files import atomic_path, write_text
+from polarmask.system.files import atomic_path, write_text
 
 
 def write_folder(path, content):

@@ -3,7 +3,7 @@ from subprocess import run
 
 import pytest
 
-from polarmask.gate import judge
+from polarmask.evaluation.gate import judge
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,5 @@ def test_reason_shows_the_difference_of_a_close_race():
 
 
 def test_gate_imports_no_torch():
-    code = "import sys, polarmask.gate; sys.exit('torch' in sys.modules)"
+    code = "import sys, polarmask.evaluation.gate; sys.exit('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0

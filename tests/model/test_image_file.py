@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polarmask.data.images import read_image, read_size
 from polarmask.errors import DataError
-from polarmask.image_file import read_image, read_size
 
 COLOUR = np.zeros((4, 6, 3), dtype=np.uint8)
 COLOUR[:, :3] = (200, 100, 50)

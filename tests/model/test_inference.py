@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.coco import Category
-from polarmask.detector import PolarMask
+from polarmask.data.coco import Category
+from polarmask.data.preprocess import canvas_hw, normalise, resize, resized_hw, to_canvas
 from polarmask.errors import ModelFormatError
-from polarmask.inference import Predictor
-from polarmask.model_folder import ModelCard, load_model, read_card, save_model
-from polarmask.preprocess import canvas_hw, normalise, resize, resized_hw, to_canvas
-from polarmask.rays import ray_directions
-from polarmask.stages import StageClock
+from polarmask.geometry.rays import ray_directions
+from polarmask.inference.model_folder import ModelCard, load_model, read_card, save_model
+from polarmask.inference.predictor import Predictor
+from polarmask.inference.stage_clock import StageClock
+from polarmask.network.detector import PolarMask
 
 CATEGORIES = (Category(7, "cell"), Category(9, "yeast"), Category(30, "dust"))
 

@@ -9,10 +9,16 @@ from PIL import Image
 
 from factories import make_tiny_coco
 from polarmask.cli import main
-from polarmask.coco import load_coco
-from polarmask.config import override
-from polarmask.inspect_data import RAY_COUNTS, UpperBound, describe, inspect_data, recommend
-from polarmask.presets import tiny
+from polarmask.config.presets import tiny
+from polarmask.config.settings import override
+from polarmask.data.coco import load_coco
+from polarmask.evaluation.inspect_data import (
+    RAY_COUNTS,
+    UpperBound,
+    describe,
+    inspect_data,
+    recommend,
+)
 from polarmask.report.inspection import inspection_page, worst_pictures
 
 

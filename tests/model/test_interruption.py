@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from polarmask.checkpoint import load_checkpoint
 from polarmask.cli import main
 from polarmask.errors import TrainingStopped
-from polarmask.interruption import stop_request
+from polarmask.system.signals import stop_request
+from polarmask.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 SETTINGS = ["model.channels=32", "model.tower_depth=1", "optim.batch_size=4", "optim.epochs=500"]
@@ -87,7 +87,7 @@ def test_a_signal_that_comes_while_processes_agree_waits_for_the_next_step(monke
         return value
 
     with stop_request() as stop:
-        monkeypatch.setattr("polarmask.interruption.all_max", signalled_late)
+        monkeypatch.setattr("polarmask.system.signals.all_max", signalled_late)
         assert not stop.is_asked(CPU)
         monkeypatch.undo()
         assert stop.is_asked(CPU)
@@ -123,6 +123,6 @@ def test_the_exit_code_says_that_a_signal_stopped_it(monkeypatch, capsys):
     def stopped(options):
         raise TrainingStopped("stopped by SIGTERM", signal.SIGTERM)
 
-    monkeypatch.setattr("polarmask.commands.run_train", stopped)
+    monkeypatch.setattr("polarmask.commands.dispatch.run_train", stopped)
     assert main(["train", "--data", "d", "--out", "o"]) == 143
     assert capsys.readouterr().err == "polarmask train: stopped by SIGTERM\n"

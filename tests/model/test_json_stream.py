@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmask import json_stream
-from polarmask.json_stream import MissingListError, read_lists
+from polarmask.data import json_stream
+from polarmask.data.json_stream import MissingListError, read_lists
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

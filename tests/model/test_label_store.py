@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import make_tiny_coco
-from polarmask.coco import load_coco
+from polarmask.data.coco import load_coco
 from polarmask.errors import LabelStoreError
-from polarmask.image_labels import label_image, label_images
-from polarmask.label_store import LabelStore, decode_lengths, encode_lengths
-from polarmask.precompute import Crew, Part, data_hash, precompute, precompute_part
+from polarmask.labels.image_labels import label_image, label_images
+from polarmask.labels.precompute import Crew, Part, data_hash, precompute, precompute_part
+from polarmask.labels.store import LabelStore, decode_lengths, encode_lengths
 
 
 @given(st.floats(1e-3, 6_000))
@@ -80,7 +80,7 @@ def test_other_settings_remake_the_labels(drawn_data, small_config, tmp_path):
 
 def _precompute_and_die(data, out, config):
     """Kill this process hard while the second shard is being written."""
-    from polarmask import precompute as module
+    from polarmask.labels import precompute as module
 
     original = module.write_shard
 
@@ -95,7 +95,7 @@ def _precompute_and_die(data, out, config):
 
 
 def test_a_killed_run_goes_on_with_the_next_shard(small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("polarmask.precompute.SHARD_IMAGES", 3)
+    monkeypatch.setattr("polarmask.labels.precompute.SHARD_IMAGES", 3)
     data, out = make_tiny_coco(tmp_path / "data", images=8), tmp_path / "labels"
     context = multiprocessing.get_context("fork")  # the child must see the patched shard size
     process = context.Process(target=_precompute_and_die, args=(data, out, small_config))
@@ -181,14 +181,14 @@ def test_crowd_regions_and_specks_are_neither_object_nor_background(small_config
 def test_machines_make_shares_and_one_gathers_them_from_their_folders(
     small_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("polarmask.precompute.SHARD_IMAGES", 3)
+    monkeypatch.setattr("polarmask.labels.precompute.SHARD_IMAGES", 3)
     data = make_tiny_coco(tmp_path / "data", images=8)
     alone = precompute(data, tmp_path / "alone", small_config, splits=("train",))
     folders = [tmp_path / "a", tmp_path / "b"]
     for number, folder in enumerate(folders, start=1):
         precompute_part(data, folder, small_config, Part(number, 2), splits=("train",))
     assert [len(list(folder.glob("*.safetensors"))) for folder in folders] == [2, 1]
-    monkeypatch.setattr("polarmask.precompute._write", None)  # nothing is made anew
+    monkeypatch.setattr("polarmask.labels.precompute._write", None)  # nothing is made anew
     out = tmp_path / "out"
     together = precompute(data, out, small_config, splits=("train",), made=folders)
     assert together.summary("train") == alone.summary("train")

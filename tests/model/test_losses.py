@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.config import LossConfig
-from polarmask.detector import Targets, loss_divisors, loss_sums, normalise_losses
-from polarmask.head import Predictions
-from polarmask.losses import (
+from polarmask.config.settings import LossConfig
+from polarmask.network.detector import Targets, loss_divisors, loss_sums, normalise_losses
+from polarmask.network.head import Predictions
+from polarmask.network.losses import (
     polar_centerness,
     polar_iou_loss,
     soft_polar_centerness,

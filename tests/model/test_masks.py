@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from factories import crescent, ellipse, star
-from polarmask.masks import (
+from polarmask.geometry.masks import (
     bitmap_from_rle,
     parse_rle,
     polygons_from_rle,

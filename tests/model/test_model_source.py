@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from polarmask.cli import main
+from polarmask.commands.open_model import open_model, open_server
+from polarmask.data.images import read_image
 from polarmask.errors import DataError, ModelFormatError
-from polarmask.image_file import read_image
-from polarmask.inference import Predictor
-from polarmask.model_source import open_model, open_server
-from polarmask.train import TrainOptions, train
+from polarmask.inference.predictor import Predictor
+from polarmask.training.train import TrainOptions, train
 
 
 @pytest.fixture(scope="module")

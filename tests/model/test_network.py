@@ -5,14 +5,14 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from polarmask.backbone import Pyramid
-from polarmask.backbone_weights import load_backbone_weights
-from polarmask.config import LossConfig, ModelConfig, PostprocessConfig
-from polarmask.detector import PolarMask, Targets, loss_sums
+from polarmask.config.settings import LossConfig, ModelConfig, PostprocessConfig
 from polarmask.errors import ConfigError
-from polarmask.head import PolarHead, Predictions
-from polarmask.postprocess import all_points, postprocess
-from polarmask.rays import decode_rays
+from polarmask.geometry.rays import decode_rays
+from polarmask.network.backbone import Pyramid
+from polarmask.network.backbone_weights import load_backbone_weights
+from polarmask.network.detector import PolarMask, Targets, loss_sums
+from polarmask.network.head import PolarHead, Predictions
+from polarmask.network.postprocess import all_points, postprocess
 
 
 def count(module):

@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-from polarmask.checkpoint import load_checkpoint, save_checkpoint
-from polarmask.config import to_dict
-from polarmask.files import atomic_path
-from polarmask.run_folder import files_to_go_on, picture
+from polarmask.config.settings import to_dict
+from polarmask.system.files import atomic_path
+from polarmask.training.checkpoint import load_checkpoint, save_checkpoint
+from polarmask.training.run_folder import files_to_go_on, picture
 
 # Each process has a run folder of its own.
 _TRAIN = """
 import json, sys
 from pathlib import Path
-from polarmask.config import from_dict
-from polarmask.distributed import process_group, rank
+from polarmask.config.settings import from_dict
+from polarmask.system.distributed import process_group, rank
 from polarmask.errors import CheckpointError
-from polarmask.train import TrainOptions, train
+from polarmask.training.train import TrainOptions, train
 
 data, labels, out, config, stop_after = sys.argv[1:]
 with process_group("cpu"):

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polarmask.config import ModelConfig, OptimConfig
-from polarmask.detector import PolarMask
-from polarmask.optim import learning_rate, make_optimizer, set_learning_rate
-from polarmask.presets import preset, tiny
+from polarmask.config.presets import preset, tiny
+from polarmask.config.settings import ModelConfig, OptimConfig
+from polarmask.network.detector import PolarMask
+from polarmask.training.optim import learning_rate, make_optimizer, set_learning_rate
 
 ORIGINAL = OptimConfig(param_groups="original")
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.config import LabelConfig, ModelConfig, PostprocessConfig
-from polarmask.head import Predictions
-from polarmask.masks import bitmap_from_rle, rles_from_whole_pixels
-from polarmask.original_rays import binned_rays, largest_contour, mass_center
-from polarmask.postprocess import postprocess
-from polarmask.targets import Assignment, all_locations, assign_original, level_points
+from polarmask.config.settings import LabelConfig, ModelConfig, PostprocessConfig
+from polarmask.geometry.masks import bitmap_from_rle, rles_from_whole_pixels
+from polarmask.labels.targets import Assignment, all_locations, assign_original, level_points
+from polarmask.network.head import Predictions
+from polarmask.network.postprocess import postprocess
+from polarmask.original.rays import binned_rays, largest_contour, mass_center
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # The original's first ray points down and the next one turns to the right.

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from polarmask.coco import load_coco
-from polarmask.config import LabelConfig, RunConfig
-from polarmask.evaluate import evaluate
-from polarmask.inspect_data import inspect_data
-from polarmask.presets import tiny
-from polarmask.train import TrainOptions, train
+from polarmask.config.presets import tiny
+from polarmask.config.settings import LabelConfig, RunConfig
+from polarmask.data.coco import load_coco
+from polarmask.evaluation.evaluate import evaluate
+from polarmask.evaluation.inspect_data import inspect_data
+from polarmask.training.train import TrainOptions, train
 
 PHOTOS = Path(__file__).parents[1] / "data" / "coco_photos"
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torchvision
 
-from polarmask.backbone import Pyramid
-from polarmask.backbone_weights import load_backbone_weights
 from polarmask.cli import main
-from polarmask.detector import PolarMask
-from polarmask.model_folder import load_model
-from polarmask.presets import PRESETS, original, preset, tiny
-from polarmask.published import PUBLISHED
-from polarmask.train import TrainOptions, train
+from polarmask.config.presets import PRESETS, original, preset, tiny
+from polarmask.config.published import PUBLISHED
+from polarmask.inference.model_folder import load_model
+from polarmask.network.backbone import Pyramid
+from polarmask.network.backbone_weights import load_backbone_weights
+from polarmask.network.detector import PolarMask
+from polarmask.training.train import TrainOptions, train
 
 NETWORKS = {
     ("resnet50", False): "coco-r50-1x",

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmask.masks import rle_iou, rles_from_polygons
-from polarmask.rays import MIN_LENGTH, Polygons, cast_rays, decode_rays
+from polarmask.geometry.masks import rle_iou, rles_from_polygons
+from polarmask.geometry.rays import MIN_LENGTH, Polygons, cast_rays, decode_rays
 from reference.polar_loops import contains, decode_one_by_one, ray_length
 
 SQUARE = torch.tensor([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0], [0.0, 10.0]])
@@ -75,7 +75,7 @@ def test_each_point_sees_only_its_own_polygon_in_any_chunking(monkeypatch):
     points = torch.tensor([[5.0, 5], [101.5, 101.5], [15.0, 15], [1.0, 1]])
     owners = torch.tensor([0, 1, 2, 2])
     whole = cast_rays(points, owners, polygons, 36)
-    monkeypatch.setattr("polarmask.rays._MAX_PAIRS", 1)
+    monkeypatch.setattr("polarmask.geometry.rays._MAX_PAIRS", 1)
     split = cast_rays(points, owners, polygons, 36)
     assert torch.equal(whole[0], split[0])
     assert whole[0][0].max() < 8

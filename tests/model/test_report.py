@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from factories import ellipse, make_instances, make_tiny_coco, perfect_predictions
-from polarmask.coco import Problem, load_coco
-from polarmask.evaluate import evaluate_predictions
-from polarmask.image_file import read_image
-from polarmask.precompute import precompute
-from polarmask.presets import tiny
+from polarmask.config.presets import tiny
+from polarmask.data.coco import Problem, load_coco
+from polarmask.data.images import read_image
+from polarmask.evaluation.evaluate import evaluate_predictions
+from polarmask.labels.precompute import precompute
 from polarmask.report import data_page, evaluation_page, labels_page
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
 from polarmask.report.page import make_pictures, spread

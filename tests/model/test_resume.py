@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polarmask.checkpoint import load_checkpoint
-from polarmask.config import to_dict
-from polarmask.train import TrainOptions, train
+from polarmask.config.settings import to_dict
+from polarmask.training.checkpoint import load_checkpoint
+from polarmask.training.train import TrainOptions, train
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ _ON_TWO_PROCESSES = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from polarmask.config import from_dict
-from polarmask.distributed import process_group
-from polarmask.train import TrainOptions, train
+from polarmask.config.settings import from_dict
+from polarmask.system.distributed import process_group
+from polarmask.training.train import TrainOptions, train
 
 data, labels, out, config = sys.argv[1:]
 config = from_dict(json.loads(config))

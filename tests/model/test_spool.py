@@ -8,8 +8,8 @@ import tempfile
 import numpy as np
 import pytest
 
+from polarmask.data.disk_list import SpoolWriter
 from polarmask.errors import DataError
-from polarmask.spool import SpoolWriter
 
 ITEMS = [("a", 1), None, {"x": [1.5] * 1000}, "", "last"]
 

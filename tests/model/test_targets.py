@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.config import LabelConfig, ModelConfig
-from polarmask.native_targets import assign_native
-from polarmask.rays import Polygons
-from polarmask.targets import Assignment, all_locations, assign_batch, level_points
+from polarmask.config.settings import LabelConfig, ModelConfig
+from polarmask.geometry.rays import Polygons
+from polarmask.labels.compiled_targets import assign_native
+from polarmask.labels.targets import Assignment, all_locations, assign_batch, level_points
 from reference.polar_loops import contains
 
 MODEL = ModelConfig(strides=(4, 8), num_rays=36, channels=32)

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from factories import TINY_CATEGORIES, make_tiny_coco
-from polarmask.checkpoint import load_checkpoint
-from polarmask.coco import load_coco
-from polarmask.config import to_dict
-from polarmask.dataset import Place, Request, TrainingImages, collate
+from polarmask.config.presets import tiny
+from polarmask.config.settings import to_dict
+from polarmask.data.coco import load_coco
 from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, TrainingError
-from polarmask.inference import Predictor
-from polarmask.label_store import LabelStore
-from polarmask.model_folder import load_model, read_card
-from polarmask.optim import learning_rate
-from polarmask.presets import tiny
-from polarmask.train import TrainOptions, train
-from polarmask.training_run import TrainingRun
+from polarmask.inference.model_folder import load_model, read_card
+from polarmask.inference.predictor import Predictor
+from polarmask.labels.store import LabelStore
+from polarmask.training.checkpoint import load_checkpoint
+from polarmask.training.dataset import Place, Request, TrainingImages, collate
+from polarmask.training.optim import learning_rate
+from polarmask.training.train import TrainOptions, train
+from polarmask.training.training_run import TrainingRun
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_labels_made_for_other_settings_are_refused(small_config, options):
 
 
 def test_a_batch_that_does_not_divide_is_refused(small_config, options, monkeypatch):
-    monkeypatch.setattr("polarmask.train.world_size", lambda: 3)
+    monkeypatch.setattr("polarmask.training.train.world_size", lambda: 3)
     with pytest.raises(ConfigError, match="batch_size 4 does not divide among 3"):
         train(small_config, options)
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polarmask import validation
-from polarmask.checkpoint import Validated, load_checkpoint
-from polarmask.coco import load_coco
+from polarmask.data.coco import load_coco
 from polarmask.errors import DataError, TrainingStopped
-from polarmask.evaluate import evaluate
-from polarmask.model_folder import load_model, read_card
-from polarmask.train import TrainOptions, train
+from polarmask.evaluation.evaluate import evaluate
+from polarmask.inference.model_folder import load_model, read_card
+from polarmask.training import validation
+from polarmask.training.checkpoint import Validated, load_checkpoint
+from polarmask.training.train import TrainOptions, train
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from factories import make_tiny_coco
-from polarmask.augment import Symmetry, apply_to_image
-from polarmask.coco import Annotation, ImageRecord, load_coco
-from polarmask.config import override
-from polarmask.dataset import Place, Request, TrainingImages
+from polarmask.config.presets import tiny
+from polarmask.config.settings import override
+from polarmask.data.coco import Annotation, ImageRecord, load_coco
+from polarmask.data.preprocess import normalise
 from polarmask.errors import ConfigError
-from polarmask.image_labels import label_image, label_view
-from polarmask.label_store import LabelStore
-from polarmask.masks import bitmap_from_rle, rle_area, rle_box, rle_from_bitmap
-from polarmask.masks import rle_from_segmentation as rle_of
-from polarmask.preprocess import normalise
-from polarmask.presets import tiny
-from polarmask.targets import level_points
-from polarmask.train import TrainOptions, train
+from polarmask.geometry.masks import bitmap_from_rle, rle_area, rle_box, rle_from_bitmap
+from polarmask.geometry.masks import rle_from_segmentation as rle_of
+from polarmask.labels.image_labels import label_image, label_view
+from polarmask.labels.store import LabelStore
+from polarmask.labels.symmetry import Symmetry, apply_to_image
+from polarmask.labels.targets import level_points
+from polarmask.training.dataset import Place, Request, TrainingImages
+from polarmask.training.train import TrainOptions, train
 
 EIGHT = [Symmetry(*bits) for bits in product((False, True), repeat=3)]
 

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from factories import ellipse, make_instances, make_tiny_coco, star
-from polarmask.coco import load_coco
-from polarmask.image_file import read_image
-from polarmask.visualize import (
+from polarmask.data.coco import load_coco
+from polarmask.data.images import read_image
+from polarmask.inference.drawing import (
     ORANGE,
     PALETTE,
     SKY,

@@ -44,9 +44,9 @@ def test_run_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):
 
 def test_stopping_is_told_after_it_happened(tmp_path, capsys, monkeypatch):
     told_before = []
-    monkeypatch.setattr("polarmask_components.serving.local_server.is_serving", lambda _: True)
+    monkeypatch.setattr("polarmask_components.deploy.local_server.is_serving", lambda _: True)
     monkeypatch.setattr(
-        "polarmask_components.serving.local_server.stop_server",
+        "polarmask_components.deploy.local_server.stop_server",
         lambda _: told_before.append(capsys.readouterr().out),
     )
     assert main(["stop", str(tmp_path)]) == 0
@@ -58,7 +58,7 @@ def test_demo_that_fails_leaves_no_server(tmp_path, monkeypatch):
     failed = Outcome(False, Summary(), "why", tmp_path / "server", None)
     stopped = []
     monkeypatch.setattr("polarmask_pipelines.local_run.run", lambda *_: failed)
-    monkeypatch.setattr("polarmask_components.serving.local_server.stop_server", stopped.append)
+    monkeypatch.setattr("polarmask_components.deploy.local_server.stop_server", stopped.append)
     monkeypatch.setenv("KEEP", "1")
     assert main(["demo"]) == 1
     assert stopped == []

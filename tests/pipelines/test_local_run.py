@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from data_repository import make_data_repository
-from polarmask_components.models.registry import open_registry
-from polarmask_components.serving.deployment import ask_champion, deploy
-from polarmask_components.serving.local_server import is_serving, stop_server
+from polarmask_components.deploy.deployment import ask_champion, deploy
+from polarmask_components.deploy.local_server import is_serving, stop_server
+from polarmask_components.registry.registry import open_registry
 
 SETTINGS = "optim.epochs=3 optim.batch_size=4 optim.warmup_steps=1"
 

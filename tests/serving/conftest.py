@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from polarmask.coco import Category
-from polarmask.config import PostprocessConfig
-from polarmask.detector import PolarMask
-from polarmask.model_folder import ModelCard, save_model
-from polarmask.presets import tiny
-from polarmask_serving.archive import DESCRIPTION, read_archive
-from polarmask_serving.packaging import build_archive
-from polarmask_serving.roll_out import roll_out
-from polarmask_serving.server import LocalServer
+from polarmask.config.presets import tiny
+from polarmask.config.settings import PostprocessConfig
+from polarmask.data.coco import Category
+from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.network.detector import PolarMask
+from polarmask_serving.archive.build import build_archive
+from polarmask_serving.archive.read import DESCRIPTION, read_archive
+from polarmask_serving.torchserve.roll_out import roll_out
+from polarmask_serving.torchserve.server import LocalServer
 
 CATEGORIES = (Category(3, "nucleus"), Category(7, "debris"))
 

@@ -21,12 +21,12 @@ from polarmask.engines.interface import ENGINES
 from polarmask.engines.quantize import calibrate
 from polarmask.engines.report import EngineReport
 from polarmask.errors import ModelFormatError
-from polarmask.inference import Predictor
-from polarmask.model_folder import load_model
+from polarmask.inference.model_folder import load_model
+from polarmask.inference.predictor import Predictor
 from polarmask_serving.__main__ import main
-from polarmask_serving.archive import DESCRIPTION, HANDLER, check_unpacked, read_archive
+from polarmask_serving.archive.build import build_archive
+from polarmask_serving.archive.read import DESCRIPTION, HANDLER, check_unpacked, read_archive
 from polarmask_serving.errors import ArchiveError
-from polarmask_serving.packaging import build_archive
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +79,7 @@ def test_an_unpacked_archive_runs_its_own_code_without_what_only_other_areas_nee
         sys.path.append("unpacked")
         import polarmask_handler  # first, as in a worker
         import polarmask, polarmask_serving
-        from polarmask.inference import Predictor
+        from polarmask.inference.predictor import Predictor
         from pathlib import Path
         found = Predictor.load(Path("unpacked/model"), threads=1).predict([np.load("picture.npy")])
         homes = [module.__file__ for module in (polarmask, polarmask_handler, polarmask_serving)]
@@ -253,7 +253,7 @@ def test_an_archive_of_an_unknown_format_is_refused_by_name(archive, tmp_path):
 
 
 def test_reading_an_archive_needs_no_torch():
-    code = "import sys, polarmask_serving.pod; sys.exit('torch' in sys.modules)"
+    code = "import sys, polarmask_serving.torchserve.pod; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polarmask.inference import Predictor, Prepared
-from polarmask.stages import StageClock
-from polarmask_serving.batch import STAGES, Asked, answer_batch, predict_each, prepare_each
+from polarmask.inference.predictor import Predictor, Prepared
+from polarmask.inference.stage_clock import StageClock
+from polarmask_serving.answer.batch import STAGES, Asked, answer_batch, predict_each, prepare_each
 from polarmask_serving.errors import (
     DamagedImageError,
     EmptyRequestError,

@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from polarmask.cli import main
-from polarmask.inference import Predictor
-from polarmask.masks import bitmap_from_rle
+from polarmask.geometry.masks import bitmap_from_rle
+from polarmask.inference.predictor import Predictor
 from polarmask_serving.client import (
     Client,
     ClientError,
@@ -20,7 +20,7 @@ from polarmask_serving.client import (
     UnauthorizedError,
     UnavailableError,
 )
-from polarmask_serving.prediction import Prediction, read_prediction
+from polarmask_serving.client.prediction import Prediction, read_prediction
 from scripted_server import FOUND, ScriptedServer
 
 OVERLOADED = (503, {}, {"error": {"code": "overloaded", "message": "the queue is full"}})
@@ -217,7 +217,7 @@ def test_an_array_that_is_no_image_is_refused(scripted):
 
 
 def test_the_client_brings_no_torch():
-    code = "import sys, polarmask_serving.client as c; assert not {'torch', 'cv2'} & {*sys.modules}"
+    code = "import sys, polarmask_serving.client; assert not {'torch', 'cv2'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,9 +12,9 @@ import pytest
 import requests
 
 from browser import browser, find_browser
-from polarmask_serving import launch
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits
+from polarmask_serving.proxy.main import LocalProxy
+from polarmask_serving.proxy.settings import Front, Limits
+from polarmask_serving.torchserve import launch
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(__file__).parents[2] / "dist" / "screenshots"

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import requests
 
-from polarmask_serving import launch
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits
+from polarmask_serving.proxy.main import LocalProxy
+from polarmask_serving.proxy.settings import Front, Limits
+from polarmask_serving.torchserve import launch
 
 pytestmark = pytest.mark.slow
 SECONDS = 60

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
 from damaged_requests import damaged_requests, real_images
-from polarmask.inference import Predictor
-from polarmask_serving import launch, openapi
-from polarmask_serving.batch import Asked, answer_batch
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits
+from polarmask.inference.predictor import Predictor
+from polarmask_serving.answer.batch import Asked, answer_batch
+from polarmask_serving.proxy.main import LocalProxy, openapi
+from polarmask_serving.proxy.settings import Front, Limits
+from polarmask_serving.torchserve import launch
 
 REASONS = {(error.status, error.code) for error in openapi.answer_errors() if error.status < 500}
 

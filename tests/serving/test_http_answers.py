@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import requests
 
-from polarmask.inference import Predictor
-from polarmask.masks import bitmap_from_rle, rles_from_polygons
-from polarmask_serving.batch import STAGES
+from polarmask.geometry.masks import bitmap_from_rle, rles_from_polygons
+from polarmask.inference.predictor import Predictor
+from polarmask_serving.answer.batch import STAGES
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from polarmask_serving import errors
-from polarmask_serving.image_bytes import decode_image
+from polarmask_serving.answer.image_bytes import decode_image
 
 
 def pillow(image, form, **options):

@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from polarmask_serving.errors import ServerError
-from polarmask_serving.launch import choose_ports
-from polarmask_serving.roll_out import roll_out
-from polarmask_serving.server import LocalServer
+from polarmask_serving.torchserve.launch import choose_ports
+from polarmask_serving.torchserve.roll_out import roll_out
+from polarmask_serving.torchserve.server import LocalServer
 
 SAYS_NOTHING = """
 def initialize(self, context):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from polarmask.commands.open_model import open_model, open_server
+from polarmask.commands.predict import visualize_images
 from polarmask.errors import DataError
-from polarmask.inference import Predictor
-from polarmask.model_source import open_model, open_server
-from polarmask.predict import visualize_images
-from polarmask_serving.finder import instances_of
-from polarmask_serving.prediction import read_prediction
+from polarmask.inference.predictor import Predictor
+from polarmask_serving.client.finder import instances_of
+from polarmask_serving.client.prediction import read_prediction
 
 
 def test_an_archive_and_a_server_find_what_the_model_finds(

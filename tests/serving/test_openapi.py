@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import requests
 
-from polarmask_serving import errors, openapi
-from polarmask_serving.options import OPTIONS, Options, header_of, read_options
+from polarmask_serving import errors
+from polarmask_serving.answer.options import OPTIONS, Options, header_of, read_options
+from polarmask_serving.proxy import openapi
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "serving/README.md").read_text(encoding="utf-8")

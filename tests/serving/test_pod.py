@@ -14,11 +14,11 @@ import psutil
 import pytest
 import requests
 
-from polarmask_serving import launch
-from polarmask_serving.archive import read_archive
+from polarmask_serving.archive.read import read_archive
 from polarmask_serving.errors import ServerError
-from polarmask_serving.pod import prepare
-from polarmask_serving.server_log import last_worker_error
+from polarmask_serving.torchserve import launch
+from polarmask_serving.torchserve.pod import prepare
+from polarmask_serving.torchserve.server_log import last_worker_error
 
 MODULE = [sys.executable, "-m"]
 
@@ -36,9 +36,9 @@ class Pod:
         self.operations_url = f"http://{ip}:8082"
         self.environment = {**os.environ, "POD_IP": ip, **environment}
         self.log, self.proxy_log = folder / "log", folder / "proxy.log"
-        command = ["polarmask_serving.pod", "--archive", str(archive)]
+        command = ["polarmask_serving.torchserve.pod", "--archive", str(archive)]
         self.process = self._start([*command, "--scratch", str(self.scratch)], self.log)
-        command = ["polarmask_serving.proxy", "--server", str(self.scratch)]
+        command = ["polarmask_serving.proxy.main", "--server", str(self.scratch)]
         command += [] if tokens is None else ["--tokens", str(tokens)]
         self.proxy = self._start([*command, "--scratch", str(self.proxy_scratch)], self.proxy_log)
 
@@ -50,7 +50,7 @@ class Pod:
 
     def probe(self):
         """Return the exit code of the readiness probe and what it says."""
-        command = [*MODULE, "polarmask_serving.probe", "--scratch", str(self.scratch)]
+        command = [*MODULE, "polarmask_serving.torchserve.probe", "--scratch", str(self.scratch)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         return done.returncode, done.stderr.strip()
 
@@ -84,7 +84,13 @@ class Pod:
         """End it as the kubelet does: both hooks at once, each followed by its SIGTERM."""
 
         def end(process, *arguments):
-            command = [*MODULE, "polarmask_serving.drain", *arguments, "--forget-seconds", "0.5"]
+            command = [
+                *MODULE,
+                "polarmask_serving.proxy.drain",
+                *arguments,
+                "--forget-seconds",
+                "0.5",
+            ]
             subprocess.run(command, env=self.environment, check=True, timeout=60)
             process.send_signal(signal.SIGTERM)
             return process.wait(timeout=20)
@@ -198,7 +204,7 @@ def test_a_pod_without_a_usable_archive_says_so_and_ends(tmp_path, start_pod):
 def test_settings_that_cannot_work_are_named(archive, short_folder, environment, reason):
     command = [
         *MODULE,
-        "polarmask_serving.pod",
+        "polarmask_serving.torchserve.pod",
         "--archive",
         archive.path,
         "--scratch",

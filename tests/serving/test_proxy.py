@@ -13,10 +13,10 @@ import pytest
 import requests
 
 from certificates import certificate
-from polarmask_serving import launch
 from polarmask_serving.errors import PortTakenError, ServerError
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits
+from polarmask_serving.proxy.main import LocalProxy
+from polarmask_serving.proxy.settings import Front, Limits
+from polarmask_serving.torchserve import launch
 
 SMALL = Limits(body_bytes=100_000, upload_seconds=1.0, working=1, waiting=1)
 
@@ -260,7 +260,7 @@ def test_a_secret_with_other_entries_does_not_open_the_door(server, tmp_path, op
     (secret / entry).write_text("a")
     server.target.write(tmp_path)
     value = secret / "tokens" if option == "--tokens" else secret
-    command = [sys.executable, "-m", "polarmask_serving.proxy", "--server", tmp_path]
+    command = [sys.executable, "-m", "polarmask_serving.proxy.main", "--server", tmp_path]
     command += ["--scratch", tmp_path, option, value]
     environment = os.environ | {"POD_IP": "127.0.0.1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from polarmask_serving import launch
-from polarmask_serving.options import TRIAL_HEADER
-from polarmask_serving.probe import Target
-from polarmask_serving.proxy import LocalProxy
-from polarmask_serving.proxy_config import Front, Limits, Trial
-from polarmask_serving.proxy_trial import entries
+from polarmask_serving.answer.options import TRIAL_HEADER
+from polarmask_serving.proxy.main import LocalProxy
+from polarmask_serving.proxy.settings import Front, Limits, Trial
+from polarmask_serving.proxy.trial import entries
+from polarmask_serving.torchserve import launch
+from polarmask_serving.torchserve.probe import Target
 from scripted_server import FOUND, ScriptedServer
 
 STABLE = FOUND

@@ -4,9 +4,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from polarmask_serving.archive.build import build_archive
 from polarmask_serving.errors import RegistrationError, ServerError
-from polarmask_serving.packaging import build_archive
-from polarmask_serving.roll_out import check_answer, roll_out
+from polarmask_serving.torchserve.roll_out import check_answer, roll_out
 
 FINE_START = "def initialize(self, context): pass\n"
 BROKEN = {

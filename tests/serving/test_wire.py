@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from polarmask.inference import Instances
-from polarmask.masks import bitmap_from_rle, rles_from_polygons
-from polarmask_serving import errors, wire
-from polarmask_serving.options import Options
+from polarmask.geometry.masks import bitmap_from_rle, rles_from_polygons
+from polarmask.inference.predictor import Instances
+from polarmask_serving import errors
+from polarmask_serving.answer import wire
+from polarmask_serving.answer.options import Options
 
 MODEL = {"name": "polarmask", "version": "1"}
 CATEGORIES = {3: "nucleus", 7: "debris", 12: "7", 20: "a, b"}

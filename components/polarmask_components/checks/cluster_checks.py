@@ -32,10 +32,10 @@ from polarmask_components.checks.cluster_access import (
 )
 from polarmask_components.checks.image_reference import problem_of_image
 from polarmask_components.cluster.connection import connect, own_namespace, patiently, refusal_of
+from polarmask_components.deploy.serving_state import CLUSTER
 from polarmask_components.errors import ComponentError, PreflightError
 from polarmask_components.run.data_version import check_reachable
 from polarmask_components.run.job_settings import JobSettings
-from polarmask_components.serving.serving_state import CLUSTER
 
 
 @dataclass(frozen=True, kw_only=True)

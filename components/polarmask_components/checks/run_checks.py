@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polarmask.config import RunConfig
+from polarmask.config.settings import RunConfig
+from polarmask_components.deploy.deploy_target import read_trial
+from polarmask_components.deploy.serving_state import CLUSTER
 from polarmask_components.run.job_settings import read_job_settings
 from polarmask_components.run.run_settings import ON_CLUSTER, check_settings
-from polarmask_components.serving.deploy_target import read_trial
-from polarmask_components.serving.serving_state import CLUSTER
-from polarmask_serving.launch import check_installed
-from polarmask_serving.names import check_url_name
+from polarmask_serving.archive.names import check_url_name
+from polarmask_serving.torchserve.launch import check_installed
 
 logger = logging.getLogger(__name__)
 

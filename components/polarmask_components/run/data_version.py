@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from polarmask.files import atomic_path
+from polarmask.system.files import atomic_path
 from polarmask_components.errors import (
     MissingObjectsError,
     NoDataError,

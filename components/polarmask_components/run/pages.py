@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.coco import CocoData
-from polarmask.evaluate import Evaluation
-from polarmask.files import atomic_path, write_text
-from polarmask.image_file import read_image
-from polarmask.inference import Instances
-from polarmask.label_store import LabelSummary
-from polarmask.visualize import contact_sheet, draw_shapes, shapes_of_instances
+from polarmask.data.coco import CocoData
+from polarmask.data.images import read_image
+from polarmask.evaluation.evaluate import Evaluation
+from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances
+from polarmask.inference.predictor import Instances
+from polarmask.labels.store import LabelSummary
+from polarmask.system.files import atomic_path, write_text
 
 _OVERLAYS = 6
 _SAMPLE_SIDE = 2000

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 
 from polarmask_components.errors import RegistryError
-from polarmask_components.models.registry import ObjectStore
+from polarmask_components.registry.registry import ObjectStore
 
 FORMAT_VERSION = 1
 _DIGITS = 16

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from polarmask.config import RunConfig, override
+from polarmask.config.presets import preset
+from polarmask.config.settings import RunConfig, override
 from polarmask.errors import ConfigError
-from polarmask.label_store import label_settings
-from polarmask.presets import preset
+from polarmask.labels.store import label_settings
 from polarmask_components.run.job_settings import JobSettings
 
 HERE, ON_CLUSTER = "here", "pytorchjob"
@@ -22,7 +22,7 @@ def read_settings(preset_name: str, overrides: str) -> RunConfig:
     """Return the config of a run.
 
     Args:
-        preset_name: See `polarmask.presets`.
+        preset_name: See `polarmask.config.presets`.
         overrides: `section.field=value`, separated by spaces; no spaces inside a value.
 
     Raises:
@@ -45,7 +45,7 @@ def check_settings(
     """Find in seconds what would otherwise stop a run after an hour.
 
     Args:
-        preset_name: See `polarmask.presets`.
+        preset_name: See `polarmask.config.presets`.
         overrides: As for `read_settings`.
         on: `here` or `pytorchjob`.
         job: The pods of a PyTorchJob.

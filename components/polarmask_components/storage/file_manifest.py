@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polarmask.files import sha256_of_file
+from polarmask.system.files import sha256_of_file
 from polarmask_components.errors import StorageError
 
 

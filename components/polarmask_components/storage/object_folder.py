@@ -15,7 +15,7 @@ from botocore.exceptions import (
     IncompleteReadError,
 )
 
-from polarmask.files import sha256_of_file
+from polarmask.system.files import sha256_of_file
 from polarmask_components.cluster.patience import PATIENCE_SECONDS, persist
 from polarmask_components.errors import StorageError
 from polarmask_components.storage.file_manifest import FileFacts, Manifest

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polarmask.run_folder import CHECKPOINT
+from polarmask.training.run_folder import CHECKPOINT
 from polarmask_components.cluster.patience import PATIENCE_SECONDS
 from polarmask_components.errors import StorageError
 from polarmask_components.storage.file_manifest import (

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polarmask.files import atomic_path
-from polarmask.run_folder import BEST, CHECKPOINT, picture
+from polarmask.system.files import atomic_path
+from polarmask.training.run_folder import BEST, CHECKPOINT, picture
 from polarmask_components.errors import StorageError
 from polarmask_components.training.job_storage import JobStorage
 
@@ -65,8 +65,8 @@ class _Keeper:
         stamp = _stamp(self._run / CHECKPOINT)
         if stamp is None or stamp == self._kept:
             return
-        from polarmask.checkpoint import read_step  # brings torch, which takes seconds
         from polarmask.errors import CheckpointError
+        from polarmask.training.checkpoint import read_step  # brings torch, which takes seconds
 
         copy = self._run.with_name(f".{self._run.name}.picture")
         shutil.rmtree(copy, ignore_errors=True)
@@ -97,8 +97,8 @@ def restore_newest(run: Path, storage: JobStorage) -> None:
     Raises:
         StorageError: There are newer snapshots, and none can be used.
     """
-    from polarmask.checkpoint import read_step
     from polarmask.errors import CheckpointError
+    from polarmask.training.checkpoint import read_step
 
     own = run / CHECKPOINT
     step = -1

@@ -12,7 +12,7 @@ from pathlib import Path
 from select import select
 from types import FrameType
 
-from polarmask.run_folder import CHECKPOINT
+from polarmask.training.run_folder import CHECKPOINT
 from polarmask_components.errors import LaunchError
 from polarmask_components.run.signals import when_asked_to_end
 from polarmask_components.training.lifeline import die_with_parent, end_with_the_run

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from polarmask.detector import PolarMask
 from polarmask.engines.fold import fold_batch_norm
 from polarmask.engines.interface import EngineError
-from polarmask.files import atomic_path
+from polarmask.network.detector import PolarMask
+from polarmask.system.files import atomic_path
 
 if TYPE_CHECKING:
     import onnx

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polarmask.engines.interface import EngineError
 from polarmask.engines.machine import has_bf16
-from polarmask.head import Predictions
+from polarmask.network.head import Predictions
 
 _Program = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from polarmask.deform import DeformConv2d
+from polarmask.network.deform import DeformConv2d
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from polarmask.errors import PolarMaskError
-from polarmask.head import Predictions
+from polarmask.network.head import Predictions
 
 
 class Engine(Protocol):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from polarmask.detector import PolarMask
 from polarmask.engines.exported_engines import onnx_runtime, openvino
 from polarmask.engines.interface import ENGINES, SAFE_ENGINE, Engine, EngineError
 from polarmask.engines.report import REPORT_FILE, read_report
 from polarmask.engines.torch_engines import CudaGraph, Eager, Folded, Half
 from polarmask.errors import ConfigError, ModelFormatError
+from polarmask.network.detector import PolarMask
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polarmask.engines.interface import EngineError
-from polarmask.files import atomic_path
+from polarmask.system.files import atomic_path
 
 Calibration = dict[str, Any]
 """The ranges of all tensors, in the form of ONNX Runtime."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polarmask.detector import PolarMask
-from polarmask.device import half_precision
 from polarmask.engines.fold import fold_batch_norm
 from polarmask.engines.interface import EngineError
 from polarmask.engines.machine import has_bf16
-from polarmask.head import Predictions
+from polarmask.network.detector import PolarMask
+from polarmask.network.head import Predictions
+from polarmask.system.device import half_precision
 
 _MAX_GRAPHS = 8
 """Recorded input shapes; each keeps the memory of one pass."""

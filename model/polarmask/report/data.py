@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from polarmask.coco import CocoData, Problem
-from polarmask.image_file import read_image
+from polarmask.data.coco import CocoData, Problem
+from polarmask.data.images import read_image
+from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart
 from polarmask.report.page import Picture, Tile, make_pictures, render, spread
-from polarmask.visualize import draw_shapes, shapes_of_annotations
 
 _SAMPLES = 12
 _SAMPLE_SIDE = 720

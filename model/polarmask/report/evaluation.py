@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from polarmask.coco import CocoData, ImageRecord
-from polarmask.coco_ap import score_predictions
-from polarmask.evaluate import Evaluation, ImageResult
-from polarmask.image_file import read_image
-from polarmask.inference import Instances
+from polarmask.data.coco import CocoData, ImageRecord
+from polarmask.data.images import read_image
+from polarmask.evaluation.coco_ap import score_predictions
+from polarmask.evaluation.evaluate import Evaluation, ImageResult
+from polarmask.inference.drawing import SKY, VERMILION, WHITE, YELLOW, Shape, draw_shapes
+from polarmask.inference.predictor import Instances
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
 from polarmask.report.page import Picture, Tile, make_pictures, render
-from polarmask.visualize import SKY, VERMILION, WHITE, YELLOW, Shape, draw_shapes
 
 _PICTURES = 6
 """Of the best and of the worst images each, at most."""

@@ -6,19 +6,19 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.coco import CocoData
-from polarmask.config import RunConfig
-from polarmask.image_file import read_image
-from polarmask.inspect_data import SIDE_EDGES, Inspection, Levels
-from polarmask.report.charts import bar_chart
-from polarmask.report.page import Tile, make_pictures, render
-from polarmask.visualize import (
+from polarmask.config.settings import RunConfig
+from polarmask.data.coco import CocoData
+from polarmask.data.images import read_image
+from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels
+from polarmask.inference.drawing import (
     SKY,
     YELLOW,
     Shape,
     contact_sheet,
     draw_shapes,
 )
+from polarmask.report.charts import bar_chart
+from polarmask.report.page import Tile, make_pictures, render
 
 _SHEET_PICTURES = 12
 _PICTURE_SIDE = 720

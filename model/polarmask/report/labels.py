@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polarmask.coco import Annotation, CocoData, ImageRecord
-from polarmask.config import RunConfig
-from polarmask.image_file import read_image
-from polarmask.label_store import ImageLabels, LabelStore, LabelSummary
-from polarmask.preprocess import resized_hw
-from polarmask.rays import decode_rays
+from polarmask.config.settings import RunConfig
+from polarmask.data.coco import Annotation, CocoData, ImageRecord
+from polarmask.data.images import read_image
+from polarmask.data.preprocess import resized_hw
+from polarmask.geometry.rays import decode_rays
+from polarmask.inference.drawing import SKY, YELLOW, Shape, draw_shapes
+from polarmask.labels.store import ImageLabels, LabelStore, LabelSummary
+from polarmask.labels.targets import level_points
 from polarmask.report.page import Picture, Tile, make_pictures, render
-from polarmask.targets import level_points
-from polarmask.visualize import SKY, YELLOW, Shape, draw_shapes
 
 _PICTURES = 12
 _PICTURE_SIDE = 560

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from polarmask.visualize import encode_jpeg, resized
+from polarmask.inference.drawing import encode_jpeg, resized
 
 _PICTURES_BYTES = 1_200_000
 """All pictures of a page together; base64 adds a third, and pages stay below 2 MB."""

@@ -1,0 +1,1 @@
+"""Putting a model into service."""

@@ -1,0 +1,262 @@
+"""A Deployment of TorchServe in a cluster: read it, change its model, wait, ask its Service."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Self, TypeVar
+
+from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
+from kubernetes.client.exceptions import ApiException
+
+from polarmask_components.cluster.connection import patiently, refusal_of
+from polarmask_components.deploy.serving_state import (
+    CLUSTER,
+    Object,
+    ReturnPoint,
+    ServedModel,
+    Trouble,
+    old_pods,
+    patch_to,
+    progress_of,
+    served_model,
+    trouble_of,
+    undecided,
+)
+from polarmask_components.errors import ClusterError, ConflictError, RollOutError
+from polarmask_serving.errors import ServerError
+from polarmask_serving.torchserve.management import Tls, ask
+from polarmask_serving.torchserve.roll_out import check_answer
+from polarmask_serving.torchserve.server_log import last_worker_error
+
+_POLL_SECONDS = 1.0
+_SURE = 5
+"""Right answers in a row, each over a connection of its own, until all pods seem to give them."""
+_SECONDS_PER_ANSWER = 30.0
+_LOG_LINES = 200
+_SHOWN_LINES = 5
+_PATIENCE_FOR_LOGS = 10.0
+
+_log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class ServingDeployment:
+    """A Deployment and the Service of its name.
+
+    Attributes:
+        where: For messages, `kubernetes://namespace/name`.
+        namespace: Of both.
+        name: Of both.
+    """
+
+    def __init__(
+        self, api: ApiClient, namespace: str, name: str, *, tls: Tls | None = None
+    ) -> None:
+        self._api = api
+        self.namespace = namespace
+        self.name = name
+        self._tls = tls
+        self.where = f"{CLUSTER}{namespace}/{name}"
+
+    @classmethod
+    def from_uri(cls, api: ApiClient, uri: str) -> Self:
+        """Read `kubernetes://namespace/name`.
+
+        Where the environment holds POLARMASK_CA, its Service is asked over HTTPS.
+
+        Raises:
+            RollOutError: It is none.
+            ServerError: The environment holds half a client certificate.
+        """
+        namespace, _, name = uri.removeprefix(CLUSTER).partition("/")
+        if not uri.startswith(CLUSTER) or not namespace or not name or "/" in name:
+            raise RollOutError(f"{uri!r} is no Deployment; give kubernetes://NAMESPACE/NAME")
+        return cls(api, namespace, name, tls=Tls.from_environment(f"{name}.{namespace}.svc"))
+
+    def read(self) -> Object:
+        """Return the Deployment as it is now."""
+        found: Object = self._call(AppsV1Api(self._api).read_namespaced_deployment, self.name)
+        return found
+
+    def url(self, model_name: str) -> str:
+        """Return where the Service answers predictions, at its address within the cluster."""
+        spec = self._call(CoreV1Api(self._api).read_namespaced_service, self.name)["spec"]
+        address, port = spec.get("clusterIP"), spec["ports"][0]["port"]
+        if not address or address == "None":
+            raise RollOutError(f"the Service of {self.where} is headless; give it an address")
+        host = f"[{address}]" if ":" in address else address
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{host}:{port}/predictions/{model_name}"
+
+    def change(
+        self,
+        before: Object,
+        model: ServedModel,
+        *,
+        back: ReturnPoint | None,
+        replicas: int | None = None,
+    ) -> None:
+        """Let the Deployment serve a model, if it is still as it was read before.
+
+        Args:
+            before: The Deployment as it was read.
+            model: The model.
+            back: What to note as what to return to; None once that is decided.
+            replicas: Pods to scale to; None leaves their number alone.
+
+        Raises:
+            ConflictError: Another run changed its model meanwhile. Nothing was changed.
+        """
+        patch = patch_to(model, back=back, replicas=replicas)
+        now = before
+        while True:
+            # Kubernetes refuses if anything changed since it was read, were it the status.
+            patch["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"]
+            try:
+                patiently(self._patch, patch)
+                return
+            except ApiException as error:
+                if error.status != 409:
+                    raise ClusterError(f"{self.where}: {refusal_of(error)}") from error
+            now = self.read()
+            found = served_model(now), undecided(now)
+            if found == (model, back):
+                return  # a first try was heard and its answer got lost
+            if found != (served_model(before), undecided(before)):
+                raise ConflictError(
+                    f"another run put version {found[0].version or 'none'} into {self.where} "
+                    "meanwhile; run again to compare with it"
+                )
+
+    def _patch(self, patch: Object, **options: Any) -> None:  # noqa: ANN401  # whatever the call takes
+        AppsV1Api(self._api).patch_namespaced_deployment(
+            self.name, self.namespace, patch, **options
+        )
+
+    def check_serves(self, model: ServedModel) -> Object:
+        """Return the Deployment.
+
+        Raises:
+            ConflictError: It is told to serve another model.
+        """
+        now = self.read()
+        served = served_model(now)
+        if served != model:
+            raise ConflictError(
+                f"another run put version {served.version or 'none'} into {self.where} meanwhile"
+            )
+        return now
+
+    def wait(self, model: ServedModel, *, before: Object, time_out: float) -> None:
+        """Return once all pods serve the model and none of another one is left to answer.
+
+        Args:
+            model: The model.
+            before: The Deployment as it was before it was told to serve it.
+            time_out: Seconds.
+
+        Raises:
+            ConflictError: Another run changed the model meanwhile.
+            RollOutError: It failed, will never succeed, or took too long; says which pod and why.
+        """
+        deadline, said = time.monotonic() + time_out, ""
+        while True:
+            deployment = self.check_serves(model)
+            progress, pods = progress_of(deployment, before), self.pods(deployment)
+            leaving = old_pods(pods, model, now=datetime.now(UTC)) if progress.done else []
+            if progress.done and not leaving:
+                return
+            trouble = trouble_of(pods, model)
+            words = progress.words + (f"; {trouble.words}" if trouble else "")
+            words += f"; still leaving: {', '.join(leaving)}" if leaving else ""
+            if words != said:
+                _log.info("%s, version %s: %s", self.where, model.version, words)
+                said = words
+            late = time.monotonic() > deadline
+            if progress.failed or late or (trouble and trouble.fatal):
+                limit = f" (gave up after {time_out:.0f} s)" if late else ""
+                raise RollOutError(
+                    f"version {model.version} does not come up in {self.where}: {words}{limit}"
+                    f"{self._last_words(trouble)}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def ask(
+        self, url: str, image: bytes, *, model: tuple[str, str], patience: float
+    ) -> dict[str, Any]:
+        """Ask through the Service until its pods answer for sure; return the last answer.
+
+        Args:
+            url: Of the Service.
+            image: JPEG or PNG.
+            model: Name and version that have to answer.
+            patience: Seconds in which errors and nonsense may come, too.
+
+        Raises:
+            ServerError: Errors, nonsense, or another version.
+        """
+        name, version = model
+        started, right = time.monotonic(), 0
+        answer: dict[str, Any] = {}
+        while right < _SURE:
+            try:
+                answer = self.ask_once(url, image)
+                check_answer(answer, name, version)
+                right += 1
+            except ServerError:
+                if time.monotonic() - started > patience:
+                    raise
+                right = 0
+                time.sleep(_POLL_SECONDS)
+        return answer
+
+    def ask_once(self, url: str, image: bytes) -> dict[str, Any]:
+        """Ask through the Service, with the token in POLARMASK_TOKEN if there is one.
+
+        Raises:
+            ServerError: An error, or no answer.
+        """
+        token = os.environ.get("POLARMASK_TOKEN")
+        return ask(url, image, time_out=_SECONDS_PER_ANSWER, token=token, tls=self._tls)
+
+    def pods(self, deployment: Object) -> list[Object]:
+        """Return its pods."""
+        labels = deployment["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        pods = self._call(CoreV1Api(self._api).list_namespaced_pod, label_selector=selector)
+        return list(pods["items"])
+
+    def _last_words(self, trouble: Trouble | None) -> str:
+        """Return what a container said before it ended, or nothing."""
+        if trouble is None or not trouble.container:
+            return ""
+        for previous in (trouble.restarted, not trouble.restarted):
+            lines = self._log(trouble, previous=previous).splitlines()
+            if said := last_worker_error(lines) or "\n".join(lines[-_SHOWN_LINES:]):
+                return f". The last it said:\n{said}\n"
+        return ""
+
+    def _log(self, trouble: Trouble, *, previous: bool) -> str:
+        with suppress(ApiException, ClusterError):
+            text: str = patiently(
+                CoreV1Api(self._api).read_namespaced_pod_log,
+                *(trouble.pod, self.namespace),
+                container=trouble.container,
+                previous=previous,
+                tail_lines=_LOG_LINES,
+                patience_seconds=_PATIENCE_FOR_LOGS,
+            )
+            return text
+        return ""
+
+    def _call(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:  # noqa: ANN401  # whatever the call takes
+        try:
+            answer = patiently(call, *arguments, self.namespace, **options)
+        except ApiException as error:
+            raise RollOutError(
+                f"{self.where}: {refusal_of(error)}; apply the manifests of k8s/"
+            ) from error
+        return self._api.sanitize_for_serialization(answer)

@@ -1,0 +1,105 @@
+"""The champion's number, on the same data and by the same code as the candidate's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from polarmask.errors import ModelFormatError
+from polarmask_components.errors import (
+    OtherCategoriesError,
+    UnknownVersionError,
+    UnusableModelError,
+)
+from polarmask_components.registry.registry import ModelRecord, Registry
+
+_UNUSABLE = (UnusableModelError, UnknownVersionError, ModelFormatError)
+
+
+@dataclass(frozen=True)
+class ChampionScore:
+    """What the candidate has to reach."""
+
+    mask_ap: float | None
+    """In [0, 1]; None if there is no champion, or none that can be measured."""
+    version: str
+    """Empty if there is no champion."""
+    reason: str
+    """Where the number comes from, for people."""
+
+
+def measure_champion(
+    registry: Registry, *, data: Path, data_hash: str, code_version: str
+) -> ChampionScore:
+    """Return the champion's mask AP on the val split of this data.
+
+    A number measured on other data or by other code says nothing about the candidate, so then the
+    champion is fetched and measured again. One that can't be loaded, as after a change of format,
+    has no number: it would stand in the way of all that come after.
+
+    Raises:
+        RegistryError: The registry can't be used.
+        DataError: The champion was trained on categories that mean something else.
+    """
+    version = registry.champion_version()
+    if version is None:
+        return ChampionScore(None, "", "there is no champion yet")
+    try:
+        return _measure(registry, registry.record(version), data, data_hash, code_version)
+    except _UNUSABLE as error:
+        reason = f"champion {version} can't be measured, so the floor alone decides: {error}"
+        return ChampionScore(None, version, reason)
+
+
+def _measure(
+    registry: Registry, champion: ModelRecord, data: Path, data_hash: str, code_version: str
+) -> ChampionScore:
+    facts = champion.facts
+    who = f"champion {champion.version}"
+    if (facts.data_hash, facts.code_version) == (data_hash, code_version):
+        known = facts.metrics["mask_ap"]
+        return ChampionScore(known, champion.version, f"{who}: mask AP {known:.4f}, as registered")
+
+    from polarmask.evaluation.evaluate import evaluate
+
+    with TemporaryDirectory() as folder:
+        model = registry.fetch(champion.version, Path(folder) / "model")
+        measured = evaluate(model, data).mask_ap
+    other = "other data" if facts.data_hash != data_hash else "other code"
+    return ChampionScore(
+        measured,
+        champion.version,
+        f"{who}: mask AP {measured:.4f} on this data, measured again because its registered "
+        f"{facts.metrics['mask_ap']:.4f} comes from {other}",
+    )
+
+
+def check_same_task(registry: Registry, data: Path) -> str:
+    """Return in words whether the champion can be compared with what is trained on this data.
+
+    Raises:
+        RegistryError: The registry can't be used.
+        OtherCategoriesError: The champion finds other things than the data shows.
+    """
+    version = registry.champion_version()
+    if version is None:
+        return "there is no champion yet"
+
+    from polarmask.data.coco import load_coco
+    from polarmask.inference.model_folder import CARD_FILE, read_card
+
+    try:
+        with TemporaryDirectory() as folder:
+            model = registry.fetch(version, Path(folder) / "model", only=(CARD_FILE,))
+            known = read_card(model).categories
+    except _UNUSABLE as error:
+        return f"champion {version} can't be compared with: {error}"
+    shown = load_coco(data, "val").categories
+    strange = [category.name for category in known if category not in shown]
+    if strange:
+        raise OtherCategoriesError(
+            f"the champion of {registry.where} finds {strange[0]!r}, which this data does not "
+            f"have under the same id; it has {', '.join(each.name for each in shown[:5])}. Give "
+            "this data a registry and a server of its own: "
+            "--param deploy_registry=FOLDER --param deploy_target=FOLDER"
+        )
+    return f"champion {version} finds the same categories"

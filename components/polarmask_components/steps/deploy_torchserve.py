@@ -1,0 +1,68 @@
+"""Step: put the candidate into service and make it the champion. Never cached."""
+
+from typing import Any
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def deploy_torchserve(
+    model: dsl.Input[dsl.Model],
+    sample: dsl.Input[dsl.Artifact],
+    metrics: dsl.Input[dsl.Metrics],
+    engines: dsl.Input[dsl.Artifact],
+    registry: str,
+    target: str,
+    model_name: str,
+    champion_version: str,
+    answer: dsl.Output[dsl.Artifact],
+    trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+) -> str:
+    """Serve a model with TorchServe, here or in a cluster, try it with an image, then promote it.
+
+    On any failure the version that was served before still is, and so is the champion.
+
+    Args:
+        model: Model folder.
+        sample: PNG that is sent to the server.
+        metrics: Of the model on this data; kept in the registry.
+        engines: Report of `measure_engines`; the archive gets the fastest engine.
+        registry: Folder or s3://bucket/prefix of the champion registry; s3 for a cluster.
+        target: kubernetes://NAMESPACE/NAME of a Deployment, or folder of the TorchServe of this
+            machine, which is started if none runs there.
+        model_name: In URLs.
+        champion_version: Champion that the candidate was compared with; empty for none.
+        answer: What the new version said to the image, as JSON; metadata: version, and the
+            figures of the trial if there was one.
+        trial: Of the model on live requests of a cluster, before the roll-out: fields of
+            `trial_settings.TrialSettings`; empty for none.
+
+    Returns:
+        Where the model answers.
+    """
+    import json
+    from pathlib import Path
+
+    from polarmask.engines.report import read_report
+    from polarmask.system.files import write_text
+    from polarmask_components.deploy.deploy_target import deploy_to
+    from polarmask_components.deploy.deployment import facts_of
+    from polarmask_components.registry.registry import open_registry
+
+    deployed = deploy_to(
+        target,
+        Path(model.path),
+        facts=facts_of(Path(model.path), metrics.metadata, read_report(Path(engines.path))),
+        name=model_name,
+        registry=open_registry(registry),
+        expected=champion_version or None,
+        image=Path(sample.path).read_bytes(),
+        trial=trial,
+    )
+    write_text(Path(answer.path), json.dumps(deployed.answer, indent=1) + "\n")
+    answer.metadata["version"] = deployed.version
+    if deployed.trial is not None:
+        answer.metadata["trial"] = deployed.trial
+    return deployed.url

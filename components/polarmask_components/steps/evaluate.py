@@ -1,0 +1,58 @@
+"""Step: how good is the candidate? Succeeds whatever the answer."""
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def evaluate(
+    model: dsl.Input[dsl.Model],
+    dataset: dsl.Input[dsl.Dataset],
+    code_version: str,
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+    overlay: dsl.Output[dsl.Artifact],
+    sample: dsl.Output[dsl.Artifact],
+) -> float:
+    """Measure COCO mask AP on the val split.
+
+    Args:
+        model: Model folder.
+        dataset: COCO folder.
+        code_version: Of the code that measures.
+        metrics: Mask AP and its kin, in [0, 1].
+        page: Curves, tables, best and worst images.
+        overlay: PNG of what was found on a few images.
+        sample: PNG of a val image, to ask servers with.
+
+    Returns:
+        Mask AP in [0, 1].
+    """
+    from pathlib import Path
+
+    from polarmask.data.coco import load_coco
+    from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
+    from polarmask.inference.predictor import Predictor
+    from polarmask.report import evaluation_page
+    from polarmask.system.files import write_text
+    from polarmask_components.run.pages import (
+        evaluation_metrics,
+        log_metrics,
+        overlay_sheet,
+        sample_image,
+        write_png,
+    )
+
+    data = load_coco(Path(dataset.path), "val", check_pixels=True)
+    predictor = Predictor.load(Path(model.path))
+    predictions = predict_split(predictor, data)
+    result = evaluate_predictions(data, predictions)
+    provenance = predictor.card.provenance | {"code_version": code_version}
+    html = evaluation_page(result, data, predictions, provenance=provenance)
+    write_text(Path(page.path), html)
+    sheet = overlay_sheet(data, predictions, min_score=result.operating_score)
+    write_png(Path(overlay.path), sheet)
+    write_png(Path(sample.path), sample_image(data))
+    log_metrics(metrics, evaluation_metrics(result))
+    return result.mask_ap

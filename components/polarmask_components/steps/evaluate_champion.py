@@ -1,0 +1,47 @@
+"""Step: how good is the champion on the same data? Never cached: champions change."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def evaluate_champion(
+    dataset: dsl.Input[dsl.Dataset],
+    registry: str,
+    code_version: str,
+    note: dsl.Output[dsl.Markdown],
+) -> NamedTuple("Champion", mask_ap=float, version=str, reason=str):  # type: ignore[valid-type]  # the form KFP asks for
+    """Look up the champion's mask AP; measure it again if it was measured on other data or code.
+
+    Args:
+        dataset: COCO folder that the candidate is measured on.
+        registry: Folder or s3://bucket/prefix of the champion registry.
+        code_version: Of the code that measures.
+        note: Who is the champion and where its number comes from.
+
+    Returns:
+        mask_ap: In [0, 1] on the val split of this data; -1.0 if there is no champion, or none
+            that can be measured.
+        version: Of the champion; empty if there is none.
+        reason: Where the number comes from, for people.
+    """
+    from collections import namedtuple
+    from pathlib import Path
+
+    from polarmask.system.files import write_text
+    from polarmask_components.registry.champion import measure_champion
+    from polarmask_components.registry.registry import open_registry
+
+    found = measure_champion(
+        open_registry(registry),
+        data=Path(dataset.path),
+        data_hash=dataset.metadata["data_hash"],
+        code_version=code_version,
+    )
+    write_text(Path(note.path), found.reason + "\n")
+    Champion = namedtuple("Champion", ("mask_ap", "version", "reason"))
+    mask_ap = -1.0 if found.mask_ap is None else found.mask_ap
+    return Champion(mask_ap, found.version, found.reason)

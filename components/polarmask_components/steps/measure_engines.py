@@ -1,0 +1,42 @@
+"""Step: which engine is fastest and safe for the candidate? Succeeds whatever the answer."""
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def measure_engines(
+    model: dsl.Input[dsl.Model],
+    dataset: dsl.Input[dsl.Dataset],
+    code_version: str,
+    report: dsl.Output[dsl.Artifact],
+) -> str:
+    """Run the model with every engine on the CPU of this step, on one thread as a server does.
+
+    Times are those of this machine; what may run at all (equal answers, mask AP kept) holds
+    elsewhere, and a server without the CPU's bf16 takes the next one of the list.
+
+    Args:
+        model: Model folder.
+        dataset: COCO folder; the first 32 images of its val split are looked at.
+        code_version: Of the code that measures.
+        report: JSON that `deploy_torchserve` packs; metadata: code_version.
+
+    Returns:
+        Names of the admitted engines, fastest first, separated by spaces.
+    """
+    import logging
+    from pathlib import Path
+
+    import torch
+
+    from polarmask.evaluation.measure_engines import measure_engines, report_table
+    from polarmask.system.files import write_text
+
+    torch.set_num_threads(1)
+    measured = measure_engines(Path(model.path), data=Path(dataset.path))
+    logging.getLogger(__name__).info("%s", report_table(measured))
+    write_text(Path(report.path), measured.to_json())
+    report.metadata["code_version"] = code_version
+    return " ".join(measured.ranking)

@@ -1,0 +1,50 @@
+"""Step: ray labels, once for all runs that agree on them."""
+
+from typing import List  # noqa: UP035 Kubeflow knows this form only
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def precompute_rays(
+    dataset: dsl.Input[dsl.Dataset],
+    parts: dsl.Input[List[dsl.Dataset]],  # noqa: UP006 as above
+    label_settings: str,
+    code_version: str,
+    labels: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+) -> None:
+    """Make one label store of the parts, and what is missing in them.
+
+    Args:
+        dataset: COCO folder.
+        parts: Folders of `precompute_part`.
+        label_settings: JSON of `preflight`: input size, strides, ray count, label rules.
+        code_version: Of the code that makes the labels.
+        labels: Label store.
+        metrics: Per split: images, instances, positives, and the mean mask IoU in [0, 1] that
+            perfectly predicted rays reach.
+        page: The same, with the worst-fitting instances drawn.
+    """
+    from pathlib import Path
+
+    from polarmask.data.coco import load_coco
+    from polarmask.labels.precompute import Crew, precompute
+    from polarmask.report import labels_page
+    from polarmask.system.files import write_text
+    from polarmask_components.run.pages import label_metrics, log_metrics
+    from polarmask_components.run.run_settings import choose_workers, config_for_labels
+
+    data = Path(dataset.path)
+    config = config_for_labels(label_settings)
+    made = [Path(part.path) for part in parts]
+    crew = Crew(choose_workers(data))
+    store = precompute(data, Path(labels.path), config, crew=crew, made=made)
+    splits = {split: load_coco(data, split) for split in ("train", "val")}
+    provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
+    write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))
+    log_metrics(metrics, label_metrics({split: store.summary(split) for split in splits}))
+    labels.metadata.update(provenance)

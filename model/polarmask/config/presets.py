@@ -1,0 +1,147 @@
+"""Known runs: functions that return a whole RunConfig, each derived from another by `replace`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from polarmask.config.published import PUBLISHED, coco_r50_1x
+from polarmask.config.settings import (
+    InputConfig,
+    LabelConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PostprocessConfig,
+    RunConfig,
+)
+from polarmask.errors import ConfigError
+
+ORIGINAL_SUFFIX = "-original"
+
+
+def tiny() -> RunConfig:
+    """Return a run that learns the bundled nuclei from scratch in minutes on two CPU cores."""
+    return replace(
+        coco_r50_1x(),
+        name="tiny",
+        model=ModelConfig(
+            backbone="resnet18",
+            backbone_norm="group",
+            strides=(4, 8, 16),
+            channels=64,
+            tower_depth=2,
+            box_branch=False,
+        ),
+        input=InputConfig(short_side=None, max_side=1024),
+        labels=LabelConfig(level_ranges=((0, 24), (24, 48), (48, float("inf")))),
+        loss=LossConfig(centerness="polar_iou"),
+        optim=OptimConfig(
+            optimizer="adamw",
+            lr=2e-3,
+            lr_batch_size=4,
+            weight_decay=0.05,
+            schedule="one_cycle",
+            warmup_steps=20,
+            batch_size=4,
+            epochs=8,
+            ema_decay=0.9,
+        ),
+        postprocess=PostprocessConfig(max_instances=500),
+        augment="dihedral",
+        backbone_weights=None,
+    )
+
+
+def light() -> RunConfig:
+    """Return a run for servers without a GPU: MobileNet, a narrow head, sides up to 640 pixels."""
+    return replace(
+        tiny(),
+        name="light",
+        model=ModelConfig(
+            backbone="mobilenet_v3_large",
+            backbone_norm="group",
+            channels=96,
+            tower_depth=2,
+            box_branch=False,
+        ),
+        input=InputConfig(short_side=640, max_side=640),
+        labels=LabelConfig(),
+    )
+
+
+def original(run: RunConfig) -> RunConfig:
+    """Return a run with the algorithm of the paper's code, weak points included.
+
+    Backbone, schedule and batch stay; input, labels, losses, optimiser groups and scores become
+    the original's, and boxes are predicted.
+    """
+    return replace(
+        run,
+        name=run.name + ORIGINAL_SUFFIX,
+        model=replace(run.model, length_unit="pixel", box_branch=True),
+        input=_stretched(run.input),
+        labels=replace(run.labels, mode="original", parts="largest"),
+        loss=replace(run.loss, centerness="polar", normalizer="original"),
+        optim=replace(run.optim, param_groups="original"),
+        postprocess=replace(run.postprocess, score="original"),
+    )
+
+
+def _stretched(images: InputConfig) -> InputConfig:
+    """Give up the aspect ratio where images are resized at all."""
+    if images.short_side is None:
+        return images
+    return replace(images, keep_ratio=False, multiple=128)
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    **{name: run.make for name, run in PUBLISHED.items()},
+    "tiny": tiny,
+    "light": light,
+}
+
+
+def preset(name: str) -> RunConfig:
+    """Return a preset by name, or with `-original` behind it the `original` form of it.
+
+    Raises:
+        ConfigError: No such preset; lists the known ones.
+    """
+    base = name.removesuffix(ORIGINAL_SUFFIX)
+    if base not in PRESETS:
+        raise ConfigError(
+            f"no preset {base!r}; there are: {', '.join(sorted(PRESETS))}, "
+            f"each also as PRESET{ORIGINAL_SUFFIX} with the algorithm of the paper's code"
+        )
+    return PRESETS[base]() if base == name else original(PRESETS[base]())
+
+
+def presets_table() -> str:
+    """Return the presets as aligned text, one a line; AP is published mask AP in percent."""
+    header = ("preset", "backbone", "epochs", "input", "GPUs x images", "lr", "mask AP")
+    rows = [header]
+    for name, make in PRESETS.items():
+        run, known = make(), PUBLISHED.get(name)
+        deformable = " DCN" if run.model.dcn else ""
+        rows.append(
+            (
+                name,
+                run.model.backbone + deformable,
+                f"{run.optim.epochs:g}",
+                _input_text(run.input),
+                f"{known.gpus} x {known.images_per_gpu}" if known else f"{run.optim.batch_size}",
+                f"{run.optim.lr:g}",
+                f"{known.mask_ap}" if known else "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _input_text(images: InputConfig) -> str:
+    if images.short_side is None:
+        return "as it is"
+    low, high = images.train_short_sides or (images.short_side, images.short_side)
+    return f"{images.max_side} x {low}" + (f"-{high}" if high > low else "")

@@ -1,0 +1,378 @@
+"""Every setting of a run, typed, documented and checked at birth.
+
+A run is a `RunConfig`; presets are functions that return one (`polarmask.config.presets`). The
+resolved config travels inside each checkpoint and model folder: a model can say how it was made.
+Imports no torch: gates and pipelines read configs too.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from polarmask.errors import ConfigError
+
+_FORBID_UNKNOWN = ConfigDict(extra="forbid")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture. Saved inside every model, because weights mean nothing without it."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    backbone: Literal[
+        "resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"
+    ] = "resnet50"
+    """ResNet, ResNeXt or, for CPUs, MobileNet from torchvision."""
+    backbone_style: Literal["pytorch", "caffe"] = "pytorch"
+    """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the
+    weights were trained."""
+    backbone_norm: Literal["batch", "frozen_batch", "group"] = "frozen_batch"
+    """`frozen_batch` for pretrained weights; `group` from scratch, equal for any process count."""
+    frozen_stages: int = 0
+    """First parts of the backbone that do not learn: 1 is stem and layer1, 4 the whole of it."""
+    dcn: bool = False
+    """Deformable 3x3 convolutions: in backbone layers 2 to 4 (v1) and in the head towers (v2)."""
+    num_classes: int = 80
+    """Object categories, background not counted. `train` takes it from the data."""
+    num_rays: int = 36
+    """Rays per location; 36 is one every 10 degrees."""
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    """Pixels per location of each pyramid level, each twice the one before."""
+    channels: int = 256
+    """Width of the pyramid and of the head towers."""
+    tower_depth: int = 4
+    """3x3 convolutions per head tower."""
+    box_branch: bool = True
+    """Predict boxes too, as the paper's code does; without it boxes enclose the polygon."""
+    length_unit: Literal["stride", "pixel"] = "stride"
+    """Unit of predicted lengths before the level's learned scale: the paper's code uses pixels."""
+
+    def __post_init__(self) -> None:
+        """Reject architectures that can't be built."""
+        _require(
+            self.num_rays >= 4, f"num_rays is {self.num_rays}: a polygon needs at least 4 rays"
+        )
+        _require(self.num_classes >= 1, f"num_classes is {self.num_classes}: at least 1 is needed")
+        _require(
+            len(self.strides) >= 1 and self.strides[0] in (4, 8, 16, 32),
+            f"strides {self.strides} must start at 4, 8, 16 or 32",
+        )
+        _require(
+            all(b == 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)),
+            f"strides {self.strides} must double from level to level",
+        )
+        _require(
+            self.channels % 32 == 0,
+            f"channels is {self.channels}: group norm needs a multiple of 32",
+        )
+        _require(self.tower_depth >= 1, f"tower_depth is {self.tower_depth}: at least 1 is needed")
+        _require(
+            0 <= self.frozen_stages <= 4,
+            f"frozen_stages is {self.frozen_stages}: a backbone has 0 to 4 that can be frozen",
+        )
+        _require(
+            self.backbone not in ("resnet18", "mobilenet_v3_large")
+            or (self.backbone_style == "pytorch" and not self.dcn),
+            f"{self.backbone} has no caffe style and no dcn: its blocks are not 1x1, 3x3, 1x1; "
+            "use resnet50 or larger",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How an image becomes the network's input, in training and in serving alike."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    short_side: int | None = 768
+    """Shorter image side after resizing, in pixels; None keeps the size."""
+    max_side: int = 1280
+    """Longer side is never above this, in pixels."""
+    keep_ratio: bool = True
+    """Without it every image becomes `max_side` wide and `short_side` high, as in the original."""
+    train_short_sides: tuple[int, int] | None = None
+    """In training the short side is drawn from this range, ends included; None trains at one."""
+    multiple: int = 32
+    """Padded sides are multiples of this and of the coarsest stride, in pixels."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """What the network sees; `bgr` for backbones that come from Caffe."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB whatever the channel order, on a scale of 0 to 255."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """RGB whatever the channel order, on a scale of 0 to 255."""
+
+    def __post_init__(self) -> None:
+        """Reject sizes that leave no image."""
+        _require(
+            self.short_side is None or self.short_side >= 32,
+            f"short_side is {self.short_side}: at least 32 pixels are needed",
+        )
+        _require(self.max_side >= 32, f"max_side is {self.max_side}: at least 32 pixels are needed")
+        _require(min(self.std) > 0, f"std {self.std} must be above 0")
+        _require(
+            self.multiple >= 32 and self.multiple % 32 == 0,
+            f"multiple is {self.multiple}: the pyramid needs a multiple of 32",
+        )
+        _require(
+            self.short_side is not None or (self.keep_ratio and self.train_short_sides is None),
+            "without short_side an image keeps its size; give input.short_side, or keep_ratio "
+            "true and train_short_sides none",
+        )
+        low, high = self.train_short_sides or (32, 32)
+        _require(
+            32 <= low <= high,
+            f"train_short_sides {self.train_short_sides}: needs 32 <= lowest <= highest",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Which location learns which object. Part of the ray-label store's identity."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    mode: Literal["exact", "original"] = "exact"
+    """`original` repeats the rules of the paper's code, faults included (ADR 0009)."""
+    parts: Literal["largest", "all"] = "largest"
+    """`all`: each part of an object is learned, and found again as one instance (ADR 0010)."""
+    level_ranges: tuple[tuple[float, float], ...] = (
+        (0, 64),
+        (64, 128),
+        (128, 256),
+        (256, 512),
+        (512, float("inf")),
+    )
+    """Per level, the farthest box side from the location in pixels of the resized image."""
+    center_radius: float = 1.5
+    """Locations within this many strides of the mass centre are candidates."""
+    min_area: float = 4.0
+    """Smaller objects (pixels of the resized image) are ignored, neither object nor background.
+    Not used by `original`, which takes what it drops for background."""
+
+    def __post_init__(self) -> None:
+        """Reject ranges that no object fits."""
+        _require(self.center_radius > 0, f"center_radius is {self.center_radius}: must be above 0")
+        _require(
+            all(low < high for low, high in self.level_ranges),
+            f"level_ranges {self.level_ranges}: each needs low < high",
+        )
+        _require(
+            len(self.level_ranges) >= 1 and self.level_ranges[-1][1] == float("inf"),
+            f'level_ranges {self.level_ranges}: the last must end with "inf", or the largest '
+            "objects belong to no level",
+        )
+        _require(
+            self.mode == "exact" or self.parts == "largest",
+            "labels.mode original knows the largest part only; use labels.parts=largest",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is learned beside class and rays."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    centerness: Literal["polar", "soft", "polar_iou"] = "soft"
+    """Quality target: sqrt(min/max ray), its quadrant form (PolarMask++), or the IoU reached."""
+    normalizer: Literal["global", "original"] = "global"
+    """Sums over all processes divide the losses; `original` uses those of each process, counts
+    images among the positives of the class loss, and boxes have the original's extra pixel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    """Peak learning rate for `lr_batch_size` images a step; `train` scales it to `batch_size`."""
+    lr_batch_size: int = 16
+    """Images per step that `lr` was chosen for."""
+    weight_decay: float = 1e-4
+    param_groups: Literal["matrices", "original"] = "matrices"
+    """What decays: only weights of two or more axes, or as in the paper's code all but biases,
+    which then learn at twice the rate."""
+    schedule: Literal["step", "one_cycle"] = "step"
+    """`step` warms up linearly and drops tenfold at `lr_drops`; `one_cycle` rises and anneals."""
+    warmup_steps: int = 500
+    warmup_lr: float = 0.0
+    """Learning rate that the warm-up starts from; 0 starts near zero."""
+    lr_drops: tuple[float, ...] = (8 / 12, 11 / 12)
+    """Where the rate drops, as a share of all steps. Used by `step` only."""
+    batch_size: int = 16
+    """Images per step over all processes."""
+    epochs: float = 12
+    """Passes over the training images; a fraction is allowed."""
+    grad_clip: float = 35.0
+    """Largest L2 norm of the gradient."""
+    ema_decay: float = 0.0
+    """Share of the averaged weights kept at each step; 0 switches averaging off."""
+    amp: Literal["off", "auto", "bf16", "fp16"] = "auto"
+    """Mixed precision; `auto` is bf16 on a GPU that has it, fp16 on an older one, off on CPU."""
+
+    def __post_init__(self) -> None:
+        """Reject runs that can't learn."""
+        _require(self.lr > 0, f"lr is {self.lr}: must be above 0")
+        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: at least 1 is needed")
+        _require(
+            self.lr_batch_size >= 1, f"lr_batch_size is {self.lr_batch_size}: at least 1 is needed"
+        )
+        _require(self.warmup_lr >= 0, f"warmup_lr is {self.warmup_lr}: must not be below 0")
+        _require(self.epochs > 0, f"epochs is {self.epochs}: must be above 0")
+        _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostprocessConfig:
+    """From raw predictions to instances."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    score: Literal["product", "original"] = "product"
+    """Class probability times quality, or the whole decoding of the original: probability times
+    (quality + 0.5), suppression in pixels of the given image, vertices cut to whole pixels."""
+    score_threshold: float = 0.05
+    """Class scores at or below this are dropped."""
+    pre_nms_top_k: int = 1000
+    """Candidates kept per level; `original` counts locations."""
+    nms_iou: float = 0.5
+    """Boxes of one category that overlap more than this are the same object."""
+    max_instances: int = 100
+    """Instances kept per image."""
+
+    def __post_init__(self) -> None:
+        """Reject thresholds outside their range."""
+        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
+        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        _require(self.max_instances >= 1, "max_instances must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    augment: Literal["off", "flip", "dihedral"] = "flip"
+    """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
+    backbone_weights: str | None = None
+    """Where the backbone starts: file, URL or torchvision name; None is from scratch."""
+    validate_epochs: float = 0.0
+    """Epochs between measurements of mask AP on the val split, of which the best weights are kept;
+    0 measures nothing and keeps the last."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject parts that don't fit together."""
+        _require(
+            len(self.labels.level_ranges) == len(self.model.strides),
+            f"{len(self.labels.level_ranges)} level_ranges for {len(self.model.strides)} strides: "
+            "give one range per stride",
+        )
+        _require(
+            self.validate_epochs >= 0,
+            f"validate_epochs is {self.validate_epochs}: must be 0 (off) or above",
+        )
+        _require(
+            self.model.backbone_norm != "frozen_batch" or self.backbone_weights is not None,
+            "backbone_norm frozen_batch keeps the statistics of pretrained weights and there are "
+            "none; give --backbone-weights, or --set model.backbone_norm=group to start afresh",
+        )
+        _require(
+            self.labels.mode == "exact"
+            or (self.model.num_rays % 4 == 0 and 360 % self.model.num_rays == 0),
+            f"labels.mode original measures whole degrees: num_rays {self.model.num_rays} must "
+            "divide 360 and be a multiple of 4",
+        )
+        _require(
+            self.labels.parts == "largest" or self.model.box_branch,
+            "labels.parts all finds the parts of an object by their common box; "
+            "set model.box_branch=true",
+        )
+        multiple = {"off": 1, "flip": 2, "dihedral": 4}[self.augment]
+        _require(
+            self.model.num_rays % multiple == 0,
+            f"augment {self.augment} needs num_rays to be a multiple of {multiple}, "
+            f"not {self.model.num_rays}: rays must map onto rays",
+        )
+
+    @property
+    def fresh_labels(self) -> bool:
+        """Whether labels differ from epoch to epoch by more than a mirror, so none are stored.
+
+        The assignment depends on scale, and the original's whole-pixel arithmetic on mirroring.
+        """
+        return self.input.train_short_sides is not None or self.labels.mode == "original"
+
+
+_ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return plain JSON-ready data; infinity becomes the string "inf"."""
+    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    plain["labels"]["level_ranges"] = [
+        [low, "inf" if high == float("inf") else high] for low, high in config.labels.level_ranges
+    ]
+    return plain
+
+
+def from_dict(data: dict[str, Any]) -> RunConfig:
+    """Read a config; unknown keys and wrong types raise ConfigError naming the field."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+
+
+def override(config: RunConfig, assignments: list[str]) -> RunConfig:
+    """Apply `section.field=value` strings, typed by the dataclasses.
+
+    Raises:
+        ConfigError: No such field, or a value of the wrong type.
+    """
+    data = asdict(config)
+    for assignment in assignments:
+        path, separator, value = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"{assignment!r} is no override; write for example optim.lr=0.005")
+        *parents, leaf = path.strip().split(".")
+        section: Any = data
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or leaf not in section:
+            known = ", ".join(sorted(section if isinstance(section, dict) else data))
+            raise ConfigError(f"{path} is not a setting; there are: {known}")
+        section[leaf] = _parse(value)
+    return from_dict(data)
+
+
+def _parse(text: str) -> object:
+    """Read JSON where it is JSON (numbers, lists, null), else keep the text."""
+    try:
+        value: object = json.loads(text)
+        return value
+    except ValueError:
+        return {"none": None, "None": None, "True": True, "False": False}.get(text, text)

@@ -1,0 +1,1 @@
+"""What a COCO folder holds; image files; the network's input."""

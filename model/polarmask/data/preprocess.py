@@ -1,0 +1,94 @@
+"""Image to network input: resize, pad to whole locations, normalise.
+
+Training, evaluation and serving all go through here, so they can't disagree.
+"""
+
+import math
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polarmask.config.settings import InputConfig
+
+
+def resized_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int]:
+    """Return rows and columns after resizing: short side as configured, long side bounded."""
+    if not config.keep_ratio and config.short_side is not None:
+        return config.short_side, config.max_side
+    short, long = min(image_hw), max(image_hw)
+    scale = 1.0 if config.short_side is None else config.short_side / short
+    scale = min(scale, config.max_side / long)
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
+
+
+def canvas_hw(
+    content_hw: tuple[int, int], strides: tuple[int, ...], multiple: int = 32
+) -> tuple[int, int]:
+    """Round rows and columns up to whole locations of every level and to `multiple`."""
+    multiple = math.lcm(multiple, strides[-1])
+    return -(-content_hw[0] // multiple) * multiple, -(-content_hw[1] // multiple) * multiple
+
+
+LETTERBOX_STEP = 128
+"""Sides of what a served network sees are whole multiples of this, so that shapes are few."""
+
+
+def letterbox_hw(
+    content_hw: tuple[int, int], strides: tuple[int, ...], multiple: int = 32
+) -> tuple[int, int]:
+    """Round rows and columns up to a few sizes, each with whole locations of every level."""
+    return canvas_hw(content_hw, strides, math.lcm(multiple, LETTERBOX_STEP))
+
+
+def letterbox(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Place an image top left on a canvas and go on with its mirror image.
+
+    A plain colour would move the averages that group norm takes over the whole canvas.
+    """
+    rows, columns = hw[0] - image.shape[0], hw[1] - image.shape[1]
+    if rows == columns == 0:
+        return image
+    mirrored = cv2.copyMakeBorder(image, 0, rows, 0, columns, cv2.BORDER_REFLECT_101)
+    return np.asarray(mirrored, dtype=np.uint8)
+
+
+def resize(image: NDArray[np.uint8], config: InputConfig) -> NDArray[np.uint8]:
+    """Resize an (H, W, 3) image; shrinking averages so that fine texture does not alias.
+
+    Where the ratio is not kept one side may shrink and the other grow: that is interpolated, as
+    in the original.
+    """
+    rows, columns = resized_hw(image.shape[:2], config)
+    if (rows, columns) == image.shape[:2]:
+        return image
+    shrinks = config.keep_ratio and rows < image.shape[0]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (columns, rows), interpolation=method), dtype=np.uint8)
+
+
+def to_canvas(
+    image: NDArray[np.uint8], hw: tuple[int, int], config: InputConfig
+) -> NDArray[np.uint8]:
+    """Place an image top left on a canvas of the mean colour, which normalises to about zero."""
+    if image.shape[:2] == hw:
+        return image
+    canvas = np.empty((*hw, 3), dtype=np.uint8)
+    canvas[:] = np.round(config.mean)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def normalise(image_BHW3: Tensor, config: InputConfig) -> Tensor:
+    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float, in channels-last memory; no copy but one.
+
+    The three channels come out in the order that the network was trained with.
+    """
+    mean_3 = torch.tensor(config.mean, device=image_BHW3.device)
+    std_3 = torch.tensor(config.std, device=image_BHW3.device)
+    normal_BHW3 = (image_BHW3 - mean_3) / std_3
+    if config.channel_order == "bgr":
+        normal_BHW3 = normal_BHW3.flip(-1)
+    return normal_BHW3.permute(0, 3, 1, 2)

@@ -1,0 +1,1 @@
+"""How good a model, its data and its engines are."""

@@ -1,0 +1,320 @@
+"""COCO mask AP of a model on a split, and what else the evaluation's page shows.
+
+Dimension key
+    T: IoU thresholds .5, .55, ... .95    Q: recall 0, .01, ... 1    K: categories of the data
+    A: object sizes (all, small, medium, large)    D: detections
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from polarmask.data.coco import Category, CocoData, ImageRecord, load_coco
+from polarmask.data.images import read_image
+from polarmask.errors import DataError
+from polarmask.evaluation.coco_ap import CocoScores, score_predictions
+from polarmask.inference.predictor import Instances, Predictor
+from polarmask.system.distributed import gather_to_first, is_first, rank, world_size
+
+HISTOGRAM_BINS = 20
+"""Of the scores in [0, 1]."""
+
+_BATCH_IMAGES = 8
+_IOU_50, _IOU_75 = 0, 5
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
+
+
+@dataclass(frozen=True)
+class CategoryResult:
+    """One category that has objects in the split."""
+
+    category_id: int
+    name: str
+    instances: int
+    ap: float
+    ap50: float
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image at the operating point; a detection is true if its mask IoU reaches 0.5."""
+
+    image_id: int
+    file_name: str
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    quality: float
+    """Panoptic quality in [0, 1]: IoU of true positives over objects and false positives; NaN
+    where there is neither object nor detection."""
+
+    @property
+    def objects(self) -> int:
+        """How many there are, crowd regions not counted."""
+        return self.true_positives + self.false_negatives
+
+    @property
+    def detections(self) -> int:
+        """How many were found, those inside crowd regions not counted."""
+        return self.true_positives + self.false_positives
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Mask AP by COCO's rules, all in [0, 1]; NaN where the split holds no such object."""
+
+    split: str
+    mask_ap: float
+    mask_ap50: float
+    mask_ap75: float
+    mask_ap_small: float
+    """Objects under 32x32 pixels."""
+    mask_ap_medium: float
+    mask_ap_large: float
+    """Objects over 96x96 pixels."""
+    mask_ar: float
+    """Average recall with up to `max_detections`."""
+    max_detections: int
+    """Detections per image and category that count."""
+    num_images: int
+    num_instances: int
+    """Objects, crowd regions not counted."""
+    operating_score: float
+    """The lowest score to keep for the best F1 at IoU 0.5; where counts below are taken."""
+    per_category: tuple[CategoryResult, ...]
+    per_image: tuple[ImageResult, ...]
+    precision_recall: NDArray[np.float64]
+    """(3, 101): precision at IoU .5, .75 and averaged, at recall 0, 0.01, ... 1."""
+    score_histogram: NDArray[np.int64]
+    """(2, HISTOGRAM_BINS): true and false detections at IoU .5 by score."""
+
+    def to_json(self) -> str:
+        """Return strict JSON; NaN becomes null."""
+        return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Evaluation":
+        """Read what `to_json` wrote."""
+        document = json.loads(text)
+        return cls(
+            **{
+                **_with_nan(document, cls),
+                "per_category": tuple(
+                    CategoryResult(**_with_nan(entry, CategoryResult))
+                    for entry in document["per_category"]
+                ),
+                "per_image": tuple(
+                    ImageResult(**_with_nan(entry, ImageResult)) for entry in document["per_image"]
+                ),
+                "precision_recall": np.array(document["precision_recall"], dtype=np.float64),
+                "score_histogram": np.array(document["score_histogram"], dtype=np.int64),
+            }
+        )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(
+    document: dict[str, Any], target: type[Evaluation | CategoryResult | ImageResult]
+) -> dict[str, Any]:
+    """Keep the target's fields; null becomes NaN again."""
+    values = {field.name: document[field.name] for field in fields(target)}
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def evaluate(
+    model: Path,
+    data: Path,
+    split: str = "val",
+    *,
+    device: str | None = "cpu",
+    threads: int | None = None,
+) -> Evaluation:
+    """Judge a model folder on a split of a COCO folder.
+
+    Raises:
+        DataError: Nothing usable in the split, or the model's category ids mean something else.
+        ModelFormatError: The model can't be read.
+    """
+    coco_data = load_coco(data, split, check_pixels=True)
+    predictor = Predictor.load(model, device=device, threads=threads)
+    return evaluate_predictions(coco_data, predict_split(predictor, coco_data))
+
+
+def predict_together(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
+    """Do what `predict_split` does on all processes of a group, each with its share of the images.
+
+    Returns:
+        To the first process all instances, masks included; to the others nothing.
+    """
+    own = replace(data, images=data.images[rank() :: world_size()])
+    found = predict_split(predictor, own)
+    for instances in found.values():
+        instances.rle()  # where they were found: else the first process would do it for all
+    return {image_id: one for part in gather_to_first(found) for image_id, one in part.items()}
+
+
+def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
+    """Return the instances found in every image, by image id.
+
+    Raises:
+        DataError: The model's category ids mean something else, or an image can't be decoded.
+    """
+    _check_same_meaning(predictor.card.categories, data)
+    predictions: dict[int, Instances] = {}
+    with tqdm(
+        total=len(data.images),
+        desc="predicting",
+        unit="image",
+        delay=2,
+        disable=None if is_first() else True,
+    ) as progress:
+        for records in _batches(data):
+            found = predictor.predict([read_image(data.image_path(record)) for record in records])
+            predictions |= {
+                record.id: instances for record, instances in zip(records, found, strict=True)
+            }
+            progress.update(len(records))
+    return predictions
+
+
+def _check_same_meaning(known: tuple[Category, ...], data: CocoData) -> None:
+    names = {category.id: category.name for category in known}
+    for category in data.categories:
+        if names.get(category.id, category.name) != category.name:
+            raise DataError(
+                f"{data.root}: category {category.id} is {category.name!r}, for the model it is "
+                f"{names[category.id]!r}; evaluate on data with the model's categories"
+            )
+
+
+def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
+    """Put images of one size together, so that no batch is mostly padding."""
+    places: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, record in enumerate(data.images):
+        places[record.height, record.width].append(place)
+    for _, group in sorted(places.items()):
+        for first in range(0, len(group), _BATCH_IMAGES):
+            yield tuple(data.images[place] for place in group[first : first + _BATCH_IMAGES])
+
+
+def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> Evaluation:
+    """Judge predictions, given by image id; an image without an entry has no detections."""
+    scores = score_predictions(data, predictions)
+    precision_TQKA = scores.precision_TQKA
+    operating_score = _best_f1_score(scores, _count_objects(data))
+    is_true_D = scores.iou_D > 0
+    return Evaluation(
+        split=data.split,
+        mask_ap=_mean(precision_TQKA[..., _ALL]),
+        mask_ap50=_mean(precision_TQKA[_IOU_50, ..., _ALL]),
+        mask_ap75=_mean(precision_TQKA[_IOU_75, ..., _ALL]),
+        mask_ap_small=_mean(precision_TQKA[..., _SMALL]),
+        mask_ap_medium=_mean(precision_TQKA[..., _MEDIUM]),
+        mask_ap_large=_mean(precision_TQKA[..., _LARGE]),
+        mask_ar=_mean(scores.recall_TKA[..., _ALL]),
+        max_detections=scores.max_detections,
+        num_images=len(data.images),
+        num_instances=_count_objects(data),
+        operating_score=operating_score,
+        per_category=_per_category(data, precision_TQKA[..., _ALL]),
+        per_image=_per_image(data, scores, operating_score),
+        precision_recall=_precision_recall(precision_TQKA[..., _ALL]),
+        score_histogram=np.stack(
+            [
+                np.histogram(scores.score_D[chosen_D], bins=HISTOGRAM_BINS, range=(0, 1))[0]
+                for chosen_D in (is_true_D, ~is_true_D)
+            ]
+        ),
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Average what is not marked as absent by -1; NaN if nothing is left."""
+    present = values[values > -1]
+    return float(present.mean()) if present.size else math.nan
+
+
+def _count_objects(data: CocoData) -> int:
+    return sum(not annotation.crowd for image in data.images for annotation in image.annotations)
+
+
+def _best_f1_score(scores: CocoScores, num_objects: int) -> float:
+    """Return the score at and above which detections have the best F1; 1 without a true one."""
+    order_D = np.argsort(-scores.score_D, kind="stable")
+    score_D, true_D = scores.score_D[order_D], np.cumsum(scores.iou_D[order_D] > 0)
+    f1_D = 2 * true_D / (np.arange(1, len(order_D) + 1) + num_objects)
+    # Equal scores are kept or dropped together, so only the last of them counts.
+    f1_D[:-1][score_D[1:] == score_D[:-1]] = 0
+    return float(score_D[f1_D.argmax()]) if f1_D.any() else 1.0
+
+
+def _per_category(data: CocoData, precision_TQK: NDArray[np.float64]) -> tuple[CategoryResult, ...]:
+    instances = Counter(
+        annotation.category
+        for image in data.images
+        for annotation in image.annotations
+        if not annotation.crowd
+    )
+    return tuple(
+        CategoryResult(
+            category_id=category.id,
+            name=category.name,
+            instances=instances[index],
+            ap=_mean(precision_TQK[:, :, index]),
+            ap50=_mean(precision_TQK[_IOU_50, :, index]),
+        )
+        for index, category in enumerate(data.categories)
+        if instances[index]
+    )
+
+
+def _per_image(
+    data: CocoData, scores: CocoScores, operating_score: float
+) -> tuple[ImageResult, ...]:
+    ious_of_image: dict[int, list[float]] = defaultdict(list)
+    kept_D = scores.score_D >= operating_score
+    for image_id, iou in zip(
+        scores.image_D[kept_D].tolist(), scores.iou_D[kept_D].tolist(), strict=True
+    ):
+        ious_of_image[image_id].append(iou)
+    results = []
+    for image in data.images:
+        ious = ious_of_image[image.id]
+        true = sum(iou > 0 for iou in ious)
+        objects = sum(not annotation.crowd for annotation in image.annotations)
+        weight = (len(ious) + objects) / 2
+        results.append(
+            ImageResult(
+                image_id=image.id,
+                file_name=image.file_name,
+                true_positives=true,
+                false_positives=len(ious) - true,
+                false_negatives=objects - true,
+                quality=sum(ious) / weight if weight else math.nan,
+            )
+        )
+    return tuple(results)
+
+
+def _precision_recall(precision_TQK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average curves over the categories that have objects."""
+    present_TQK = precision_TQK[:, :, (precision_TQK > -1).all(axis=(0, 1))]
+    curve_TQ = present_TQK.mean(axis=2)
+    return np.stack([curve_TQ[_IOU_50], curve_TQ[_IOU_75], curve_TQ.mean(axis=0)])

@@ -1,0 +1,327 @@
+"""Which engine is to run a model: the fastest of those that answer like eager float32.
+
+Times are the best of some rounds in which all engines take turns, so that a busy neighbour slows
+all of them. Engines in half precision or 8-bit integers also have to keep the model's mask AP on
+real images.
+
+Dimension key
+    B: images    H, W: rows and columns of the network's input    3: channels
+"""
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from polarmask.data.coco import CocoData, load_coco
+from polarmask.data.images import read_image
+from polarmask.engines.export import export_program
+from polarmask.engines.interface import (
+    ENGINES,
+    INT8_FILE,
+    PROGRAM_FILE,
+    Engine,
+    EngineError,
+    EngineKind,
+)
+from polarmask.engines.load import make_engine
+from polarmask.engines.machine import cpu_name
+from polarmask.engines.quantize import Calibration, calibrate, quantize_program
+from polarmask.engines.report import EngineReport, EngineResult
+from polarmask.engines.torch_engines import Eager
+from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
+from polarmask.inference.model_folder import WEIGHTS_FILE, load_model
+from polarmask.inference.predictor import Predictor
+from polarmask.network.detector import PolarMask
+from polarmask.network.head import Predictions
+from polarmask.system.device import find_device
+from polarmask.system.files import sha256_of_file
+
+LARGEST_AP_LOSS = 0.003
+"""Mask AP in [0, 1] that an engine may cost; more, and it is not admitted."""
+MAX_IMAGES = 32
+"""Of the val split, the first ones: what mask AP is measured on."""
+MAX_CALIBRATION_IMAGES = 16
+"""Of the val split, those after them (if there are none, the same): what 8 bits are made for."""
+_COMPARED_IMAGES = 4
+_ROUNDS = 5
+_COUNTS_FROM_SCORE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What all engines are tried with."""
+
+    words: str
+    batches: list[Tensor]
+    """Each (1, 3, H, W), the first of the most frequent size."""
+    data: CocoData | None
+    calibration: list[Tensor]
+    """Each (1, 3, H, W), not of `data` where there are enough images; empty without any."""
+
+
+def measure_engines(
+    model: Path,
+    *,
+    data: Path | None = None,
+    device: str | None = "cpu",
+    max_images: int = MAX_IMAGES,
+) -> EngineReport:
+    """Try all engines on a model.
+
+    Args:
+        model: Model folder.
+        data: COCO folder with a val split; without it only engines in float32 are candidates.
+        device: "cpu" or "cuda"; None takes CUDA where there is one. CPU engines are measured on
+            as many threads as torch has; set one for servers.
+        max_images: Images of the val split that mask AP is measured on.
+
+    Raises:
+        DataError: The split can't be used.
+        ModelFormatError: The model can't be read.
+    """
+    own = find_device(device)
+    detector, card = load_model(model, device=own)
+    reference = Predictor(Eager(detector), card, own)
+    sample = _take_sample(reference, data, max_images)
+    trials: dict[str, Engine] = {}
+    refused: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        names = [name for name, kind in ENGINES.items() if _fits(kind, own)]
+        lacks, calibration = _write_programs(detector, Path(folder), own, sample)
+        for name in tqdm(names, desc="loading engines", unit="engine", delay=2):
+            if lack := lacks.get(ENGINES[name].program):
+                refused[name] = lack
+                continue
+            try:
+                trials[name] = make_engine(name, detector, device=own, folder=Path(folder))
+            except EngineError as error:
+                refused[name] = str(error)
+        results = _try_all(trials, refused, reference, own, sample)
+    hw = sample.batches[0].shape[2:]
+    return EngineReport(
+        weights_sha256=sha256_of_file(model / WEIGHTS_FILE),
+        device=own.type,
+        cpu=cpu_name(),
+        versions=_versions(),
+        canvas_hw=(hw[0], hw[1]),
+        images=sample.words,
+        engines=tuple(sorted(results, key=lambda result: list(ENGINES).index(result.name))),
+        calibration=calibration,
+    )
+
+
+def _fits(kind: EngineKind, device: torch.device) -> bool:
+    return kind.device == device.type or (kind.exact and not kind.program)
+
+
+def _write_programs(
+    detector: PolarMask, folder: Path, device: torch.device, sample: _Sample
+) -> tuple[dict[str, str], Calibration]:
+    """Write what exported engines run; return why there is none by file, and the calibration."""
+    if device.type != "cpu":
+        return {}, {}
+    program = folder / PROGRAM_FILE
+    try:
+        export_program(detector, program)
+    except EngineError as error:
+        return {PROGRAM_FILE: str(error), INT8_FILE: str(error)}, {}
+    if not sample.calibration:
+        return {INT8_FILE: "8-bit integers need images to measure the network's values on"}, {}
+    try:
+        calibration = calibrate(program, sample.calibration)
+        quantize_program(program, calibration, folder / INT8_FILE)
+    except EngineError as error:
+        return {INT8_FILE: str(error)}, {}
+    return {}, calibration
+
+
+def _take_sample(predictor: Predictor, data: Path | None, max_images: int) -> _Sample:
+    if data is None:
+        return _Sample("1 drawn image", [predictor.network_input(_drawn(predictor))], None, [])
+    whole = load_coco(data, "val", check_pixels=False)
+    part = replace(whole, images=whole.images[:max_images])
+    images = [read_image(part.image_path(record)) for record in part.images[:_COMPARED_IMAGES]]
+    batches = [predictor.network_input(image) for image in images]
+    frequent = Counter(tuple(batch.shape) for batch in batches).most_common(1)[0][0]
+    batches.sort(key=lambda batch: tuple(batch.shape) != frequent)
+    words = f"first {len(part.images)} of {len(whole.images)} images of val"
+    others = whole.images[max_images : max_images + MAX_CALIBRATION_IMAGES] or part.images
+    paths = [whole.image_path(record) for record in others[:MAX_CALIBRATION_IMAGES]]
+    calibration = [predictor.network_input(read_image(path)) for path in paths]
+    return _Sample(words, batches, part, calibration)
+
+
+def _drawn(predictor: Predictor) -> NDArray[np.uint8]:
+    """Draw discs and rings on clouds, three by four in the size that the network likes."""
+    config = predictor.card.config.input
+    rows = config.short_side or min(config.max_side, 384)
+    columns = rows * 4 // 3
+    random = np.random.default_rng(0)
+    clouds = random.integers(0, 256, (rows // 16 + 2, columns // 16 + 2, 3), dtype=np.uint8)
+    image = cv2.resize(clouds, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    for _ in range(20):
+        x, y, radius = random.integers(0, (columns, rows, rows // 8 + 2))
+        colour = random.integers(0, 256, 3).tolist()
+        cv2.circle(image, (int(x), int(y)), int(radius) + 4, colour, -1)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _try_all(
+    trials: dict[str, Engine],
+    refused: dict[str, str],
+    reference: Predictor,
+    device: torch.device,
+    sample: _Sample,
+) -> list[EngineResult]:
+    """Compare each engine with eager float32, time those that run, judge them."""
+    results = [
+        EngineResult(name=name, admitted=False, reason=reason) for name, reason in refused.items()
+    ]
+    differences: dict[str, tuple[float, float]] = {}
+    with torch.inference_mode():
+        wanted = [reference.engine.run(batch) for batch in sample.batches]
+        for name, engine in list(trials.items()):
+            try:
+                found = [_kept(engine.run(batch)) for batch in sample.batches]
+            except Exception as error:  # whatever a library makes of a network it does not know
+                reason = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+                results.append(EngineResult(name=name, admitted=False, reason=reason))
+                del trials[name]
+            else:
+                differences[name] = _difference(wanted, found)
+        milliseconds = _time(trials, sample.batches[0])
+    reference_ap = _mask_ap(reference, sample.data)
+    for name, engine in tqdm(trials.items(), desc="judging engines", unit="engine", delay=2):
+        kind, (score, ray) = ENGINES[name], differences[name]
+        mask_ap = reference_ap if name == "eager" else math.nan
+        close = score <= kind.score_tolerance and ray <= kind.ray_tolerance
+        if close and not kind.exact:
+            mask_ap = _mask_ap(Predictor(engine, reference.card, device), sample.data)
+        admitted, reason = judge(kind, (score, ray), mask_ap, reference_ap)
+        result = EngineResult(
+            name=name,
+            admitted=admitted,
+            reason=reason,
+            milliseconds=round(milliseconds[name], 2),
+            score_difference=float(f"{score:.3g}"),
+            ray_difference=float(f"{ray:.3g}"),
+            mask_ap=None if math.isnan(mask_ap) else round(mask_ap, 5),
+        )
+        results.append(result)
+    return results
+
+
+def _kept(predictions: Predictions) -> Predictions:
+    """Copy what an engine may overwrite with its next answer."""
+    boxes = predictions.box_BL4
+    return replace(
+        predictions,
+        class_BLC=predictions.class_BLC.clone(),
+        quality_BL=predictions.quality_BL.clone(),
+        ray_BLR=predictions.ray_BLR.clone(),
+        box_BL4=None if boxes is None else boxes.clone(),
+    )
+
+
+def _difference(wanted: Sequence[Predictions], found: Sequence[Predictions]) -> tuple[float, float]:
+    """Return the largest distance of a score, and of a ray in shares of its length."""
+    scores, rays = [0.0], [0.0]
+    for one, other in zip(wanted, found, strict=True):
+        score_BLC, other_BLC = _scores(one), _scores(other)
+        scores.append(float((score_BLC - other_BLC).abs().max()))
+        best_BL = score_BLC.amax(dim=2)
+        counts_BL = best_BL >= min(_COUNTS_FROM_SCORE, float(best_BL.max()))
+        share_BLR = (other.ray_BLR.float() / one.ray_BLR.float() - 1).abs()
+        rays.append(float(share_BLR[counts_BL].max()))
+    return _largest(scores), _largest(rays)
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Return the largest; NaN must not hide behind a number."""
+    return math.inf if any(math.isnan(value) for value in values) else max(values)
+
+
+def _scores(predictions: Predictions) -> Tensor:
+    quality_BL1 = predictions.quality_BL.float().sigmoid()[..., None]
+    return predictions.class_BLC.float().sigmoid() * quality_BL1
+
+
+def _time(trials: dict[str, Engine], batch: Tensor) -> dict[str, float]:
+    """Return the best time of each engine in milliseconds; they take turns."""
+    best = dict.fromkeys(trials, math.inf)
+    for _ in tqdm(range(_ROUNDS), desc="timing engines", unit="round", delay=2):
+        for name, engine in trials.items():
+            started = time.perf_counter()
+            engine.run(batch)
+            if batch.is_cuda:
+                torch.cuda.synchronize()
+            best[name] = min(best[name], 1000 * (time.perf_counter() - started))
+    return best
+
+
+def _mask_ap(predictor: Predictor, data: CocoData | None) -> float:
+    if data is None:
+        return math.nan
+    return evaluate_predictions(data, predict_split(predictor, data)).mask_ap
+
+
+def judge(
+    kind: EngineKind, difference: tuple[float, float], mask_ap: float, reference_ap: float
+) -> tuple[bool, str]:
+    """Decide whether an engine may run the model, and say why."""
+    score, ray = difference
+    if score > kind.score_tolerance or ray > kind.ray_tolerance:
+        return False, (
+            f"differs from eager float32: scores by {score:.2g} (at most {kind.score_tolerance:g}),"
+            f" rays by {ray:.2g} of their length (at most {kind.ray_tolerance:g})"
+        )
+    if kind.exact:
+        return True, "equals eager float32 within tolerance"
+    if math.isnan(reference_ap):
+        return False, "what it costs in mask AP needs images with objects to measure on"
+    loss = reference_ap - mask_ap
+    words = f"costs {100 * loss:.2f} points of mask AP; below {100 * LARGEST_AP_LOSS:g} is allowed"
+    return loss < LARGEST_AP_LOSS, words
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "openvino", "onnxruntime"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def report_table(report: EngineReport) -> str:
+    """Return the report as aligned text, one engine a line."""
+    header = ("engine", "ms", "score diff", "ray diff", "mask AP", "admitted")
+    rows: list[tuple[str, ...]] = [header]
+    for engine in report.engines:
+        numbers = (
+            engine.milliseconds,
+            engine.score_difference,
+            engine.ray_difference,
+            engine.mask_ap,
+        )
+        texts = ("-" if number is None else f"{number:.4g}" for number in numbers)
+        admitted = "yes" if engine.admitted else "no"
+        rows.append((engine.name, *texts, f"{admitted}: {engine.reason}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

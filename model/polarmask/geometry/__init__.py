@@ -1,0 +1,1 @@
+"""Polygons, rays and masks: pure functions."""

@@ -1,0 +1,1 @@
+"""From an image to instances: the predictor and the model folder."""

@@ -1,0 +1,281 @@
+"""Predictor: a model folder made ready to answer. All that evaluation and serving need.
+
+Dimension key
+    N: instances    K: further parts of an instance    S: shapes: instances and further parts
+    R: rays    2: (x, y) in pixels of the given image
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polarmask.config.settings import RunConfig
+from polarmask.data.preprocess import (
+    canvas_hw,
+    letterbox,
+    letterbox_hw,
+    normalise,
+    resize,
+    to_canvas,
+)
+from polarmask.engines.interface import Engine
+from polarmask.engines.load import load_engine
+from polarmask.geometry.masks import RASTERS, Raster, Rle, united
+from polarmask.geometry.rays import ray_directions
+from polarmask.inference.model_folder import ModelCard, load_model
+from polarmask.inference.stage_clock import StageClock
+from polarmask.network.postprocess import RawInstances, postprocess
+from polarmask.system.device import find_device
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """What was found in one image, best score first, in pixels of the image as given.
+
+    Attributes:
+        image_hw: Rows and columns of the image.
+        polygons: (N, R, 2) float32, vertices in ray order (clockwise from +x), clipped; of an
+            instance in several parts the best one.
+        boxes_xywh: (N, 4) float32, left, top, width, height.
+        scores: (N,) float32 in [0, 1].
+        category_ids: (N,) int64, ids of the data's categories.
+        category_names: One name per instance.
+        centers: (N, 2) float32, where the rays start.
+        ray_lengths: (N, R) float32, from the centers; not clipped.
+        further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
+        raster: How polygons become masks.
+    """
+
+    image_hw: tuple[int, int]
+    polygons: NDArray[np.float32]
+    boxes_xywh: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    category_ids: NDArray[np.int64]
+    category_names: tuple[str, ...]
+    centers: NDArray[np.float32]
+    ray_lengths: NDArray[np.float32]
+    further_parts: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    raster: Raster = "exact"
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def parts(self, row: int) -> list[NDArray[np.float32]]:
+        """Return all polygons (R, 2) of one instance, the best first."""
+        return [self.polygons[row], *self.further_parts.get(row, ())]
+
+    def select(self, rows: Sequence[int]) -> "Instances":
+        """Return some of the instances, in the order given."""
+        index = np.asarray(rows, dtype=np.intp)
+        return replace(
+            self,
+            polygons=self.polygons[index],
+            boxes_xywh=self.boxes_xywh[index],
+            scores=self.scores[index],
+            category_ids=self.category_ids[index],
+            category_names=tuple(self.category_names[row] for row in rows),
+            centers=self.centers[index],
+            ray_lengths=self.ray_lengths[index],
+            further_parts={
+                new: self.further_parts[old]
+                for new, old in enumerate(rows)
+                if old in self.further_parts
+            },
+        )
+
+    def rle(self) -> list[Rle]:
+        """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
+        return list(self._masks)
+
+    @cached_property
+    def _masks(self) -> list[Rle]:
+        """Travels with the instances: who is sent them need not rasterise anew."""
+        rasterise = RASTERS[self.raster]
+        masks = rasterise(self.polygons, self.image_hw)
+        for row, parts in self.further_parts.items():
+            masks[row] = united([masks[row], *rasterise(parts, self.image_hw)])
+        return masks
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image in the size the network looks at.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, resized and not yet padded.
+        given_hw: Rows and columns of the image as given, in whose pixels instances are told.
+    """
+
+    pixels: NDArray[np.uint8]
+    given_hw: tuple[int, int]
+
+
+class Predictor:
+    """Answers for one model; not bound to files or threads once loaded."""
+
+    def __init__(self, engine: Engine, card: ModelCard, device: torch.device) -> None:
+        self.card = card
+        self.engine = engine
+        self._device = device
+
+    @classmethod
+    def load(
+        cls,
+        model: Path,
+        *,
+        device: str | torch.device | None = "cpu",
+        threads: int | None = None,
+        engine: str | None = None,
+    ) -> "Predictor":
+        """Load a model folder.
+
+        Args:
+            model: Folder written by `polarmask train`.
+            device: "cpu" or "cuda"; None takes CUDA where there is one.
+            threads: CPU threads of the whole process; None leaves torch's choice and gives
+                engines other than torch's one.
+            engine: What runs the network, see `polarmask.engines`; None takes the fastest that
+                the folder's report admits, or the folded network where there is no report. One
+                that can't run here is replaced by the folded network, with a warning.
+
+        Raises:
+            ModelFormatError: The folder can't be used.
+            ConfigError: CUDA is asked for and not there, or there is no such engine.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        own = find_device(device)
+        detector, card = load_model(model, device=own)
+        runs = load_engine(model, detector, device=own, name=engine, threads=threads)
+        return cls(runs, card, own)
+
+    def predict(
+        self, images: Sequence[NDArray[np.uint8]], *, clock: StageClock | None = None
+    ) -> list[Instances]:
+        """Find instances in a batch.
+
+        Args:
+            images: Each (H, W, 3) uint8 RGB; sizes may differ.
+            clock: Is told the seconds of the stages `network` and `decode_rays`.
+
+        Raises:
+            ValueError: An image of another shape or type.
+        """
+        return self.predict_prepared([self.prepare(image) for image in images], clock=clock)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """Resize an image for the network, so that the large one need not be kept.
+
+        Raises:
+            ValueError: An image of another shape or type than (H, W, 3) uint8.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        rows, columns = image.shape[:2]
+        return Prepared(pixels=resize(image, self.card.config.input), given_hw=(rows, columns))
+
+    def predict_prepared(
+        self, images: Sequence[Prepared], *, clock: StageClock | None = None
+    ) -> list[Instances]:
+        """Find instances in prepared images; see `predict`.
+
+        Images on canvases of equal size go through the network together. An image's canvas
+        depends on its own size alone, so its answer does not depend on its neighbours.
+        """
+        clock = clock or StageClock()
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            alike[_canvas_hw(image, self.card.config)].append(index)
+        found: dict[int, Instances] = {}
+        for hw, indices in alike.items():
+            group = [images[index] for index in indices]
+            found.update(zip(indices, self._predict_alike(group, hw, clock), strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def _predict_alike(
+        self, images: Sequence[Prepared], hw: tuple[int, int], clock: StageClock
+    ) -> list[Instances]:
+        config = self.card.config
+        resized_hws = [(image.pixels.shape[0], image.pixels.shape[1]) for image in images]
+        with torch.inference_mode():
+            with clock("network"):
+                predictions = self.engine.run(self._batch(images, hw))
+            with clock("decode_rays"):
+                found = postprocess(
+                    predictions,
+                    resized_hws,
+                    strides=config.model.strides,
+                    config=config.postprocess,
+                    parts=config.labels.parts,
+                    given_hws=[image.given_hw for image in images],
+                )
+                return [
+                    self._in_image(raw, image.given_hw, resized_hw)
+                    for raw, image, resized_hw in zip(found, images, resized_hws, strict=True)
+                ]
+
+    def network_input(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return what the network gets to see of one image, (1, 3, rows, columns)."""
+        prepared = self.prepare(image)
+        return self._batch([prepared], _canvas_hw(prepared, self.card.config))
+
+    def _batch(self, images: Sequence[Prepared], hw: tuple[int, int]) -> Tensor:
+        config = self.card.config
+        canvas = np.stack([_on_canvas(image, hw, config) for image in images])
+        return normalise(torch.from_numpy(canvas).to(self._device), config.input)
+
+    def _in_image(
+        self, raw: RawInstances, image_hw: tuple[int, int], resized_hw: tuple[int, int]
+    ) -> Instances:
+        scale_2 = np.array(
+            [resized_hw[1] / image_hw[1], resized_hw[0] / image_hw[0]], dtype=np.float32
+        )
+        direction_R2 = ray_directions(raw.ray_NR.shape[1], like=torch.ones(1)).numpy()
+        stretch_R = np.linalg.norm(direction_R2 / scale_2, axis=1)
+        shapes = {name: value.cpu().numpy() for name, value in vars(raw).items()}
+        polygon_SR2 = shapes["polygon_NR2"] / scale_2
+        # Of the shapes of an instance the first is the best; the others are its further parts.
+        first_N = np.flatnonzero(np.diff(shapes["instance_N"], prepend=-1))
+        after_N = np.append(first_N, len(polygon_SR2))[1:]
+        box_N4 = shapes["box_N4"][first_N]
+        corner_N2, far_N2 = box_N4[:, :2] / scale_2, box_N4[:, 2:] / scale_2
+        as_original = self.card.config.postprocess.score == "original"
+        size_N2 = far_N2 - corner_N2 + (1 if as_original else 0)  # its boxes hold their last pixel
+        categories = [self.card.categories[index] for index in shapes["category_N"][first_N]]
+        return Instances(
+            image_hw=(image_hw[0], image_hw[1]),
+            polygons=polygon_SR2[first_N],
+            boxes_xywh=np.concatenate([corner_N2, size_N2], axis=1),
+            scores=shapes["score_N"][first_N],
+            category_ids=np.array([category.id for category in categories], dtype=np.int64),
+            category_names=tuple(category.name for category in categories),
+            centers=shapes["center_N2"][first_N] / scale_2,
+            ray_lengths=shapes["ray_NR"][first_N] * stretch_R,
+            further_parts={
+                row: polygon_SR2[first + 1 : after]
+                for row, (first, after) in enumerate(zip(first_N, after_N, strict=True))
+                if after > first + 1
+            },
+            raster="whole_pixels" if as_original else "exact",
+        )
+
+
+def _canvas_hw(image: Prepared, config: RunConfig) -> tuple[int, int]:
+    """Return the size of the canvas; the original's is no larger than locations need."""
+    rows, columns = image.pixels.shape[:2]
+    fit = canvas_hw if config.postprocess.score == "original" else letterbox_hw
+    return fit((rows, columns), config.model.strides, config.input.multiple)
+
+
+def _on_canvas(image: Prepared, hw: tuple[int, int], config: RunConfig) -> NDArray[np.uint8]:
+    """Pad with the mirror image, in `original` with the mean colour as it does."""
+    if config.postprocess.score == "original":
+        return to_canvas(image.pixels, hw, config.input)
+    return letterbox(image.pixels, hw)

@@ -1,0 +1,1 @@
+"""What each location of the network learns: made, stored, mirrored."""

@@ -1,0 +1,326 @@
+"""COCO data to ray labels: checked, sharded, resumable, shared out over processes and machines.
+
+`polarmask precompute` decodes every image once, so that a truncated file is found here and not in
+epoch 7, then writes what each image teaches to a `LabelStore`. What a split adds up to stands in
+its shards, too: the last step only gathers, whoever made them.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from heapq import nsmallest
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from polarmask.config.settings import RunConfig
+from polarmask.data.coco import (
+    CocoData,
+    ImageRecord,
+    Problem,
+    annotation_file,
+    category_labels,
+    check_file,
+    describe_problems,
+    load_coco,
+)
+from polarmask.errors import DataError
+from polarmask.labels.image_labels import label_images
+from polarmask.labels.store import (
+    FORMAT_VERSION,
+    SHARD_IMAGES,
+    ImageLabels,
+    LabelStore,
+    LabelSummary,
+    label_settings,
+    shard_facts,
+    write_shard,
+)
+from polarmask.system.files import atomic_path, sha256_of_file
+
+logger = logging.getLogger(__name__)
+
+_NUM_WORST = 24
+
+
+def data_hash(data: Path, split: str) -> str:
+    """Return the sha256 of a split's annotation file."""
+    return sha256_of_file(annotation_file(data, split))
+
+
+def find_splits(data: Path) -> tuple[str, ...]:
+    """Return "train", which has to be there, and "val" where there is one."""
+    return ("train", "val") if annotation_file(data, "val").exists() else ("train",)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who makes the labels; what they are does not depend on it."""
+
+    workers: int = 0
+    """Processes; 0 works in this one."""
+    device: str | None = None
+    """As for `label_images`; "cuda" shares the machine's GPUs out to the workers."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first, second, ... of several machines' shares: every `of`-th shard of a split."""
+
+    number: int
+    """From 1."""
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise DataError(
+                f"shard {self.number}/{self.of}: give 1/{self.of} to {self.of}/{self.of}"
+            )
+
+
+def precompute(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    *,
+    splits: tuple[str, ...] = ("train", "val"),
+    crew: Crew | None = None,
+    made: Sequence[Path] = (),
+) -> LabelStore:
+    """Make the labels of every split, or reuse those already there.
+
+    Args:
+        data: COCO folder.
+        out: Store folder. Whole shards of an interrupted run with equal data and settings stay.
+        config: Strides, rays, input size and label rules.
+        splits: Names of annotation files.
+        crew: Processes and device; None works in this process on the CPU.
+        made: Folders that `precompute_part` wrote elsewhere: whole shards are taken from them.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        DataError: The data can't be used.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "index.json").unlink(missing_ok=True)
+    entries = {}
+    for split in splits:
+        coco = load_coco(data, split)
+        jobs = list(_jobs(coco, out, config))
+        for job in jobs:
+            _take(job, made)
+        _run(jobs, crew or Crew(), split)
+        entries[split] = _gather(coco, jobs, data_hash(data, split))
+    return LabelStore.write_index(out, label_settings(config), entries)
+
+
+def precompute_part(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    part: Part,
+    *,
+    splits: tuple[str, ...] = ("train", "val"),
+    crew: Crew | None = None,
+) -> int:
+    """Make one machine's share of the shards and return their number; `precompute` finishes.
+
+    The arguments are those of `precompute`. `out` may be one folder for all machines, or each has
+    its own and `precompute` is told of them.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for split in splits:
+        jobs = list(_jobs(load_coco(data, split), out, config))[part.number - 1 :: part.of]
+        _run(jobs, crew or Crew(), split)
+        count += len(jobs)
+    return count
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    records: Sequence[ImageRecord]
+    images: Path
+    """Folder of the image files."""
+    config: RunConfig
+    key: str
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """What the finished shard says of itself; None while it is not made."""
+        return shard_facts(self.path, self.key)
+
+
+@dataclass
+class _Facts:
+    """What a shard's images add up to."""
+
+    images: list[int] = field(default_factory=list)
+    """Ids of the images that it has labels of."""
+    instances: int = 0
+    positives: int = 0
+    without_positive: int = 0
+    annotations: int = 0
+    iou_of_category: dict[str, float] = field(default_factory=dict)
+    """Sum of mask IoU by category index; JSON wants its keys to be text."""
+    count_of_category: dict[str, int] = field(default_factory=dict)
+    worst: list[tuple[float, str, int]] = field(default_factory=list)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, other: "_Facts") -> None:
+        self.images += other.images
+        self.instances += other.instances
+        self.positives += other.positives
+        self.without_positive += other.without_positive
+        self.annotations += other.annotations
+        for category, count in other.count_of_category.items():
+            total = self.iou_of_category.get(category, 0.0) + other.iou_of_category[category]
+            self.iou_of_category[category] = total
+            self.count_of_category[category] = self.count_of_category.get(category, 0) + count
+        worst = [*self.worst, *((iou, name, number) for iou, name, number in other.worst)]
+        self.worst = nsmallest(_NUM_WORST, worst)
+        self.problems += other.problems
+
+
+def _jobs(coco: CocoData, out: Path, config: RunConfig) -> Iterator[_Job]:
+    identity = {
+        "format": FORMAT_VERSION,
+        "data": data_hash(coco.root, coco.split),
+        "settings": label_settings(config),
+    }
+    for number, first in enumerate(range(0, len(coco.images), SHARD_IMAGES)):
+        records = coco.images[first : first + SHARD_IMAGES]
+        # Sizes of the files, too: a repaired or a truncated image must not hide in an old shard.
+        sizes = [(record.id, coco.image_path(record).stat().st_size) for record in records]
+        described = json.dumps([identity, sizes], sort_keys=True)
+        key = hashlib.sha256(described.encode()).hexdigest()
+        path = out / f"{coco.split}-{number:05d}.safetensors"
+        yield _Job(path, records, coco.root / "images", config, key)
+
+
+def _take(job: _Job, folders: Sequence[Path]) -> None:
+    """Copy a job's shard from where it is whole."""
+    for folder in folders:
+        if job.facts is None and shard_facts(folder / job.path.name, job.key) is not None:
+            with atomic_path(job.path) as temporary:
+                temporary.write_bytes((folder / job.path.name).read_bytes())
+
+
+def _run(jobs: Sequence[_Job], crew: Crew, split: str) -> None:
+    """Make the shards that are not there yet."""
+    pending = [job for job in jobs if job.facts is None]
+    done = len(jobs) - len(pending)
+    with tqdm(total=len(jobs), initial=done, desc=f"labels {split}", unit="shard") as bar:
+        for _ in _made(pending, crew):
+            bar.update()
+
+
+def _made(jobs: Sequence[_Job], crew: Crew) -> Iterable[None]:
+    if not crew.workers:
+        for job in jobs:
+            _write(job, crew.device)
+            yield
+        return
+    context = get_context("spawn")  # fork would copy torch's thread pools, which then hang
+    devices = context.SimpleQueue()
+    gpus = torch.cuda.device_count() or 1
+    for number in range(crew.workers):
+        devices.put(f"cuda:{number % gpus}" if crew.device == "cuda" else crew.device)
+    with ProcessPoolExecutor(crew.workers, context, _start_worker, (devices,)) as pool:
+        yield from pool.map(_write_in_worker, jobs)
+
+
+_device_of_worker: str | None = None
+
+
+def _start_worker(devices: "SimpleQueue[str | None]") -> None:
+    global _device_of_worker
+    torch.set_num_threads(1)
+    _device_of_worker = devices.get()
+
+
+def _write_in_worker(job: _Job) -> None:
+    _write(job, _device_of_worker)
+
+
+def _write(job: _Job, device: str | None) -> None:
+    facts, whole = _Facts(), []
+    for record in job.records:
+        problem = check_file(job.images / record.file_name, record, pixels=True)
+        if problem is None:
+            whole.append(record)
+        else:
+            facts.problems.append((problem.kind, problem.where, problem.detail))
+    made = label_images(whole, job.config, device)
+    for record, labels in zip(whole, made, strict=True):
+        facts.add(_facts_of(record, labels))
+    write_shard(job.path, made, job.key, asdict(facts))
+
+
+def _facts_of(record: ImageRecord, labels: ImageLabels) -> _Facts:
+    iou_G = labels.iou_G.astype(np.float16).astype(float)  # as stored
+    count: Counter[str] = Counter(map(str, labels.category_G.tolist()))
+    return _Facts(
+        images=[record.id],
+        instances=len(iou_G),
+        positives=len(labels.object_P),
+        without_positive=len(iou_G) - len(np.unique(labels.object_P)),
+        annotations=len(record.annotations),
+        iou_of_category={c: float(iou_G[labels.category_G == int(c)].sum()) for c in count},
+        count_of_category=dict(count),
+        worst=[
+            (iou, record.file_name, annotation)
+            for iou, annotation in zip(iou_G.tolist(), labels.annotation_G.tolist(), strict=True)
+        ],
+    )
+
+
+def _gather(coco: CocoData, jobs: Sequence[_Job], data: str) -> dict[str, Any]:
+    """Return a split's entry of the index."""
+    total, shards = _Facts(), []
+    for job in jobs:
+        facts = _Facts(**(job.facts or {}))
+        total.add(facts)
+        shards.append(
+            {"file": job.path.name, "sha256": sha256_of_file(job.path), "images": facts.images}
+        )
+    problems = [*coco.problems, *(Problem(*each) for each in total.problems)]
+    if problems:
+        logger.warning("%s: %s", coco.split, describe_problems(problems))
+    if not total.images:
+        raise DataError(
+            f"{annotation_file(coco.root, coco.split)}: no usable image is left; repair the data. "
+            + describe_problems(problems)
+        )
+    names = category_labels(coco.categories)
+    categories = sorted(total.count_of_category, key=int)
+    summary = LabelSummary(
+        images=len(total.images),
+        instances=total.instances,
+        positives=total.positives,
+        without_positive=total.without_positive,
+        ignored=total.annotations - total.instances,
+        per_category_iou={
+            names[int(c)]: total.iou_of_category[c] / total.count_of_category[c] for c in categories
+        },
+        per_category_instances={names[int(c)]: total.count_of_category[c] for c in categories},
+        worst=tuple((name, number, iou) for iou, name, number in total.worst),
+    )
+    return {
+        "shards": shards,
+        "data_hash": data,
+        "summary": asdict(summary),
+        "problems": dict(Counter(problem.kind for problem in problems)),
+    }

@@ -1,0 +1,1 @@
+"""The network, its losses, and the way from its output to instances."""

@@ -1,0 +1,141 @@
+"""Image to feature pyramid: a backbone of torchvision and FPN, at any range of strides.
+
+Dimension key
+    B: images    C: channels    H, W: rows and columns of a level
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Self
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from polarmask.config.settings import ModelConfig
+from polarmask.network.deform import DeformConv2d
+
+_STAGES = {
+    "resnet": ("layer1", "layer2", "layer3", "layer4"),
+    "mobilenet": ("3", "6", "12", "15"),  # the last 1x1 convolution is left out: 960 channels wide
+}
+"""Last part of the stages of strides 4, 8, 16 and 32."""
+
+
+class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no types
+    """Levels beyond stride 32: stride-2 convolutions on the last FPN output, ReLU in between."""
+
+    def __init__(self, channels: int, num_levels: int) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(num_levels)]
+        for conv in convs:
+            nn.init.xavier_uniform_(conv.weight)
+        self.convs = nn.ModuleList(convs)
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Append the levels; the signature is torchvision's."""
+        for index, conv in enumerate(self.convs):
+            last = results[-1] if index == 0 else functional.relu(results[-1])
+            results.append(conv(last))
+            names.append(f"coarser{index}")
+        return results, names
+
+
+class Pyramid(nn.Module):
+    """Backbone with FPN. Stages that are frozen neither learn nor gather statistics.
+
+    The backbone is called `resnet` in stored weights, whatever it is.
+
+    forward: images (B, 3, H, W), normalised, H and W multiples of the coarsest stride ->
+    one (B, channels, H / stride, W / stride) tensor per stride, finest first.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        light = config.backbone.startswith("mobilenet")
+        eps = 1e-3 if light else 1e-5  # as in the published weights
+        norm: dict[str, Callable[[int], nn.Module]] = {
+            "batch": partial(nn.BatchNorm2d, eps=eps),
+            "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
+            "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+        }
+        resnet = torchvision.models.get_model(
+            config.backbone, weights=None, norm_layer=norm[config.backbone_norm]
+        )
+        if light:
+            resnet = resnet.features
+        if config.backbone_style == "caffe":
+            _halve_in_first_conv(resnet)
+        if config.dcn:
+            _deform(resnet)
+        all_stages = _STAGES["mobilenet" if light else "resnet"]
+        stages = {
+            stage: str(stride)
+            for stride, stage in zip((4, 8, 16, 32), all_stages, strict=True)
+            if stride in config.strides
+        }
+        widths = [_stage_width(resnet, stage) for stage in stages]
+        self.resnet = IntermediateLayerGetter(resnet, stages)
+        num_coarser = len(config.strides) - len(stages)
+        coarser = _CoarserLevels(config.channels, num_coarser) if num_coarser else None
+        self.fpn = FeaturePyramidNetwork(widths, config.channels, coarser)
+        stage_number = 1  # what comes before the first stage belongs to it
+        self._frozen = []
+        for name, module in self.resnet.named_children():
+            if stage_number <= config.frozen_stages:
+                self._frozen.append(module)
+            stage_number += name in all_stages
+        for module in self._frozen:
+            module.requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; frozen stages stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Return the levels, finest first."""
+        stages: OrderedDict[str, Tensor] = self.resnet(image_B3HW)
+        return list(self.fpn(stages).values())
+
+
+def _stage_width(resnet: nn.Module, stage: str) -> int:
+    part = resnet.get_submodule(stage)
+    width: int | None = getattr(part, "out_channels", None)  # MobileNet's blocks tell it
+    if width is not None:
+        return width
+    last_block = list(part.children())[-1]
+    last_conv = last_block.get_submodule("conv3" if hasattr(last_block, "conv3") else "conv2")
+    assert isinstance(last_conv, nn.Conv2d)  # noqa: S101  # nothing is deformed at a stage's 1x1
+    return last_conv.out_channels
+
+
+def _later_blocks(resnet: nn.Module) -> Iterator[Bottleneck]:
+    """Yield the blocks of layers 2 to 4."""
+    for name in ("layer2", "layer3", "layer4"):
+        yield from resnet.get_submodule(name).children()
+
+
+def _halve_in_first_conv(resnet: nn.Module) -> None:
+    """Move the stride from the 3x3 to the 1x1 before it, where Caffe's weights expect it."""
+    for block in _later_blocks(resnet):
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def _deform(resnet: nn.Module) -> None:
+    """Replace the 3x3 convolutions of layers 2 to 4 by deformable ones."""
+    for block in _later_blocks(resnet):
+        conv = block.conv2
+        block.conv2 = DeformConv2d(
+            conv.in_channels, conv.out_channels, stride=conv.stride[0], groups=conv.groups
+        )

@@ -1,0 +1,131 @@
+"""Where a backbone starts from: a file, a URL or a torchvision name.
+
+Files may hold torchvision's own state dict, Caffe's weights converted to its names, or a whole
+detector with a `backbone.` part. Reading them executes no code.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import torch
+import torchvision
+from torch import Tensor
+
+from polarmask.errors import ConfigError
+from polarmask.network.backbone import Pyramid
+
+_HASHED_NAME = re.compile(r"-[0-9a-f]{8,}\.")
+"""torch.hub checks a download against the hash in its name; other names have none."""
+
+
+def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
+    """Fill the ResNet with pretrained weights.
+
+    Args:
+        pyramid: Its `resnet` is overwritten; the FPN is left alone. Offsets of deformable
+            convolutions stay at zero where `source` has none.
+        source: Path, `file:`, `https:` or `http:` URL of a state dict with torchvision's parameter
+            names, or the name of a weights enum such as `ResNet50_Weights.IMAGENET1K_V1`.
+            Downloads are kept in torch's cache.
+
+    Raises:
+        ConfigError: File or name unknown, no download possible, or parameters missing.
+    """
+    state = backbone_part(_read(source))
+    wanted = pyramid.resnet.state_dict()
+    optional = ("num_batches_tracked", "conv2.offset.weight", "conv2.offset.bias")
+    missing = sorted(key for key in wanted if key not in state and not key.endswith(optional))
+    if missing:
+        raise ConfigError(
+            f"{source} lacks {len(missing)} backbone parameters, first {missing[0]}: "
+            f"give weights of the configured backbone with torchvision's parameter names"
+        )
+    try:
+        pyramid.resnet.load_state_dict({key: state[key] for key in wanted if key in state}, False)
+    except RuntimeError as error:
+        raise ConfigError(f"{source} does not fit the configured backbone: {error}") from error
+
+
+def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the backbone of a state dict under our names; a bare backbone has no prefix."""
+    prefix = "backbone." if any(key.startswith("backbone.") for key in state) else ""
+    return {
+        key.removeprefix(prefix)
+        .removeprefix("features.")  # so MobileNet calls its backbone
+        .replace(".conv2_offset.", ".conv2.offset."): value
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, with or without a `state_dict` around them.
+
+    Raises:
+        ConfigError: No state dict, or one that only code could read.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ConfigError(
+            f"{path} can't be read as plain tensors ({str(error).splitlines()[0]}); if you trust "
+            "where it is from, keep its tensors only: state = torch.load(FILE, weights_only=False)"
+            '["state_dict"]; torch.save(state, NEW_FILE)'
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise ConfigError(f"{path} holds no state dict; give a file that torch.save wrote from one")
+    return tensors
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    scheme = urlparse(source).scheme
+    if scheme in ("http", "https"):
+        return read_state_dict(download(source))
+    if scheme == "s3":
+        raise ConfigError(
+            f"{source} is read by no code here; run `aws s3 cp {source} {Path(source).name}` and "
+            f"pass --backbone-weights {Path(source).name}"
+        )
+    path = Path(url2pathname(urlparse(source).path) if scheme == "file" else source)
+    if path.is_file():
+        return read_state_dict(path)
+    try:
+        url = torchvision.models.get_weight(source).url
+    except ValueError as error:
+        raise ConfigError(
+            f"--backbone-weights {source}: neither a file, a URL nor a torchvision weights name; "
+            "write for example ResNet50_Weights.IMAGENET1K_V1"
+        ) from error
+    return read_state_dict(download(url))
+
+
+def download(url: str) -> Path:
+    """Fetch a file once; several processes may ask for it at the same time."""
+    name = Path(urlparse(url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.is_file():
+        return path
+    checked = _HASHED_NAME.search(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            url, str(path), checked.group()[1:-1] if checked else None, progress=False
+        )
+    except (URLError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"can't download {url} ({error}); run `curl -L -o {name} {url}` on a machine with "
+            f"network and pass --backbone-weights {name}, or start afresh with "
+            "--set backbone_weights=none --set model.backbone_norm=group"
+        ) from error
+    return path

@@ -1,0 +1,1 @@
+"""The paper's own ray labels, whole pixels and faults included."""

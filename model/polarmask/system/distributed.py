@@ -1,0 +1,106 @@
+"""One process is the same code as eight: join what torchrun described, leave in any case."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from polarmask.system.device import find_device
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[torch.device]:
+    """Join the group that torchrun describes in the environment; without one, do nothing.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where there is one.
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is no GPU for this process.
+    """
+    own = find_device(device, index=int(os.environ.get("LOCAL_RANK", "0")))
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if "WORLD_SIZE" not in os.environ:
+        yield own
+        return
+    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield own
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, 0 when alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 when alone."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Tell whether this process writes files and logs."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Return the sum over processes; carries no gradient."""
+    summed = value.detach().clone()
+    if distributed.is_initialized():
+        distributed.all_reduce(summed)
+    return summed
+
+
+def all_max(value: int, device: torch.device) -> int:
+    """Return the largest value over processes."""
+    if not distributed.is_initialized():
+        return value
+    largest = torch.tensor(value, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+def all_gather(value: Value) -> list[Value]:
+    """Return the values of all processes, in order of rank, to each of them."""
+    if not distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def gather_to_first(value: Value) -> list[Value]:
+    """Return the values of all processes to the first one, an empty list to the others."""
+    if not distributed.is_initialized():
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if is_first() else None
+    distributed.gather_object(value, gathered)
+    return gathered or []
+
+
+def broadcast(value: Value | None, source: int) -> Value:
+    """Return the value of the process with rank `source` to all; those of the others are not read.
+
+    Only for processes that joined a group.
+    """
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values, source)
+    received: Value = values[0]
+    return received

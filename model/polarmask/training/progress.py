@@ -1,0 +1,109 @@
+"""What a person sees of a training run, and the file that keeps it."""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from polarmask.system.distributed import is_first
+from polarmask.system.files import write_text
+from polarmask.training.dataset import Batch, Sample
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_PER_LOG_LINE = 5.0
+
+
+def append_line(path: Path, entry: dict[str, float]) -> None:
+    """Add a JSON object as one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
+    """Drop lines of steps after the checkpoint, about to be taken again; return the others."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines if line.endswith("}")]
+    kept = [entry for entry in entries if entry["step"] <= step]
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept
+
+
+class Meter:
+    """A bar on a terminal, a log line now and then elsewhere, every step in a file."""
+
+    def __init__(self, path: Path, step: int, total_steps: int, batch_size: int) -> None:
+        self.last_loss: float | None = None
+        """Of the step before; from the file when a run goes on."""
+        self._path = path
+        self._step = step
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._started = self._logged = time.monotonic()
+        self._first_step = step
+        self._before = 0.0
+        self._bar: tqdm[Any] | None = None
+        if is_first():
+            self._forget_lost_steps()
+
+    def _forget_lost_steps(self) -> None:
+        kept = drop_lines_after(self._path, self._step)
+        if kept:
+            self._before = kept[-1]["seconds"]
+            self.last_loss = kept[-1]["loss"]
+
+    def seconds(self) -> float:
+        """Return the time in the loop, earlier sessions of the run included."""
+        return self._before + time.monotonic() - self._started
+
+    def watch(self, loader: DataLoader[Sample], passes: int) -> Iterator[list[Batch]]:
+        """Yield the loader's batches, as many as a step takes at once, under a progress bar."""
+        self._bar = tqdm(
+            _grouped(loader, passes),
+            initial=self._step,
+            total=self._total_steps,
+            desc="train",
+            unit="step",
+            disable=None if is_first() else True,
+        )
+        yield from self._bar
+
+    def record(self, values: dict[str, float]) -> None:
+        """Note the losses of one step."""
+        self._step += 1
+        self.last_loss = values["loss"]
+        if not is_first() or self._bar is None:
+            return
+        seconds = round(self.seconds(), 3)
+        append_line(self._path, {"step": self._step, "seconds": seconds, **values})
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        now = time.monotonic()
+        done = self._step == self._total_steps
+        if self._bar.disable and (done or now - self._logged >= _SECONDS_PER_LOG_LINE):
+            self._logged = now
+            pace = (now - self._started) / (self._step - self._first_step)
+            losses_text = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+            logger.info(
+                "step=%d/%d %s img_s=%.1f eta=%.0fs",
+                self._step,
+                self._total_steps,
+                losses_text,
+                self._batch_size / pace,
+                pace * (self._total_steps - self._step),
+            )
+
+
+def _grouped(batches: Iterable[Batch], number: int) -> Iterator[list[Batch]]:
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == number:
+            yield group
+            group = []

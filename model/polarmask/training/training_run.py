@@ -1,0 +1,257 @@
+"""Detector, optimiser and step: what a checkpoint holds and a training step changes."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from polarmask.config.settings import RunConfig, to_dict
+from polarmask.data.coco import Category
+from polarmask.data.preprocess import normalise
+from polarmask.errors import CheckpointError, TrainingError
+from polarmask.network import losses
+from polarmask.network.backbone_weights import load_backbone_weights
+from polarmask.network.detector import (
+    PolarMask,
+    loss_divisors,
+    loss_sums,
+    normalise_losses,
+    positive_quality,
+)
+from polarmask.system.device import half_precision
+from polarmask.system.distributed import all_gather, all_sum, is_first, world_size
+from polarmask.training.checkpoint import TrainingState, Validated, save_checkpoint
+from polarmask.training.dataset import Batch
+from polarmask.training.newest_run import newest_state
+from polarmask.training.optim import learning_rate, make_average, make_optimizer, set_learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRun:
+    """One process's part in a run; all processes hold the same weights.
+
+    Attributes:
+        step: Optimiser steps done.
+        validated: What validation has found so far.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        total_steps: int,
+        *,
+        categories: tuple[Category, ...],
+        data_hash: str,
+        checkpoint: Path,
+        device: torch.device,
+    ) -> None:
+        self.step = 0
+        self.validated = Validated()
+        self._config = config
+        self._total_steps = total_steps
+        self._categories = categories
+        self._data_hash = data_hash
+        self._checkpoint = checkpoint
+        self._device = device
+        torch.manual_seed(config.seed)
+        self._detector = PolarMask(config.model)
+        # Channels-last is what tensor cores want; on CPU no gain was measured.
+        on_cuda = device.type == "cuda"
+        self._layout = torch.channels_last if on_cuda else torch.contiguous_format
+        self._detector.to(device).to(memory_format=self._layout)
+        self._optimizer = make_optimizer(self._detector, config.optim)
+        self._average = make_average(self._detector, config.optim.ema_decay)
+        half = half_precision(config.optim.amp, device)
+        self._autocast = partial(torch.autocast, device.type, dtype=half, enabled=half is not None)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+        self._replicas: DistributedDataParallel | None = None
+        self._network: nn.Module = self._detector
+
+    def begin(self, *, compiled: bool = False) -> None:
+        """Go on from the newest checkpoint, else start; then join the other processes.
+
+        Args:
+            compiled: Let torch.compile translate the network into kernels of its own.
+
+        Raises:
+            CheckpointError: A checkpoint is unreadable or belongs to another run.
+        """
+        state = newest_state(self._checkpoint.parent, self._require_own)
+        if state is not None:
+            self._resume(state)
+        elif self._config.backbone_weights is not None:
+            load_backbone_weights(self._detector.pyramid, self._config.backbone_weights)
+        if world_size() > 1:
+            device_ids = [self._device] if self._device.type == "cuda" else None
+            self._replicas = DistributedDataParallel(self._detector, device_ids=device_ids)
+            self._network = self._replicas
+        if compiled:
+            self._network = cast(nn.Module, torch.compile(self._network))
+
+    def _require_own(self, state: TrainingState) -> None:
+        if state.config != self._config:
+            difference = _first_difference(state.config, self._config)
+            raise CheckpointError(
+                f"{self._checkpoint} belongs to a run with another config ({difference}); "
+                "choose another --out, or delete the folder to start afresh"
+            )
+        if state.data_hash != self._data_hash:
+            raise CheckpointError(
+                f"{self._checkpoint} belongs to a run on other training annotations (sha256 "
+                f"{state.data_hash[:12]}, here {self._data_hash[:12]}); choose another --out, or "
+                "delete the folder to start afresh"
+            )
+
+    def _resume(self, state: TrainingState) -> None:
+        self.step = state.step
+        self.validated = state.validated
+        self._detector.load_state_dict(state.detector)
+        self._optimizer.load_state_dict(state.optimizer)
+        self._scaler.load_state_dict(state.scaler)
+        if self._average is not None and state.average is not None:
+            self._average.load_state_dict(state.average)
+        logger.info("resume %s at step %d", self._checkpoint, self.step)
+
+    def save(self) -> None:
+        """Write the checkpoint, on the first process only."""
+        if not is_first():
+            return
+        average = None if self._average is None else self._average.state_dict()
+        state = TrainingState(
+            config=self._config,
+            categories=self._categories,
+            data_hash=self._data_hash,
+            step=self.step,
+            detector=self._detector.state_dict(),
+            average=average,
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
+            validated=self.validated,
+        )
+        save_checkpoint(self._checkpoint, state)
+
+    def detector(self) -> PolarMask:
+        """Return the weights to keep and to judge: the averaged ones if the run averages."""
+        if self._average is None:
+            return self._detector
+        averaged = self._average.module
+        assert isinstance(averaged, PolarMask)  # noqa: S101  # AveragedModel copies what it is given
+        return averaged
+
+    def advance(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Take one optimiser step and return the losses over all processes.
+
+        Args:
+            batches: This process's images of the step. Gradients add up over several batches to
+                what one large batch gives, because all are divided by the same sums.
+
+        Raises:
+            TrainingError: Loss or gradient is no number.
+        """
+        lr = learning_rate(self._config.optim, self.step, self._total_steps)
+        set_learning_rate(self._optimizer, lr)
+        self._network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        share, sums_by_batch = self._backward(batches)
+        reduced = all_sum(torch.stack([*share.values()]))
+        named = dict(zip(share, reduced.tolist(), strict=True))
+        if not bool(reduced.isfinite().all()):
+            raise self._not_a_number(named, batches, sums_by_batch)
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._detector.parameters(), self._config.optim.grad_clip)
+        # With fp16 an overflow is routine: the scaler skips the step and scales less.
+        if not self._scaler.is_enabled() and not bool(norm.isfinite()):
+            raise self._not_a_number({"gradient": float(norm)}, batches, [norm] * len(batches))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self._detector)
+        self.step += 1
+        return {"loss": sum(named.values()), **named, "lr": lr}
+
+    def _backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Add up gradients.
+
+        Returns:
+            This process's share of each loss, and per batch what its images alone sum up to.
+        """
+        divisors = self._divisors(batches) if len(batches) > 1 else None
+        share: dict[str, Tensor] = {}
+        sums_by_batch = []
+        for number, batch in enumerate(batches, start=1):
+            targets = batch.targets.to(self._device)
+            with self._sync_gradients(number == len(batches)):
+                with self._autocast():
+                    predictions = self._network(self._image(batch))
+                sums = loss_sums(predictions, targets, self._config.loss)
+                parts = normalise_losses(sums, divisors or loss_divisors(sums, self._config.loss))
+                # DDP averages gradients over processes; the parts are shares of one global sum.
+                loss = losses.total(parts) * world_size()
+                self._scaler.scale(loss).backward()
+            share = {name: part.detach() + share.get(name, 0) for name, part in parts.items()}
+            sums_by_batch.append(torch.stack([sums[name].detach() for name in parts]))
+        return share, sums_by_batch
+
+    def _image(self, batch: Batch) -> Tensor:
+        image_BHW3 = batch.image_BHW3.to(self._device, non_blocking=True)
+        image_B3HW = normalise(image_BHW3, self._config.input)
+        return image_B3HW.contiguous(memory_format=self._layout)
+
+    def _sync_gradients(self, now: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients with other processes at the last batch only."""
+        if now or self._replicas is None:
+            return nullcontext()
+        return cast(AbstractContextManager[Any], self._replicas.no_sync())
+
+    @torch.no_grad()
+    def _divisors(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Return what normalises a step's losses, before the first gradient is taken."""
+        config, quality_by_batch = self._config.loss, []
+        for batch in batches:
+            predictions = None
+            if config.centerness == "polar_iou":
+                with self._autocast():
+                    predictions = self._detector(self._image(batch))
+            targets = batch.targets.to(self._device)
+            quality_by_batch.append(positive_quality(predictions, targets, config))
+        quality_P = torch.cat(quality_by_batch)
+        positives = torch.tensor(float(len(quality_P)), device=self._device)
+        images = positives.new_tensor(float(sum(len(batch.image_BHW3) for batch in batches)))
+        counts = {"positives": positives, "weight": quality_P.sum(), "images": images}
+        return loss_divisors(counts, config)
+
+    def _not_a_number(
+        self, named: dict[str, float], batches: Sequence[Batch], sums_by_batch: Sequence[Tensor]
+    ) -> TrainingError:
+        """Name the batches whose own sums are no numbers; all processes call this together."""
+        own = [
+            f"{image_id} ({name})"
+            for batch, sums in zip(batches, sums_by_batch, strict=True)
+            if not bool(sums.isfinite().all())
+            for image_id, name in zip(batch.image_ids, batch.file_names, strict=True)
+        ]
+        images = ", ".join(image for images in all_gather(own) for image in images)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in named.items())
+        return TrainingError(
+            f"the loss at step {self.step} is no number ({values}) in a batch of images {images}; "
+            "look at them and their labels, or lower optim.lr"
+        )
+
+
+def _first_difference(old: RunConfig, new: RunConfig) -> str:
+    """Name the first setting that differs, both values with it."""
+    pairs: list[tuple[str, Any, Any]] = [("", to_dict(old), to_dict(new))]
+    while pairs:
+        path, before, after = pairs.pop(0)
+        if isinstance(before, dict):
+            pairs += [(f"{path}.{key}".strip("."), before[key], after[key]) for key in before]
+        elif before != after:
+            return f"{path} was {before}, is {after}"
+    return "no difference"

@@ -1,0 +1,135 @@
+"""Many requests, one call of the model: each request gets its own answer or its own error."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from polarmask.inference.predictor import Instances, Predictor, Prepared
+from polarmask.inference.stage_clock import StageClock
+from polarmask_serving.answer import wire
+from polarmask_serving.answer.image_bytes import MAX_PIXELS, decode_image
+from polarmask_serving.errors import AnswerError, PredictionError, RequestError
+
+_log = logging.getLogger(__name__)
+
+STAGES = ("decode_image", "network", "decode_rays", "encode_answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One HTTP request as it came."""
+
+    fields: Mapping[str, object]
+    """`body`, or the multipart fields by name."""
+    headers: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What goes back, and what is worth knowing of it."""
+
+    error: AnswerError | None
+    """Gives the HTTP status; None: 200."""
+    body: bytes
+    outcomes: tuple[Instances | AnswerError, ...]
+    """By image; instances before the request's options."""
+    seconds: Mapping[str, float]
+    """By stage of `STAGES`; the network looks at all images of a batch together."""
+
+
+@dataclass
+class _Open:
+    """A request on its way."""
+
+    request: wire.Request
+    images: list[Prepared | AnswerError]
+    clock: StageClock = field(default_factory=StageClock)
+
+
+def answer_batch(
+    predictor: Predictor, batch: Sequence[Asked], model: Mapping[str, str]
+) -> list[Answer]:
+    """Answer requests; whatever is wrong with one image stays with that image.
+
+    Args:
+        predictor: The model.
+        batch: Requests that came at about the same time.
+        model: `name` and `version` for the answers.
+    """
+    categories = {category.id: category.name for category in predictor.card.categories}
+    opened = [_open(predictor, asked, categories) for asked in batch]
+    clock = StageClock()
+    outcomes = iter(predict_each(predictor, [i for each in opened for i in each.images], clock))
+    return [
+        _close(each, tuple(next(outcomes) for _ in each.images), model, clock) for each in opened
+    ]
+
+
+def _open(predictor: Predictor, asked: Asked, categories: Mapping[int, str]) -> _Open:
+    clock = StageClock()
+    with clock("decode_image"):
+        try:
+            request = wire.read_request(asked.fields, asked.headers, categories)
+            return _Open(request, prepare_each(predictor, request.images), clock)
+        except RequestError as refusal:
+            return _Open(wire.Request(images=(None,)), [refusal], clock)
+        except Exception as error:  # whatever it is, the others of the batch go on
+            _log.exception("a request can't be read")
+            fault = PredictionError(f"reading the request failed: {type(error).__name__}")
+            return _Open(wire.Request(images=(None,)), [fault], clock)
+
+
+def _close(
+    each: _Open,
+    outcomes: tuple[Instances | AnswerError, ...],
+    model: Mapping[str, str],
+    together: StageClock,
+) -> Answer:
+    with each.clock("encode_answer"):
+        try:
+            error, body = wire.write_answer(each.request, outcomes, model)
+        except ValueError:  # JSON has no NaN
+            _log.exception("an answer can't be written")
+            error = PredictionError("the model's answer holds what is no number")
+            outcomes, body = (error,) * len(outcomes), wire.error_body(error)
+    seconds = {stage: together.seconds[stage] + each.clock.seconds[stage] for stage in STAGES}
+    return Answer(error=error, body=body, outcomes=outcomes, seconds=seconds)
+
+
+def prepare_each(predictor: Predictor, encoded: Iterable[object]) -> list[Prepared | AnswerError]:
+    """Decode and resize each image alone, so that one large image at a time is in memory.
+
+    The pixel limit holds for all together.
+    """
+    images: list[Prepared | AnswerError] = []
+    left = MAX_PIXELS
+    for data in encoded:
+        try:
+            image = decode_image(data, max_pixels=left)
+            left -= image.shape[0] * image.shape[1]
+            images.append(predictor.prepare(image))
+        except RequestError as error:
+            images.append(error)
+    return images
+
+
+def predict_each(
+    predictor: Predictor, images: Sequence[Prepared | AnswerError], clock: StageClock
+) -> list[Instances | AnswerError]:
+    """Replace each image by its instances; an error stays where it is."""
+    ready = [image for image in images if not isinstance(image, AnswerError)]
+    found = iter(_predict_all(predictor, ready, clock))
+    return [image if isinstance(image, AnswerError) else next(found) for image in images]
+
+
+def _predict_all(
+    predictor: Predictor, images: list[Prepared], clock: StageClock
+) -> list[Instances | AnswerError]:
+    try:
+        return list(predictor.predict_prepared(images, clock=clock))
+    except Exception as error:  # whatever it is, other images of the batch go on
+        _log.exception("the model failed on %d images", len(images))
+        if len(images) == 1:
+            return [PredictionError(f"the model failed: {type(error).__name__}")]
+    # Find out whose fault it is, so that the others get their answers.
+    return [outcome for image in images for outcome in _predict_all(predictor, [image], clock)]

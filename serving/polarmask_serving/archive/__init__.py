@@ -1,0 +1,1 @@
+"""TorchServe archives (.mar): build, read, verify."""

@@ -1,0 +1,98 @@
+"""What a TorchServe archive (.mar) holds, and reading one. Imports no torch.
+
+    MAR-INF/MANIFEST.json      TorchServe's: name, version, which file is the handler
+    polarmask-archive.json     ours: what the model is, hashes of its files
+    model-config.yaml          time limits
+    polarmask_handler.py       TorchServe imports a handler by its file stem
+    polarmask/  polarmask_serving/        the code, under its own names
+    model/model.json  model/model.safetensors
+    model/engines.json         what was measured of the engines, if anything
+    model/engines/*.onnx       the program that the fastest engine runs, if it runs one
+
+`packaging` builds them.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polarmask.system.files import sha256_of_file
+from polarmask_serving.errors import ArchiveError
+
+FORMAT_VERSION = 1
+HANDLER = "polarmask_handler.py"
+MODEL_CONFIG = "model-config.yaml"
+MANIFEST = "MAR-INF/MANIFEST.json"
+DESCRIPTION = "polarmask-archive.json"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A finished .mar."""
+
+    path: Path
+    name: str
+    """Model name; a part of the URL."""
+    version: str
+    """Model version; a part of the URL."""
+    sha256: str
+    """Hex digest of the file."""
+
+
+def read_archive(path: Path) -> Archive:
+    """Describe an existing .mar.
+
+    Raises:
+        ArchiveError: No such file, no zip, not an archive of ours, or of an unknown format version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            model = json.loads(archive.read(MANIFEST))["model"]
+            name, version, handler = model["modelName"], model["modelVersion"], model["handler"]
+            if handler != HANDLER:
+                raise ArchiveError(
+                    f"{path} runs {handler}, not {HANDLER}: it is no PolarMask archive"
+                )
+            _check_format(json.loads(archive.read(DESCRIPTION)), path)
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"{path} is no model archive ({error}); build one with "
+            "`python -m polarmask_serving archive`"
+        ) from error
+    return Archive(path=path, name=str(name), version=str(version), sha256=sha256_of_file(path))
+
+
+def check_unpacked(folder: Path) -> dict[str, Any]:
+    """Return the description of an unpacked archive, whose model files are those it was made of.
+
+    Raises:
+        ArchiveError: It is of an unknown format version, or a file is missing or was changed.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        _check_format(description, folder / DESCRIPTION)
+        files: dict[str, str] = description["files"]
+        changed = [
+            name for name, sha256 in files.items() if sha256_of_file(folder / name) != sha256
+        ]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArchiveError(
+            f"{folder} holds no whole archive ({error}); unpack it again or build it anew"
+        ) from error
+    if changed:
+        raise ArchiveError(
+            f"{folder / changed[0]} is not what was packed; unpack the archive again"
+        )
+    return dict(description)
+
+
+def _check_format(description: object, where: Path) -> None:
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArchiveError(
+            f"{where} has archive format version {version}, this code reads {FORMAT_VERSION}; "
+            "use the release that built it, or build it again with "
+            "`python -m polarmask_serving archive`"
+        )

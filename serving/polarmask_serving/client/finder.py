@@ -1,0 +1,61 @@
+"""What `polarmask predict --url` asks: a server that stands in for a model of this machine."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polarmask.errors import DataError
+from polarmask.inference.predictor import Instances
+from polarmask_serving.client import Client, ClientError
+from polarmask_serving.client.prediction import Prediction
+
+
+class ServerFinder:
+    """Finds instances by asking a server, with no threshold but the model's own."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """Return what is in each (H, W, 3) uint8 RGB image.
+
+        Raises:
+            DataError: The server can't be reached or refuses an image.
+        """
+        try:
+            return [
+                instances_of(self._client.predict(image, score_threshold=0, return_rays=True))
+                for image in images
+            ]
+        except ClientError as error:
+            raise DataError(str(error)) from error
+
+
+def open_http(url: str, *, token: str | None) -> ServerFinder:
+    """Open a server by the URL of its predictions; the entry point `http` of `polarmask.clients`.
+
+    Raises:
+        DataError: The address or the token can't be one.
+    """
+    try:
+        return ServerFinder(Client(url, token=token))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def instances_of(prediction: Prediction) -> Instances:
+    """Turn a client's arrays into those of the model; centres are NaN where none were told."""
+    number = len(prediction)
+    centers, rays = prediction.centers, prediction.ray_lengths
+    return Instances(
+        image_hw=prediction.image_hw,
+        polygons=prediction.polygons,
+        boxes_xywh=prediction.boxes_xywh,
+        scores=prediction.scores,
+        category_ids=prediction.category_ids,
+        category_names=prediction.categories,
+        centers=np.full((number, 2), np.nan, np.float32) if centers is None else centers,
+        ray_lengths=np.zeros((number, 0), np.float32) if rays is None else rays,
+        further_parts=prediction.further_parts,
+    )

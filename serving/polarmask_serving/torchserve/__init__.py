@@ -1,0 +1,1 @@
+"""TorchServe: its processes, its management API, its handler."""

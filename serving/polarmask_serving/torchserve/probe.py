@@ -1,0 +1,102 @@
+"""Does the model of this pod answer? Startup and readiness probe of a serving pod.
+
+    python -m polarmask_serving.torchserve.probe --scratch /scratch
+
+TorchServe's own health answers say yes while workers load, crash in a loop or are absent. A worker
+counts as ready once a picture went through its model. Asked beside the queue of predictions: a
+pod that has much to do stays ready. Imports little, because it runs every few seconds.
+"""
+
+import argparse
+import http.client
+import json
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+FILE = "probe.json"
+_SECONDS = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What has to answer."""
+
+    ports: dict[str, int]
+    """TorchServe's, on loopback; the names are those of its configuration."""
+    name: str
+    version: str | None
+    """None where several are served: then the default one."""
+    workers: int
+
+    @classmethod
+    def read(cls, scratch: Path) -> Self:
+        """Read what `write` left in the scratch folder."""
+        return cls(**json.loads((scratch / FILE).read_text(encoding="utf-8")))
+
+    def write(self, scratch: Path) -> None:
+        """Leave it for probes."""
+        from polarmask.system.files import write_text
+
+        write_text(scratch / FILE, json.dumps(asdict(self)) + "\n")
+
+    @property
+    def description(self) -> str:
+        """Where management tells of the workers."""
+        return f"/models/{self.name}" + (f"/{self.version}" if self.version else "")
+
+    def is_alive(self) -> bool:
+        """Tell whether Java still answers at all."""
+        try:
+            _get(self.ports["inference_port"], "/ping")
+        except urllib.error.HTTPError:
+            return True
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return True
+
+    def problem(self) -> str:
+        """Say why it does not answer; nothing if it does."""
+        try:
+            model = _get(self.ports["management_port"], self.description)[0]
+            states = [worker["status"] for worker in model["workers"]]
+        except urllib.error.HTTPError as error:
+            return f"{self.name} {self.version} is not served: HTTP {error.code}"
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+            return f"TorchServe does not answer: {error}"
+        if "READY" not in states:
+            return f"no worker of {self.name} {self.version} is ready: {', '.join(states) or '-'}"
+        return ""
+
+
+def _get(port: int, path: str) -> Any:  # noqa: ANN401 whatever the JSON holds
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=_SECONDS) as answer:
+        return json.load(answer)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit with 0 if the model answers, else with 1 and the reason."""
+    parser = argparse.ArgumentParser(prog="polarmask_serving.torchserve.probe")
+    parser.add_argument("--scratch", type=Path, required=True, help="as given to the server")
+    parser.add_argument("--alive", action="store_true", help="ask only whether Java answers")
+    options = parser.parse_args(arguments)
+    scratch = options.scratch
+    try:
+        target = Target.read(scratch)
+        if options.alive:
+            problem = "" if target.is_alive() else "TorchServe does not answer"
+        else:
+            problem = target.problem()
+    except (OSError, ValueError, TypeError):
+        problem = f"no server has started in {scratch} yet"
+    if problem:
+        print(problem, file=sys.stderr)
+    return int(bool(problem))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

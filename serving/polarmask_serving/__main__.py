@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from polarmask.engines.report import EngineReport, read_report
+from polarmask.engines.ranking import EngineRanking, read_ranking
 from polarmask.errors import PolarMaskError
-from polarmask.evaluation.measure_engines import MAX_IMAGES, measure_engines, report_table
+from polarmask.evaluation.measure_engines import MAX_IMAGES, measure_engines, ranking_table
 from polarmask.system.files import write_text
 from polarmask_serving.archive.build import build_archive
 from polarmask_serving.errors import ArchiveError, ServingError
@@ -102,7 +102,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 
 
 def _archive(options: argparse.Namespace) -> None:
-    report = read_report(options.engines) if options.engines else _measure(options)
+    report = read_ranking(options.engines) if options.engines else _measure(options)
     archive = build_archive(
         options.model,
         options.out,
@@ -125,13 +125,13 @@ def _read_metrics(path: Path) -> dict[str, float]:
         ) from error
 
 
-def _measure(options: argparse.Namespace) -> EngineReport:
+def _measure(options: argparse.Namespace) -> EngineRanking:
     """Measure as a worker computes: on one thread."""
     torch.set_num_threads(1)
     report = measure_engines(
         options.model, data=options.data, device=options.device, max_images=options.images
     )
-    print(report_table(report))
+    print(ranking_table(report))
     return report
 
 

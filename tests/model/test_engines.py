@@ -22,9 +22,9 @@ from polarmask.engines.interface import ENGINES, INT8_FILE, PROGRAM_FILE, Engine
 from polarmask.engines.load import make_engine
 from polarmask.engines.machine import has_bf16
 from polarmask.engines.quantize import calibrate, quantize_program
-from polarmask.engines.report import REPORT_FILE, EngineReport, EngineResult, read_report
+from polarmask.engines.ranking import RANKING_FILE, EngineRanking, EngineResult, read_ranking
 from polarmask.errors import ConfigError, ModelFormatError
-from polarmask.evaluation.measure_engines import judge, measure_engines, report_table
+from polarmask.evaluation.measure_engines import admit, measure_engines, ranking_table
 from polarmask.inference.model_folder import ModelCard, load_model, save_model
 from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
@@ -121,10 +121,10 @@ def test_each_kind_of_network_has_an_engine_and_a_reason_for_those_it_has_not(na
     detector = with_statistics(PolarMask(config.model))
     categories = tuple(Category(n + 1, str(n)) for n in range(config.model.num_classes))
     save_model(tmp_path / "model", detector, ModelCard(config, categories))
-    report = measure_engines(tmp_path / "model")
-    assert len(report_table(report).splitlines()) == 1 + len(report.engines)
-    assert "folded" in report.ranking
-    assert all(engine.reason for engine in report.engines)
+    ranking = measure_engines(tmp_path / "model")
+    assert len(ranking_table(ranking).splitlines()) == 1 + len(ranking.engines)
+    assert "folded" in ranking.fastest_first
+    assert all(engine.reason for engine in ranking.engines)
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut", "nonsense"])
@@ -162,19 +162,19 @@ def test_quantizing_says_nothing_and_leaves_logging_as_it_was(model, tmp_path, c
     assert not caplog.records
 
 
-def test_the_report_of_a_folder_chooses_and_the_next_one_takes_over(model, tmp_path, caplog):
+def test_the_ranking_of_a_folder_chooses_and_the_next_one_takes_over(model, tmp_path, caplog):
     for name in ("model.json", "model.safetensors"):
         (tmp_path / name).symlink_to(model / name)
-    (tmp_path / REPORT_FILE).write_text(a_report("openvino", "eager").to_json())
+    (tmp_path / RANKING_FILE).write_text(a_ranking("openvino", "eager").to_json())
     with caplog.at_level(logging.WARNING):
         assert Predictor.load(tmp_path).engine.name == "eager"
     assert "no exported program" in caplog.text
-    (tmp_path / REPORT_FILE).write_text(json.dumps({"format_version": 99}))
+    (tmp_path / RANKING_FILE).write_text(json.dumps({"format_version": 99}))
     assert Predictor.load(tmp_path).engine.name == "folded"
     assert "format version 99" in caplog.text
 
 
-def test_without_a_report_the_folded_network_runs(model):
+def test_without_a_ranking_the_folded_network_runs(model):
     assert Predictor.load(model).engine.name == "folded"
 
 
@@ -186,8 +186,8 @@ def test_engines_that_there_are_not_are_named(model):
         make_engine("cuda_graph", detector, device=CPU, folder=model)
 
 
-def a_report(*names):
-    return EngineReport(
+def a_ranking(*names):
+    return EngineRanking(
         weights_sha256="0" * 64,
         device="cpu",
         cpu="a CPU",
@@ -200,14 +200,14 @@ def a_report(*names):
     )
 
 
-def test_a_report_reads_back_as_it_was_written(tmp_path):
-    report = a_report("openvino", "folded")
-    (tmp_path / "engines.json").write_text(report.to_json())
-    assert read_report(tmp_path / "engines.json") == report
-    assert report.ranking == ("openvino", "folded")
+def test_a_ranking_reads_back_as_it_was_written(tmp_path):
+    ranking = a_ranking("openvino", "folded")
+    (tmp_path / "engines.json").write_text(ranking.to_json())
+    assert read_ranking(tmp_path / "engines.json") == ranking
+    assert ranking.fastest_first == ("openvino", "folded")
     (tmp_path / "engines.json").write_text("[]")
     with pytest.raises(ModelFormatError, match="measure the engines again"):
-        read_report(tmp_path / "engines.json")
+        read_ranking(tmp_path / "engines.json")
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_a_report_reads_back_as_it_was_written(tmp_path):
         pytest.param("bf16", (1e-2, 1e-2), 0.51, True, "costs -1.00", id="better-than-eager"),
     ],
 )
-def test_an_engine_is_judged_by_its_answers(name, difference, mask_ap, admitted, words):
+def test_an_engine_is_admitted_by_its_answers(name, difference, mask_ap, admitted, words):
     ap = float("nan") if mask_ap is None else mask_ap
-    answer, reason = judge(ENGINES[name], difference, ap, 0.5)
+    answer, reason = admit(ENGINES[name], difference, ap, 0.5)
     assert answer is admitted
     assert words in reason
 

@@ -3,7 +3,7 @@ from subprocess import run
 
 import pytest
 
-from polarmask.evaluation.gate import judge
+from polarmask.evaluation.gate import decide
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ from polarmask.evaluation.gate import judge
     ],
 )
 def test_verdict(candidate_ap, floor_ap, champion_ap, passed):
-    assert judge(candidate_ap, floor_ap=floor_ap, champion_ap=champion_ap).passed is passed
+    assert decide(candidate_ap, floor_ap=floor_ap, champion_ap=champion_ap).passed is passed
 
 
 def test_reason_shows_the_difference_of_a_close_race():
-    reason = judge(0.4015, floor_ap=0.25, champion_ap=0.4019).reason
+    reason = decide(0.4015, floor_ap=0.25, champion_ap=0.4019).reason
     assert reason == "mask AP 0.4015 is below the champion's 0.4019"
 
 

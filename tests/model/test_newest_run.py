@@ -12,7 +12,7 @@ import pytest
 from polarmask.config.settings import to_dict
 from polarmask.system.files import atomic_path
 from polarmask.training.checkpoint import load_checkpoint, save_checkpoint
-from polarmask.training.run_folder import files_to_go_on, picture
+from polarmask.training.run_folder import files_to_resume, take_snapshot
 
 # Each process has a run folder of its own.
 _TRAIN = """
@@ -100,7 +100,7 @@ def write_run(folder, number):
         temporary.write_text(f"{number}")
 
 
-def test_a_picture_of_a_run_that_writes_is_of_one_time_or_newer(tmp_path):
+def test_a_snapshot_of_a_run_that_writes_is_of_one_time_or_newer(tmp_path):
     run = tmp_path / "run"
     write_run(run, 0)
     done = threading.Event()
@@ -117,8 +117,8 @@ def test_a_picture_of_a_run_that_writes_is_of_one_time_or_newer(tmp_path):
         for number in range(40):
             copy = tmp_path / f"copy{number}"
             copy.mkdir()
-            assert picture(run, copy)
-            values = {path.name: int(path.read_text()) for path in files_to_go_on(copy)}
+            assert take_snapshot(run, copy)
+            values = {path.name: int(path.read_text()) for path in files_to_resume(copy)}
             assert len(values) == 5
             assert values["model.json"] == values["model.safetensors"]
             assert min(values.values()) == values["checkpoint.pt"]
@@ -127,10 +127,10 @@ def test_a_picture_of_a_run_that_writes_is_of_one_time_or_newer(tmp_path):
         writer.join()
 
 
-def test_a_picture_of_a_run_before_its_first_checkpoint_is_none(tmp_path):
+def test_a_snapshot_of_a_run_before_its_first_checkpoint_is_none(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "copy").mkdir()
-    assert not picture(tmp_path / "run", tmp_path / "copy")
+    assert not take_snapshot(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "run" / "checkpoint.pt").touch()
-    assert picture(tmp_path / "run", tmp_path / "copy")
+    assert take_snapshot(tmp_path / "run", tmp_path / "copy")
     assert [path.name for path in (tmp_path / "copy").iterdir()] == ["checkpoint.pt"]

@@ -19,7 +19,7 @@ import polarmask_serving
 from polarmask.engines.export import export_program
 from polarmask.engines.interface import ENGINES
 from polarmask.engines.quantize import calibrate
-from polarmask.engines.report import EngineReport
+from polarmask.engines.ranking import EngineRanking
 from polarmask.errors import ModelFormatError
 from polarmask.inference.model_folder import load_model
 from polarmask.inference.predictor import Predictor
@@ -162,7 +162,7 @@ def described(path):
 @pytest.fixture(scope="module")
 def report(packed):
     with zipfile.ZipFile(packed[0]) as opened:
-        return EngineReport.from_plain(
+        return EngineRanking.from_plain(
             json.loads(opened.read("model/engines.json")), where="the archive"
         )
 
@@ -178,7 +178,7 @@ def test_the_command_measures_and_packs(packed, report):
         if ENGINES[name].exact  # without data nothing else can be judged
     }
     assert all(engine.reason for engine in report.engines)
-    assert described(out)["engine"] == report.ranking[0]
+    assert described(out)["engine"] == report.fastest_first[0]
     assert described(out)["metrics"] == {"mask_ap": 0.5}
 
 

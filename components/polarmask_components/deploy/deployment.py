@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polarmask.config.settings import to_dict
-from polarmask.engines.report import EngineReport
+from polarmask.engines.ranking import EngineRanking
 from polarmask.errors import PolarMaskError
 from polarmask.inference.model_folder import read_card
 from polarmask_components.deploy.local_server import Deployment
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def facts_of(
-    model: Path, metrics: Mapping[str, float], engines: EngineReport | None = None
+    model: Path, metrics: Mapping[str, float], engines: EngineRanking | None = None
 ) -> Facts:
     """Collect what the registry keeps about a model folder."""
     card = read_card(model)
@@ -54,7 +54,7 @@ def pack(model: Path, out: Path, *, name: str, version: str, facts: Facts) -> Ar
         ModelFormatError: The model, or what was measured of its engines, can't be used.
     """
     known = facts.engines
-    report = EngineReport.from_plain(known, where=f"record of {version}") if known else None
+    report = EngineRanking.from_plain(known, where=f"record of {version}") if known else None
     return build_archive(
         model, out, name=name, version=version, engines=report, metrics=facts.metrics
     )

@@ -67,7 +67,7 @@ class Facts:
     metrics: dict[str, float]
     """COCO mask AP and its kin in [0, 1], measured on the val split of that data by that code."""
     engines: dict[str, Any] = field(default_factory=dict)
-    """`EngineReport` as plain data; empty where engines were not measured."""
+    """`EngineRanking` as plain data; empty where engines were not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

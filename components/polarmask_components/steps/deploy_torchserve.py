@@ -45,7 +45,7 @@ def deploy_torchserve(
     import json
     from pathlib import Path
 
-    from polarmask.engines.report import read_report
+    from polarmask.engines.ranking import read_ranking
     from polarmask.system.files import write_text
     from polarmask_components.deploy.deploy_target import deploy_to
     from polarmask_components.deploy.deployment import facts_of
@@ -54,7 +54,7 @@ def deploy_torchserve(
     deployed = deploy_to(
         target,
         Path(model.path),
-        facts=facts_of(Path(model.path), metrics.metadata, read_report(Path(engines.path))),
+        facts=facts_of(Path(model.path), metrics.metadata, read_ranking(Path(engines.path))),
         name=model_name,
         registry=open_registry(registry),
         expected=champion_version or None,

@@ -27,10 +27,10 @@ def gate_model(
     """
     from pathlib import Path
 
-    from polarmask.evaluation.gate import judge
+    from polarmask.evaluation.gate import decide
     from polarmask.system.files import write_text
 
-    outcome = judge(
+    outcome = decide(
         mask_ap, floor_ap=floor_ap, champion_ap=None if champion_ap < 0 else champion_ap
     )
     write_text(Path(verdict.path), f"{outcome.reason}\n\n{champion_reason}\n")

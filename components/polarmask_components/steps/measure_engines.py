@@ -31,12 +31,12 @@ def measure_engines(
 
     import torch
 
-    from polarmask.evaluation.measure_engines import measure_engines, report_table
+    from polarmask.evaluation.measure_engines import measure_engines, ranking_table
     from polarmask.system.files import write_text
 
     torch.set_num_threads(1)
     measured = measure_engines(Path(model.path), data=Path(dataset.path))
-    logging.getLogger(__name__).info("%s", report_table(measured))
+    logging.getLogger(__name__).info("%s", ranking_table(measured))
     write_text(Path(report.path), measured.to_json())
     report.metadata["code_version"] = code_version
-    return " ".join(measured.ranking)
+    return " ".join(measured.fastest_first)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from polarmask.system.files import atomic_path
-from polarmask.training.run_folder import BEST, CHECKPOINT, picture
+from polarmask.training.run_folder import BEST, CHECKPOINT, take_snapshot
 from polarmask_components.errors import StorageError
 from polarmask_components.training.job_storage import JobStorage
 
@@ -68,11 +68,11 @@ class _Keeper:
         from polarmask.errors import CheckpointError
         from polarmask.training.checkpoint import read_step  # brings torch, which takes seconds
 
-        copy = self._run.with_name(f".{self._run.name}.picture")
+        copy = self._run.with_name(f".{self._run.name}.snapshot")
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
         try:
-            if picture(self._run, copy):
+            if take_snapshot(self._run, copy):
                 self._storage.save_snapshot(copy, read_step(copy / CHECKPOINT))
                 self._kept = stamp
         except (StorageError, CheckpointError, OSError) as error:

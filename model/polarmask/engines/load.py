@@ -8,7 +8,7 @@ import torch
 
 from polarmask.engines.exported_engines import onnx_runtime, openvino
 from polarmask.engines.interface import ENGINES, SAFE_ENGINE, Engine, EngineError
-from polarmask.engines.report import REPORT_FILE, read_report
+from polarmask.engines.ranking import RANKING_FILE, read_ranking
 from polarmask.engines.torch_engines import CudaGraph, Eager, Folded, Half
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.network.detector import PolarMask
@@ -67,10 +67,10 @@ def load_engine(
     """Return the engine to run a model with.
 
     Args:
-        folder: Model folder, whose report ranks the engines if there is one.
+        folder: Model folder; its engine ranking decides, if there is one.
         detector: The network on `device`.
         device: Where to compute.
-        name: Wanted engine; None takes the fastest of the report that works here.
+        name: Wanted engine; None takes the fastest of the ranking that works here.
         threads: CPU threads; None is one, for engines other than torch's.
 
     Raises:
@@ -92,18 +92,18 @@ def load_engine(
 
 
 def _ranking(folder: Path) -> Sequence[str]:
-    if not (folder / REPORT_FILE).is_file():
+    if not (folder / RANKING_FILE).is_file():
         return (SAFE_ENGINE,)
     try:
-        report = read_report(folder / REPORT_FILE)
+        ranking = read_ranking(folder / RANKING_FILE)
     except ModelFormatError as error:
-        _log.warning("engines are not chosen by measurement: %s", error)
+        _log.warning("the engine ranking is not used: %s", error)
         return (SAFE_ENGINE,)
-    return [name for name in report.ranking if name in ENGINES]
+    return [name for name in ranking.fastest_first if name in ENGINES]
 
 
 def _try(engine: Engine, detector: PolarMask, device: torch.device) -> None:
-    """Send a small picture through, so that what can't run is known before anybody asks."""
+    """Run a small image, so that an engine that fails is replaced before the first request."""
     side = max(2 * detector.config.strides[-1], 128)
     try:
         with torch.inference_mode():

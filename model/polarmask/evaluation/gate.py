@@ -1,4 +1,4 @@
-"""May this candidate replace the champion? A decision without I/O that can explain itself."""
+"""The gate: may this candidate replace the champion? A decision with its reason, without I/O."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Verdict:
     reason: str
 
 
-def judge(candidate_ap: float, *, floor_ap: float, champion_ap: float | None) -> Verdict:
+def decide(candidate_ap: float, *, floor_ap: float, champion_ap: float | None) -> Verdict:
     """Compare COCO mask AP values, all in [0, 1].
 
     A tie passes: a retrain on newer data should not be blocked by noise.

@@ -38,7 +38,7 @@ from polarmask.engines.interface import (
 from polarmask.engines.load import make_engine
 from polarmask.engines.machine import cpu_name
 from polarmask.engines.quantize import Calibration, calibrate, quantize_program
-from polarmask.engines.report import EngineReport, EngineResult
+from polarmask.engines.ranking import EngineRanking, EngineResult
 from polarmask.engines.torch_engines import Eager
 from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
 from polarmask.inference.model_folder import WEIGHTS_FILE, load_model
@@ -77,7 +77,7 @@ def measure_engines(
     data: Path | None = None,
     device: str | None = "cpu",
     max_images: int = MAX_IMAGES,
-) -> EngineReport:
+) -> EngineRanking:
     """Try all engines on a model.
 
     Args:
@@ -110,7 +110,7 @@ def measure_engines(
                 refused[name] = str(error)
         results = _try_all(trials, refused, reference, own, sample)
     hw = sample.batches[0].shape[2:]
-    return EngineReport(
+    return EngineRanking(
         weights_sha256=sha256_of_file(model / WEIGHTS_FILE),
         device=own.type,
         cpu=cpu_name(),
@@ -209,7 +209,7 @@ def _try_all(
         close = score <= kind.score_tolerance and ray <= kind.ray_tolerance
         if close and not kind.exact:
             mask_ap = _mask_ap(Predictor(engine, reference.card, device), sample.data)
-        admitted, reason = judge(kind, (score, ray), mask_ap, reference_ap)
+        admitted, reason = admit(kind, (score, ray), mask_ap, reference_ap)
         result = EngineResult(
             name=name,
             admitted=admitted,
@@ -277,7 +277,7 @@ def _mask_ap(predictor: Predictor, data: CocoData | None) -> float:
     return evaluate_predictions(data, predict_split(predictor, data)).mask_ap
 
 
-def judge(
+def admit(
     kind: EngineKind, difference: tuple[float, float], mask_ap: float, reference_ap: float
 ) -> tuple[bool, str]:
     """Decide whether an engine may run the model, and say why."""
@@ -306,7 +306,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def report_table(report: EngineReport) -> str:
+def ranking_table(report: EngineRanking) -> str:
     """Return the report as aligned text, one engine a line."""
     header = ("engine", "ms", "score diff", "ray diff", "mask AP", "admitted")
     rows: list[tuple[str, ...]] = [header]

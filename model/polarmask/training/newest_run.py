@@ -11,7 +11,7 @@ from polarmask.errors import CheckpointError
 from polarmask.system.distributed import all_gather, broadcast, rank
 from polarmask.system.files import atomic_path
 from polarmask.training.checkpoint import TrainingState, load_checkpoint
-from polarmask.training.run_folder import CHECKPOINT, files_to_go_on
+from polarmask.training.run_folder import CHECKPOINT, files_to_resume
 
 logger = logging.getLogger(__name__)
 
@@ -63,4 +63,4 @@ def _own_state(
 
 
 def _read(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files_to_go_on(folder)}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files_to_resume(folder)}

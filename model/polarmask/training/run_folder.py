@@ -1,4 +1,4 @@
-"""What a run folder holds that going on elsewhere needs. Read where no torch is installed, too."""
+"""The files of a run folder that resuming needs, and how to snapshot them. Imports no torch."""
 
 import os
 import shutil
@@ -16,17 +16,17 @@ _TRIES = 20
 _PAUSE_SECONDS = 0.01
 
 
-def files_to_go_on(folder: Path) -> list[Path]:
-    """Return what lies there of the files that going on needs."""
+def files_to_resume(folder: Path) -> list[Path]:
+    """Return the existing files that resuming needs."""
     files = [folder / CHECKPOINT, folder / METRICS, folder / VALIDATION]
     return [path for path in (*files, *sorted((folder / BEST).glob("*"))) if path.is_file()]
 
 
-def picture(folder: Path, to: Path) -> bool:
-    """Copy what going on needs, while the run goes on writing.
+def take_snapshot(folder: Path, to: Path) -> bool:
+    """Copy the files that resuming needs, while training keeps writing them.
 
-    The checkpoint comes first. What is copied after it is as new or newer, as a kill would leave
-    it, and resuming expects that.
+    The checkpoint is copied first. Everything copied after it is as new or newer, as after a kill,
+    and resuming allows for that.
 
     Args:
         folder: Run folder.
@@ -45,7 +45,7 @@ def picture(folder: Path, to: Path) -> bool:
     for _ in range(_TRIES):
         if _link_folder(folder / BEST, to / BEST):
             break
-        time.sleep(_PAUSE_SECONDS)  # there is none, or this very moment it is replaced
+        time.sleep(_PAUSE_SECONDS)  # there is none, or it is being replaced
     return True
 
 

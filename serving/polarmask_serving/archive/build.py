@@ -19,7 +19,7 @@ from polarmask.config.settings import to_dict
 from polarmask.engines.export import export_program
 from polarmask.engines.interface import ENGINES, INT8_FILE, PROGRAM_FILE, SAFE_ENGINE
 from polarmask.engines.quantize import quantize_program
-from polarmask.engines.report import REPORT_FILE, EngineReport
+from polarmask.engines.ranking import RANKING_FILE, EngineRanking
 from polarmask.inference.model_folder import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -50,7 +50,7 @@ def build_archive(
     *,
     name: str,
     version: str,
-    engines: EngineReport | None = None,
+    engines: EngineRanking | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Archive:
     """Pack a model folder and the code that runs it.
@@ -93,16 +93,16 @@ def build_archive(
     return Archive(path=out, name=name, version=version, sha256=sha256_of_file(out))
 
 
-def _engine_files(model: Path, engines: EngineReport, folder: Path) -> dict[str, Path]:
+def _engine_files(model: Path, engines: EngineRanking, folder: Path) -> dict[str, Path]:
     """Write the report and, if the fastest engine runs it, the exported network."""
     if engines.weights_sha256 != sha256_of_file(model / WEIGHTS_FILE):
         raise ArchiveError(
             f"the report of engines is of other weights than {model / WEIGHTS_FILE}; measure this "
             "model: `python -m polarmask_serving measure`"
         )
-    files = {REPORT_FILE: folder / REPORT_FILE}
-    files[REPORT_FILE].write_text(engines.to_json(), encoding="utf-8")
-    fastest = ENGINES.get(engines.ranking[0]) if engines.ranking else None
+    files = {RANKING_FILE: folder / RANKING_FILE}
+    files[RANKING_FILE].write_text(engines.to_json(), encoding="utf-8")
+    fastest = ENGINES.get(engines.fastest_first[0]) if engines.fastest_first else None
     if fastest is not None and fastest.program:
         files[fastest.program] = folder / fastest.program
         export_program(load_model(model)[0], folder / PROGRAM_FILE)
@@ -128,10 +128,10 @@ def _manifest(name: str, version: str) -> dict[str, Any]:
 def _description(
     card: ModelCard,
     files: Mapping[str, Path],
-    engines: EngineReport | None,
+    engines: EngineRanking | None,
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
-    ranking = engines.ranking if engines is not None else ()
+    ranking = engines.fastest_first if engines is not None else ()
     code = importlib.metadata.metadata("polarmask-k8s")
     known = card.provenance
     return {

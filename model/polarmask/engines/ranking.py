@@ -1,4 +1,4 @@
-"""What was measured of the engines of one model, and which one is to run it. Imports no torch."""
+"""The engine ranking of a model: measured times and answers per engine. Imports no torch."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -8,13 +8,13 @@ from typing import Any
 from polarmask.errors import ModelFormatError
 
 FORMAT_VERSION = 1
-REPORT_FILE = "engines.json"
+RANKING_FILE = "engines.json"
 """Within the model folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineResult:
-    """One engine. What was not measured is None."""
+    """One engine. None where nothing was measured."""
 
     name: str
     admitted: bool
@@ -24,32 +24,32 @@ class EngineResult:
     milliseconds: float | None = None
     """Of one image of `canvas_hw` through the network on one thread."""
     score_difference: float | None = None
-    """Largest distance of a score from eager float32."""
+    """Largest difference of a score from eager float32."""
     ray_difference: float | None = None
-    """Largest distance of a ray, as a share of its length."""
+    """Largest difference of a ray, as a fraction of its length."""
     mask_ap: float | None = None
-    """On the report's images, in [0, 1]."""
+    """On the images of the ranking, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineReport:
+class EngineRanking:
     """All engines of one model on one machine."""
 
     weights_sha256: str
-    """Of the model's weights: a report is of one model."""
+    """Of the model's weights: a ranking holds for one model."""
     device: str
     cpu: str
     versions: dict[str, str] = field(default_factory=dict)
     """Of torch, openvino, onnxruntime."""
     canvas_hw: tuple[int, int]
     images: str
-    """What was looked at."""
+    """Which images were used."""
     engines: tuple[EngineResult, ...]
     calibration: dict[str, Any] = field(default_factory=dict)
-    """Ranges of the network's values, see `quantize`; empty if they were not measured."""
+    """Ranges of the network's values, see `quantize`; empty without measured ranges."""
 
     @property
-    def ranking(self) -> tuple[str, ...]:
+    def fastest_first(self) -> tuple[str, ...]:
         """Names of the admitted engines, fastest first."""
         timed = [
             (engine.milliseconds, engine.name)
@@ -60,7 +60,7 @@ class EngineReport:
 
     def to_plain(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        plain = {"format_version": FORMAT_VERSION, **asdict(self), "ranking": self.ranking}
+        plain = {"format_version": FORMAT_VERSION, **asdict(self), "ranking": self.fastest_first}
         return plain | {"engines": [asdict(engine) for engine in self.engines]}
 
     def to_json(self) -> str:
@@ -68,11 +68,11 @@ class EngineReport:
         return json.dumps(self.to_plain(), indent=1) + "\n"
 
     @classmethod
-    def from_plain(cls, plain: object, *, where: str) -> "EngineReport":
+    def from_plain(cls, plain: object, *, where: str) -> "EngineRanking":
         """Read what `to_plain` returned.
 
         Raises:
-            ModelFormatError: It is damaged or of an unknown format version; `where` tells whose.
+            ModelFormatError: Damaged, or of an unknown format version; `where` names the file.
         """
         version = plain.get("format_version") if isinstance(plain, dict) else None
         if not isinstance(plain, dict) or version != FORMAT_VERSION:
@@ -92,17 +92,17 @@ class EngineReport:
             ) from error
 
 
-def read_report(path: Path) -> EngineReport:
-    """Read a report.
+def read_ranking(path: Path) -> EngineRanking:
+    """Read an `engines.json`.
 
     Raises:
-        ModelFormatError: No such file, or one that can't be used.
+        ModelFormatError: The file is missing or can't be used.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelFormatError(
-            f"{path} is no report of engines ({error}); "
+            f"{path} is no engine ranking ({error}); "
             "`python -m polarmask_serving measure` writes one"
         ) from error
-    return EngineReport.from_plain(plain, where=str(path))
+    return EngineRanking.from_plain(plain, where=str(path))

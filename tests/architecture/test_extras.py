@@ -1,13 +1,12 @@
-"""Each area's extra brings what the area imports, and nothing that nobody imports."""
+"""Each area's extra brings what the area imports, and nothing unused."""
 
 import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(ROOT.glob("*/polarmask*/**/*.py"))
@@ -16,19 +15,17 @@ EXTRAS = {
     name: {re.match(r"[\w-]+", line)[0].lower() for line in lines}
     for name, lines in PROJECT["optional-dependencies"].items()
 }
-# Whoever serves or computes has the model area, too.
+# Serving and components need the model area, too.
 EXTRAS_OF = {
     "polarmask": ("model", "labels", "report", "engines", "export"),
     "polarmask_serving": ("serving", "model"),
     "polarmask_components": ("components", "model"),
     "polarmask_pipelines": ("pipelines",),
 }
-# imported by TorchServe, and by torch.utils.tensorboard
-# and kfp-kubernetes puts itself into the package of kfp
 BROUGHT_FOR_OTHERS = {
-    "serving": {"pyyaml"},
-    "tensorboard": {"tensorboard"},
-    "pipelines": {"kfp-kubernetes"},
+    "serving": {"pyyaml"},  # TorchServe imports it
+    "tensorboard": {"tensorboard"},  # torch.utils.tensorboard imports it
+    "pipelines": {"kfp-kubernetes"},  # it installs itself into the package of kfp
 }
 DISTRIBUTIONS = packages_distributions()
 
@@ -48,31 +45,40 @@ def modules_in(tree):
 def distributions_of(modules):
     """Return the distributions, in lower case, that bring these modules and are not ours."""
     tops = {module.split(".")[0] for module in modules}
-    strangers = {
+    external = {
         top for top in tops - set(sys.stdlib_module_names) if not top.startswith("polarmask")
     }
     # Several distributions may put files into one package: the one of its name is meant.
-    candidates = {top: [name.lower() for name in DISTRIBUTIONS[top]] for top in strangers}
+    candidates = {top: [name.lower() for name in DISTRIBUTIONS[top]] for top in external}
     return {top if top in names else names[0] for top, names in candidates.items()}
 
 
+@cache
 def imports_of(package):
     paths = [path for path in MODULES if package in path.relative_to(ROOT).parts]
     trees = [ast.parse(path.read_text()) for path in paths]
     return distributions_of({module for tree in trees for module in modules_in(tree)})
 
 
-@pytest.mark.parametrize("package", EXTRAS_OF)
-def test_an_area_imports_what_its_extra_brings(package):
-    brought = set().union(*(EXTRAS[extra] for extra in EXTRAS_OF[package]))
-    assert imports_of(package) <= brought
+def test_an_area_imports_what_its_extras_bring():
+    missing = {
+        package: imports_of(package) - set().union(*(EXTRAS[extra] for extra in extras))
+        for package, extras in EXTRAS_OF.items()
+    }
+    assert not any(missing.values()), missing
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_an_extra_brings_what_its_area_imports(extra):
+def test_an_extra_brings_only_what_its_areas_import():
+    unused = {
+        extra: brought - BROUGHT_FOR_OTHERS.get(extra, set()) - imports_of_users(extra)
+        for extra, brought in EXTRAS.items()
+    }
+    assert not any(unused.values()), unused
+
+
+def imports_of_users(extra):
     areas = [package for package, extras in EXTRAS_OF.items() if extra in extras]
-    imported = set().union(*map(imports_of, areas)) | BROUGHT_FOR_OTHERS.get(extra, set())
-    assert EXTRAS[extra] <= imported
+    return set().union(*map(imports_of, areas))
 
 
 def reached_from(module, seen):
@@ -92,13 +98,16 @@ def dotted(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
 
 
-OPS_STEPS = [path for path in MODULES if "(base_image=OPS_IMAGE" in path.read_text()]
+def test_a_step_in_the_ops_image_runs_with_the_components_extra_alone():
+    """That image has no torch and nothing else of the model area."""
+    steps = [path for path in MODULES if "(base_image=OPS_IMAGE" in path.read_text()]
+    assert len(steps) > 3
+    missing = {path.stem: distributions_reached(path) - EXTRAS["components"] for path in steps}
+    assert not any(missing.values()), missing
 
 
-@pytest.mark.parametrize("path", OPS_STEPS, ids=lambda path: path.stem)
-def test_a_step_that_decides_or_tells_runs_with_its_own_extra_alone(path):
-    """The image of such steps has no torch and nothing else of the model area."""
+def distributions_reached(path):
     reached = set()
     for module in modules_in(ast.parse(path.read_text())):
         reached_from(module, reached)
-    assert distributions_of(reached) <= EXTRAS["components"]
+    return distributions_of(reached)

@@ -3,7 +3,7 @@ import math
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmask.data import json_stream
@@ -33,7 +33,6 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("json") / "a.json"
 
 
-@settings(max_examples=60)
 @given(
     document=OBJECTS,
     chunk=st.integers(1, 9),

@@ -170,7 +170,6 @@ def operations(server, images):
 def ask_as_documented(operation, mode, url, sent):
     @settings(
         max_examples=250,
-        deadline=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],

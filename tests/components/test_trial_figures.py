@@ -115,7 +115,7 @@ def test_settings_come_as_kubeflow_gives_them():
         ({"copies": 1.5}, r"copies is 1.5"),
         ({"copies": "many"}, "deploy_trial.copies"),
         ({"copies": 1, "minutes": 0}, "minutes"),
-        ({"shadow": 1}, "shadow is not a setting; there are: copies, share"),
+        ({"shadow": 1}, "shadow is not a setting; there are: copies, max_errors"),
     ],
 )
 def test_settings_that_cannot_work_are_named(plain, says):

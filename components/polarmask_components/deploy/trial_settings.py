@@ -1,11 +1,12 @@
 """How a new model is tried on live requests: the fields of the parameter `deploy_trial`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
+from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 
 
@@ -44,9 +45,6 @@ class TrialSettings:
             raise ConfigError("deploy_trial: min_requests is 0 or more, max_slowdown above 0")
 
 
-_ADAPTER = TypeAdapter(TrialSettings)
-
-
 def read_trial_settings(plain: Mapping[str, Any]) -> TrialSettings | None:
     """Read the pipeline's parameter `deploy_trial`; None where it is empty: no trial.
 
@@ -55,12 +53,4 @@ def read_trial_settings(plain: Mapping[str, Any]) -> TrialSettings | None:
     """
     if not plain:
         return None
-    try:
-        return _ADAPTER.validate_python(dict(plain))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("deploy_trial", *first["loc"]))
-        if first["type"] == "unexpected_keyword_argument":
-            known = ", ".join(each.name for each in fields(TrialSettings))
-            raise ConfigError(f"{where} is not a setting; there are: {known}") from error
-        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+    return read_settings(TrialSettings, plain, name="deploy_trial")

@@ -12,15 +12,20 @@
 Two runs that promote at once can't both win, and a run that is killed leaves the old champion.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
-from polarmask.system.files import atomic_path, sha256_of_file
+from polarmask.system.files import (
+    atomic_path,
+    leaves_folder,
+    sha256_of_file,
+    sha256_of_files,
+    tree_sha256,
+)
 from polarmask_components.errors import (
     ConflictError,
     RegistryError,
@@ -163,7 +168,7 @@ class Registry:
         content = self._parse(found[0], name)
         try:
             record = ModelRecord(**{**content, "facts": Facts(**content["facts"])})
-            if _version_of(record.files) != version or any(map(_leaves_folder, record.files)):
+            if _version_of(record.files) != version or any(map(leaves_folder, record.files)):
                 raise ValueError("it names other files than were stored")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UnusableModelError(
@@ -177,11 +182,7 @@ class Registry:
         Raises:
             RegistryError: No such folder, or the place can't be written.
         """
-        files = {
-            path.relative_to(model).as_posix(): sha256_of_file(path)
-            for path in sorted(model.rglob("*"))
-            if path.is_file()
-        }
+        files = sha256_of_files(model)
         if not files:
             raise RegistryError(f"{model} holds no files; give a model folder, as RUN/model")
         record = ModelRecord(
@@ -284,13 +285,7 @@ class Registry:
 
 def _version_of(files: Mapping[str, str]) -> str:
     """Return the version that follows from the hashes of a model's files."""
-    content = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
-    return hashlib.sha256(content.encode()).hexdigest()[:_VERSION_DIGITS]
-
-
-def _leaves_folder(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts or "\\" in name
+    return tree_sha256(files)[:_VERSION_DIGITS]
 
 
 def _now() -> str:

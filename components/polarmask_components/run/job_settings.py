@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict
 
-from polarmask.errors import ConfigError
+from polarmask.config.validation import read_settings
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i?)?")
 
@@ -78,22 +78,10 @@ class JobSettings:
         return asked or self.gpus_per_node or 1
 
 
-_ADAPTER: TypeAdapter[JobSettings] = TypeAdapter(JobSettings)
-
-
 def read_job_settings(plain: Mapping[str, Any]) -> JobSettings:
     """Read the pipeline's parameter `train_job`.
 
     Raises:
         ConfigError: Names the field that can't work, or the known ones if there is no such field.
     """
-    try:
-        return _ADAPTER.validate_python(dict(plain))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("train_job", *first["loc"]))
-        if first["type"] == "unexpected_keyword_argument":
-            known = ", ".join(sorted(each.name for each in fields(JobSettings)))
-            raise ConfigError(f"{where} is not a setting; there are: {known}") from error
-        words = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {words} (got {first['input']!r})") from error
+    return read_settings(JobSettings, plain, name="train_job")

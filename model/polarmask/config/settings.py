@@ -9,8 +9,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
+from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
@@ -339,12 +340,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> RunConfig:
     """Read a config; unknown keys and wrong types raise ConfigError naming the field."""
-    try:
-        return _ADAPTER.validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+    return read_settings(RunConfig, data)
 
 
 def override(config: RunConfig, assignments: list[str]) -> RunConfig:

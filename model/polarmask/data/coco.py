@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from polarmask.data.json_stream import MissingListError, read_lists
 from polarmask.errors import DataError
 from polarmask.geometry.masks import Polygon, Segmentation
 from polarmask.geometry.outlines import OutlineError, read_outline
+from polarmask.system.files import leaves_folder
 
 _READ_THREADS = 8
 _CHECKED_TOGETHER = 1024
@@ -260,7 +261,7 @@ def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageR
             problems.append(Problem("malformed_image", where, detail))
         elif entry["id"] in ids:
             problems.append(Problem("duplicate_image_id", where, "only the first is used"))
-        elif _leaves_folder(name):
+        elif leaves_folder(name):
             problems.append(Problem("unsafe_file_name", where, "leads out of images/"))
         elif name in names:
             detail = "another image has this file; only the first is used"
@@ -269,11 +270,6 @@ def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageR
             yield ImageRecord(entry["id"], name, entry["width"], entry["height"], ())
         ids.add(entry["id"])
         names.add(name)
-
-
-def _leaves_folder(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts or not path.parts or bool(set(name) & {*"\\\0"})
 
 
 def _check_files(

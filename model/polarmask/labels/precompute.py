@@ -36,7 +36,7 @@ from polarmask.data.coco import (
 from polarmask.errors import DataError
 from polarmask.labels.image_labels import label_images
 from polarmask.labels.store import (
-    FORMAT_VERSION,
+    FORMAT,
     SHARD_IMAGES,
     ImageLabels,
     LabelStore,
@@ -196,7 +196,7 @@ class _Facts:
 
 def _jobs(coco: CocoData, out: Path, config: RunConfig) -> Iterator[_Job]:
     identity = {
-        "format": FORMAT_VERSION,
+        "format": FORMAT.version,
         "data": data_hash(coco.root, coco.split),
         "settings": label_settings(config),
     }

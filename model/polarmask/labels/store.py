@@ -21,8 +21,9 @@ from safetensors.numpy import save
 from polarmask.config.settings import RunConfig, to_dict
 from polarmask.errors import LabelStoreError
 from polarmask.system.files import atomic_path, sha256_of_file, write_text
+from polarmask.system.formats import JsonFormat
 
-FORMAT_VERSION = 2
+FORMAT = JsonFormat(2, LabelStoreError, "delete the folder and run `polarmask precompute` again")
 SHARD_IMAGES = 128
 
 _STEPS_PER_OCTAVE = 2900
@@ -209,12 +210,7 @@ class LabelStore:
             raise LabelStoreError(
                 f"{folder} holds no finished label store; run `polarmask precompute`"
             )
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index.get("format_version") != FORMAT_VERSION:
-            raise LabelStoreError(
-                f"{path} has format version {index.get('format_version')}, this code reads "
-                f"{FORMAT_VERSION}; delete the folder and run `polarmask precompute` again"
-            )
+        index = FORMAT.load(path.read_text(encoding="utf-8"), where=path)
         for entry in index["splits"].values():
             for shard in entry["shards"]:
                 file = folder / shard["file"]
@@ -230,8 +226,8 @@ class LabelStore:
         cls, folder: Path, settings: dict[str, Any], splits: dict[str, Any]
     ) -> "LabelStore":
         """Finish a store: write its index and open it."""
-        index = {"format_version": FORMAT_VERSION, "settings": settings, "splits": splits}
-        write_text(folder / "index.json", json.dumps(index, indent=1))
+        index = {"settings": settings, "splits": splits}
+        write_text(folder / "index.json", FORMAT.dump(index))
         return cls.open(folder)
 
     def require(self, config: RunConfig, data_hashes: dict[str, str]) -> None:

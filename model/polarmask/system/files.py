@@ -1,11 +1,15 @@
-"""Writing that is never half done: temporary name, fsync, rename."""
+"""Files and folders: atomic writes (temporary name, fsync, rename), and the one hash scheme.
+
+A file is named by the sha256 of its bytes, a folder by the sha256 over its files' names and hashes.
+"""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 @contextmanager
@@ -60,6 +64,27 @@ def sha256_of_file(path: Path) -> str:
     """Return the hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_files(folder: Path) -> dict[str, str]:
+    """Return the hex digest of every file in a folder, by path within it, with slashes, sorted."""
+    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    names = sorted(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        digests = threads.map(sha256_of_file, (paths[name] for name in names))
+        return dict(zip(names, digests, strict=True))
+
+
+def tree_sha256(files: Mapping[str, str]) -> str:
+    """Return the hex digest of a folder, given what `sha256_of_files` returns for it."""
+    listing = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def leaves_folder(name: str) -> bool:
+    """Return whether a relative path from a file could point outside of its folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or not path.parts or bool(set(name) & {*"\\\0"})
 
 
 def _sync(path: Path) -> None:

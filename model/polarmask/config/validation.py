@@ -1,0 +1,35 @@
+"""Plain data to a settings dataclass, with errors that name the field."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from polarmask.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(cls: type[Settings], plain: Mapping[str, Any], *, name: str = "") -> Settings:
+    """Build a dataclass from plain data; its `__pydantic_config__` decides about unknown keys.
+
+    Args:
+        cls: A dataclass, maybe with further ones inside.
+        plain: Values by field name.
+        name: What the user calls these settings; comes before the field in errors.
+
+    Raises:
+        ConfigError: A value of the wrong type, or no such field.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = first["loc"]
+        where = ".".join(str(part) for part in (name, *location) if part != "") or "settings"
+        if first["type"] == "unexpected_keyword_argument" and len(location) == 1:
+            known = ", ".join(sorted(each.name for each in fields(cls)))  # type: ignore[arg-type]
+            raise ConfigError(f"{where} is not a setting; there are: {known}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {reason} (got {first['input']!r})") from error

@@ -1,6 +1,6 @@
 # Every target is what a person types; CI calls the same ones.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-fuzz test-browser test-gpu test-images bench bench-quick check fix compile openapi render images lock clean
+.PHONY: help setup demo test test-slow test-faults test-fuzz test-browser test-gpu test-images bench bench-quick check fix compile openapi reference render images lock clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -71,6 +71,9 @@ compile: .venv/.ready ## write the pipeline for a cluster to pipelines/compiled
 
 openapi: .venv/.ready ## write the HTTP interface as OpenAPI to docs/reference/openapi.json
 	$(RUN) -m polarmask_serving.proxy.openapi > docs/reference/openapi.json
+
+reference: .venv/.ready ## write the reference pages that come from the code to docs/reference
+	$(RUN) docs/generate.py
 
 render: ## write what `kubectl apply -k` would send to dist/k8s
 	@command -v kubectl >/dev/null || { echo "kubectl is not installed; it renders k8s/"; exit 1; }

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if a step failed; 2 for what the user can mend before; 130 if it was interrupted.
     """
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         code: int = options.command(options)
     except (PolarMaskError, ComponentError, ServingError, PipelineError, OSError) as error:
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m polarmask_pipelines", description="compile or run the training pipeline"
     )

@@ -1,43 +1,63 @@
-"""Parameters of the pipeline as people write them: NAME=VALUE, typed by its signature."""
+"""The pipeline's parameters. Its signature and docstring are the one place that states them."""
 
 import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_origin
 
 from polarmask_pipelines.errors import ParameterError
 
 
-def pipeline_parameters() -> dict[str, type]:
-    """Return the pipeline's parameters and their types."""
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the pipeline."""
+
+    name: str
+    type: type
+    """One of str, int, float, bool, dict."""
+    default: Any
+    text: str
+    """Its line of the docstring."""
+
+
+def pipeline_parameters() -> dict[str, Parameter]:
+    """Return the pipeline's parameters by name, in the order of its signature."""
     from polarmask_pipelines.train_and_deploy import train_and_deploy
 
-    signature = inspect.signature(train_and_deploy.pipeline_func)
-    annotations = {name: each.annotation for name, each in signature.parameters.items()}
-    return {name: get_origin(kind) or kind for name, kind in annotations.items()}
+    inputs = train_and_deploy.component_spec.inputs
+    return {
+        name: Parameter(
+            name,
+            get_origin(each.annotation) or each.annotation,
+            each.default,
+            " ".join(inputs[name].description.split()),
+        )
+        for name, each in inspect.signature(train_and_deploy.pipeline_func).parameters.items()
+    }
 
 
 def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     """Return the values of `NAME=VALUE` texts; a bool is true or false, a dict is a JSON object.
 
     Raises:
-        ParameterError: No such parameter, or a value of another type.
+        ParameterError: There is no such parameter, or the value is of another type.
     """
-    types = pipeline_parameters()
-    parameters: dict[str, Any] = {}
+    known = pipeline_parameters()
+    values: dict[str, Any] = {}
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
-        if not separator or name not in types:
+        if not separator or name not in known:
             raise ParameterError(
-                f"--param {assignment!r}: write NAME=VALUE; names: {', '.join(types)}"
+                f"--param {assignment!r}: write NAME=VALUE; names: {', '.join(known)}"
             )
-        words, read = _READERS[types[name]]
+        expected, read = _READERS[known[name].type]
         try:
-            parameters[name] = read(text)
+            values[name] = read(text)
         except (ValueError, KeyError) as error:
-            raise ParameterError(f"--param {assignment!r}: not of type {words}") from error
-    return parameters
+            raise ParameterError(f"--param {assignment!r}: not of type {expected}") from error
+    return values
 
 
 def _finite(text: str) -> float:

@@ -24,7 +24,7 @@ from polarmask_serving.torchserve.server import LocalServer
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 2 stands for an error of the user, in one line."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "archive":
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="polarmask_serving", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 

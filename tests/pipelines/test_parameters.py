@@ -2,14 +2,15 @@ import pytest
 
 from polarmask_pipelines import parameters
 from polarmask_pipelines.errors import ParameterError
-from polarmask_pipelines.parameters import read_parameters
+from polarmask_pipelines.parameters import Parameter, read_parameters
 
-TYPES = {"text": str, "number": int, "share": float, "only_if": bool, "job": dict}
+TYPES = {"text": str, "number": int, "ratio": float, "only_if": bool, "job": dict}
 
 
 @pytest.fixture(autouse=True)
 def pipeline_of_all_types(monkeypatch):
-    monkeypatch.setattr(parameters, "pipeline_parameters", lambda: TYPES)
+    known = {name: Parameter(name, kind, None, "") for name, kind in TYPES.items()}
+    monkeypatch.setattr(parameters, "pipeline_parameters", lambda: known)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ def pipeline_of_all_types(monkeypatch):
         ("text=a=b c", "a=b c"),
         ("text=", ""),
         ("number=-3", -3),
-        ("share=1e-3", 0.001),
+        ("ratio=1e-3", 0.001),
         ("only_if=true", True),
         ("only_if=false", False),
         ('job={"gpu": {"count": 8}}', {"gpu": {"count": 8}}),
@@ -36,10 +37,10 @@ def test_last_of_two_counts():
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("nummer=1", "names: text, number, share, only_if, job"),
+        ("nummer=1", "names: text, number, ratio, only_if, job"),
         ("number", "write NAME=VALUE"),
         ("number=1.5", "not of type int"),
-        ("share=nan", "not of type float"),
+        ("ratio=nan", "not of type float"),
         ("only_if=True", "write true or false"),
         ("job=[1]", "write a JSON object"),
         ("job={", "write a JSON object"),

@@ -31,7 +31,7 @@ DOCUMENT = openapi.document()
 
 def test_the_published_document_is_the_one_the_code_makes():
     published = (ROOT / "docs/reference/openapi.json").read_text(encoding="utf-8")
-    assert json.loads(published) == DOCUMENT, "run `make openapi`"
+    assert json.loads(published) == DOCUMENT, "run `make reference`"
 
 
 def test_the_documents_schemas_are_schemas():

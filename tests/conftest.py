@@ -2,12 +2,17 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from slow_calls import is_slow
 
 # Before torch loads: two threads per process on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["s3_server"]
+
+NOT_BY_DEFAULT = {"slow", "faults", "gpu", "images", "fuzz", "browser"}
 
 # A slow machine is no failure, so neither time limit of hypothesis counts.
 settings.register_profile(
@@ -17,3 +22,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("polarmask")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items):
+    """Mark as fast what starts no process and trains nothing, fixtures included."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        functions = [item.function, *(each.func for found in fixtures for each in found)]
+        marks = {mark.name for mark in item.iter_markers()}
+        if not marks & NOT_BY_DEFAULT and not any(map(is_slow, functions)):
+            item.add_marker("fast")

@@ -1,1 +1,59 @@
-"""PolarMask: instance segmentation by a centre and rays, from COCO data to masks."""
+"""PolarMask: instance segmentation by a centre and rays, from COCO data to masks.
+
+This is the public API, sorted by name. Names are imported on first use (PEP 562), so that
+`import polarmask` takes milliseconds and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polarmask.config.presets import PRESETS, preset
+    from polarmask.config.settings import RunConfig
+    from polarmask.data.coco import CocoData, load_coco
+    from polarmask.errors import PolarMaskError
+    from polarmask.evaluation.evaluate import Evaluation, evaluate
+    from polarmask.inference.predictor import Instances, Predictor
+    from polarmask.labels.precompute import precompute
+    from polarmask.model_sources.open_model import open_model
+    from polarmask.training.train import TrainOptions, train
+
+__all__ = [
+    "PRESETS",
+    "CocoData",
+    "Evaluation",
+    "Instances",
+    "PolarMaskError",
+    "Predictor",
+    "RunConfig",
+    "TrainOptions",
+    "evaluate",
+    "load_coco",
+    "open_model",
+    "precompute",
+    "preset",
+    "train",
+]
+
+_MODULE_OF = {
+    "PRESETS": "config.presets",
+    "CocoData": "data.coco",
+    "Evaluation": "evaluation.evaluate",
+    "Instances": "inference.predictor",
+    "PolarMaskError": "errors",
+    "Predictor": "inference.predictor",
+    "RunConfig": "config.settings",
+    "TrainOptions": "training.train",
+    "evaluate": "evaluation.evaluate",
+    "load_coco": "data.coco",
+    "open_model": "model_sources.open_model",
+    "precompute": "labels.precompute",
+    "preset": "config.presets",
+    "train": "training.train",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

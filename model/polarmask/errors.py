@@ -1,21 +1,21 @@
-"""What can go wrong, by whose hand it is mended.
+"""Exceptions, and who fixes what.
 
 PolarMaskError
-    ConfigError        a setting that can't work            mend the flag or preset
-    DataError          images or annotations unusable       mend the files
-    LabelStoreError    ray labels absent, stale, damaged    run `polarmask precompute`
-    CheckpointError    training state unusable              choose another run folder
-    ModelFormatError   model folder unusable                export or train it again
-    TrainingError      the loss stopped being a number      lower the learning rate
-    TrainingStopped    a signal asked for it                start the same command again
+    ConfigError        a setting that can't work            user: change the flag or preset
+    DataError          images or annotations unusable       user: repair the files
+    LabelStoreError    ray labels missing, stale, damaged   user: run `polarmask precompute`
+    CheckpointError    training state unusable              user: choose another run folder
+    ModelFormatError   model folder unusable                user: train or fetch the model again
+    TrainingError      the loss became NaN or infinite      user: lower the learning rate
+    TrainingStopped    a signal stopped the training        user: start the same command again
 
-Messages say what, where and what to type. The CLI prints them in one line and exits 2, or 128 + n
-when it was stopped by signal n.
+Messages say what failed, where, and what to type. The command line prints them in one line and
+exits with 2, or with 128 + n when signal n stopped it. Any other exception is a bug of ours.
 """
 
 
 class PolarMaskError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of all exceptions that this package raises on purpose."""
 
 
 class ConfigError(PolarMaskError):
@@ -39,11 +39,11 @@ class ModelFormatError(PolarMaskError):
 
 
 class TrainingError(PolarMaskError):
-    """Training can't go on."""
+    """The loss or a gradient became NaN or infinite."""
 
 
 class TrainingStopped(PolarMaskError):  # noqa: N818  # nothing went wrong
-    """A signal stopped the training; its last step is saved."""
+    """A signal stopped the training; the last step is saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -104,7 +104,7 @@ def test_a_number_that_cannot_work_is_refused_by_its_flag(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--data", "d", "--out", "o", *flags])
     assert stop.value.code == 2
-    assert f"argument {flags[0]}: {flags[1]!r} is no whole number" in capsys.readouterr().err
+    assert f"argument {flags[0]}: {flags[1]!r} is not a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def untrained(tmp_path_factory):
 
 
 def test_an_untrained_model_folder_is_judged_without_failing(untrained, drawn):
-    result = evaluate(untrained, drawn.root, threads=1)
+    result = evaluate(Predictor.load(untrained, threads=1), drawn.root)
     assert result.mask_ap < 0.1
     assert result.num_images == len(drawn.images)
     assert [image.image_id for image in result.per_image] == [image.id for image in drawn.images]
@@ -296,4 +296,4 @@ def test_two_processes_find_what_one_finds(untrained, drawn, tmp_path):
     assert done.stdout.count("mask AP") == 1
     assert (tmp_path / "report.html").exists()
     written = (tmp_path / "evaluation.json").read_text()
-    assert written == evaluate(untrained, drawn.root, threads=1).to_json()
+    assert written == evaluate(Predictor.load(untrained, threads=1), drawn.root).to_json()

@@ -11,18 +11,18 @@ import torch
 
 from factories import coco_annotation, make_tiny_coco
 from polarmask.cli import main
-from polarmask.commands.import_original import (
-    better_order,
-    detector_from,
-    fitting_preset,
-    import_original,
-)
 from polarmask.config.presets import original, preset
 from polarmask.config.settings import InputConfig
 from polarmask.data.coco import Category
 from polarmask.data.coco_categories import COCO_CATEGORIES
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.inference.model_folder import ModelCard, load_model
+from polarmask.model_sources.import_original import (
+    better_order,
+    detector_from,
+    fitting_preset,
+    import_original,
+)
 from polarmask.network.detector import PolarMask
 from reference.golden_values import golden_value
 

@@ -19,7 +19,7 @@ from polarmask.evaluation.inspect_data import (
     inspect_data,
     recommend,
 )
-from polarmask.report.inspection import inspection_page, worst_pictures
+from polarmask.report.inspection import inspection_page, worst_overlays
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_worst_come_first_and_are_drawn(data, inspection):
     ious = [iou for _, _, iou in inspection.worst]
     assert ious == sorted(ious)
     assert len(ious) == inspection.instances
-    first = worst_pictures(inspection, data)[0]
+    first = worst_overlays(inspection, data)[0]
     assert f"IoU {ious[0]:.2f}" in first[2]
 
 

@@ -123,6 +123,6 @@ def test_the_exit_code_says_that_a_signal_stopped_it(monkeypatch, capsys):
     def stopped(options):
         raise TrainingStopped("stopped by SIGTERM", signal.SIGTERM)
 
-    monkeypatch.setattr("polarmask.commands.dispatch.run_train", stopped)
+    monkeypatch.setattr("polarmask.commands.train_command.run", stopped)
     assert main(["train", "--data", "d", "--out", "o"]) == 143
     assert capsys.readouterr().err == "polarmask train: stopped by SIGTERM\n"

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from polarmask.cli import main
-from polarmask.commands.open_model import open_model, open_server
 from polarmask.data.images import read_image
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference.predictor import Predictor
+from polarmask.model_sources.open_model import open_model, open_server
 from polarmask.training.train import TrainOptions, train
 
 

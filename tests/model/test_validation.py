@@ -9,6 +9,7 @@ from polarmask.data.coco import load_coco
 from polarmask.errors import DataError, TrainingStopped
 from polarmask.evaluation.evaluate import evaluate
 from polarmask.inference.model_folder import load_model, read_card
+from polarmask.inference.predictor import Predictor
 from polarmask.training import validation
 from polarmask.training.checkpoint import Validated, load_checkpoint
 from polarmask.training.train import TrainOptions, train
@@ -49,7 +50,7 @@ def test_what_is_measured_is_what_evaluate_says(config, options, drawn_data):
     assert list(steps) == [2, 4, 6]
     card = read_card(options.out / "model")
     assert card.training["val_mask_ap"] == max(steps.values())
-    again = evaluate(options.out / "model", drawn_data).mask_ap
+    again = evaluate(Predictor.load(options.out / "model"), drawn_data).mask_ap
     assert again == pytest.approx(card.training["val_mask_ap"], abs=1e-6)
     assert math.isfinite(again)
 

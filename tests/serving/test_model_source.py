@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from polarmask.commands.open_model import open_model, open_server
-from polarmask.commands.predict import visualize_images
 from polarmask.errors import DataError
+from polarmask.inference.image_files import visualize_images
 from polarmask.inference.predictor import Predictor
+from polarmask.model_sources.open_model import open_model, open_server
 from polarmask_serving.client.finder import instances_of
 from polarmask_serving.client.prediction import read_prediction
 

@@ -60,10 +60,11 @@ def _measure(
         return ChampionScore(known, champion.version, f"{who}: mask AP {known:.4f}, as registered")
 
     from polarmask.evaluation.evaluate import evaluate
+    from polarmask.model_sources.open_model import open_model
 
     with TemporaryDirectory() as folder:
         model = registry.fetch(champion.version, Path(folder) / "model")
-        measured = evaluate(model, data).mask_ap
+        measured = evaluate(open_model(model), data).mask_ap
     other = "other data" if facts.data_hash != data_hash else "other code"
     return ChampionScore(
         measured,

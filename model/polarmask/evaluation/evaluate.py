@@ -138,22 +138,13 @@ def _with_nan(
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def evaluate(
-    model: Path,
-    data: Path,
-    split: str = "val",
-    *,
-    device: str | None = "cpu",
-    threads: int | None = None,
-) -> Evaluation:
-    """Judge a model folder on a split of a COCO folder.
+def evaluate(predictor: Predictor, data: Path, split: str = "val") -> Evaluation:
+    """Evaluate a model on a split of a COCO folder.
 
     Raises:
         DataError: Nothing usable in the split, or the model's category ids mean something else.
-        ModelFormatError: The model can't be read.
     """
     coco_data = load_coco(data, split, check_pixels=True)
-    predictor = Predictor.load(model, device=device, threads=threads)
     return evaluate_predictions(coco_data, predict_split(predictor, coco_data))
 
 

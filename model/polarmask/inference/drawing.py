@@ -1,11 +1,12 @@
-"""Pictures of instances: filled outlines, rays, labels, and sheets of many pictures.
+"""Overlays: filled outlines, rays and labels drawn into an image, and contact sheets.
 
-All images are (H, W, 3) uint8 RGB. Polygons come in continuous pixel coordinates of the image given
-and are drawn at the size of the picture, so that lines stay fine on small images.
+All images are (H, W, 3) uint8 RGB. Polygons are in continuous pixel coordinates of the given image
+and are drawn at the size of the overlay, so that lines stay fine on small images.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from polarmask.data.coco import Category, ImageRecord
 from polarmask.inference.predictor import Instances
+from polarmask.system.files import atomic_path
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's colours, told apart with every kind of colour vision.
+# Okabe and Ito's colours, distinct with every kind of colour vision.
 SKY: Colour = (86, 180, 233)
 ORANGE: Colour = (230, 159, 0)
 GREEN: Colour = (0, 158, 115)
@@ -27,7 +29,7 @@ BLUE: Colour = (0, 114, 178)
 WHITE: Colour = (255, 255, 255)
 PALETTE = (SKY, ORANGE, GREEN, YELLOW, PINK, VERMILION, BLUE)
 
-_SMALL_PICTURE = 768
+_SMALL_OVERLAY = 768
 _SUBPIXEL_BITS = 4
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -55,7 +57,7 @@ def shapes_of_instances(
     Args:
         instances: Of one image.
         min_score: Leave out lower scores.
-        rays: Draw centre and rays too.
+        rays: Draw centre and rays, too.
     """
     kept = np.flatnonzero(instances.scores >= min_score).tolist()
     colours = _colours([int(instances.category_ids[row]) for row in kept])
@@ -91,7 +93,7 @@ def shapes_of_annotations(record: ImageRecord, categories: Sequence[Category]) -
 
 
 def _colours(categories: list[int]) -> list[Colour]:
-    """Give each category a colour, or each object where there is but one category."""
+    """Return a colour per category, or per object where there is only one category."""
     keys = categories if len(set(categories)) > 1 else range(len(categories))
     return [PALETTE[key % len(PALETTE)] for key in keys]
 
@@ -104,24 +106,24 @@ def draw_shapes(
     Args:
         image: (H, W, 3) uint8 RGB.
         shapes: In pixels of the image.
-        side: Longer side of the picture in pixels; None enlarges images below 768 and keeps others.
+        side: Longer side of the overlay in pixels; None enlarges images below 768 and keeps others.
     """
     longer = max(image.shape[:2])
-    picture = resized(image, side or max(longer, _SMALL_PICTURE)).copy()
-    scale = max(picture.shape[:2]) / longer
+    overlay = resized(image, side or max(longer, _SMALL_OVERLAY)).copy()
+    scale = max(overlay.shape[:2]) / longer
     placed = sorted(
         (_Placed(shape, scale) for shape in shapes if shape.polygons),
         key=lambda placed: -placed.box_size,
     )
     # Two passes: a filling must not tint an outline.
     for shape in placed:
-        shape.fill(picture)
-    width = max(1, round(max(picture.shape[:2]) / 700))
+        shape.fill(overlay)
+    width = max(1, round(max(overlay.shape[:2]) / 700))
     for shape in placed:
-        shape.outline(picture, width)
+        shape.outline(overlay, width)
     for shape in placed:
-        shape.write_label(picture)
-    return picture
+        shape.write_label(overlay)
+    return overlay
 
 
 def resized(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -135,7 +137,7 @@ def resized(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 class _Placed:
-    """A shape in pixels of the picture."""
+    """A shape in pixels of the overlay."""
 
     def __init__(self, shape: Shape, scale: float) -> None:
         self.shape = shape
@@ -149,9 +151,9 @@ class _Placed:
     def box_size(self) -> int:
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
-    def fill(self, picture: NDArray[np.uint8]) -> None:
+    def fill(self, overlay: NDArray[np.uint8]) -> None:
         x0, y0 = max(self.x0, 0), max(self.y0, 0)
-        region = picture[y0 : max(self.y1, 0), x0 : max(self.x1, 0)]
+        region = overlay[y0 : max(self.y1, 0), x0 : max(self.x1, 0)]
         if region.size == 0:
             return
         mask = np.zeros(region.shape[:2], dtype=np.uint8)
@@ -161,15 +163,15 @@ class _Placed:
         weight = mask[:, :, None] * (self.shape.opacity / 255)
         region[:] = region + weight * (np.array(self.shape.colour) - region)
 
-    def outline(self, picture: NDArray[np.uint8], width: int) -> None:
+    def outline(self, overlay: NDArray[np.uint8], width: int) -> None:
         contours = [_fixed(polygon) for polygon in self.polygons]
         colour = self.shape.colour
         if self.center is not None:
             center = _fixed(self.center[None])[0]
             spokes = [np.stack([center, vertex]) for vertex in contours[0]]
-            cv2.polylines(picture, spokes, False, colour, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.polylines(overlay, spokes, False, colour, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
             cv2.circle(
-                picture,
+                overlay,
                 center.tolist(),
                 (width + 1) << _SUBPIXEL_BITS,
                 WHITE,
@@ -177,18 +179,18 @@ class _Placed:
                 cv2.LINE_AA,
                 _SUBPIXEL_BITS,
             )
-        cv2.polylines(picture, contours, True, colour, width, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.polylines(overlay, contours, True, colour, width, cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def write_label(self, picture: NDArray[np.uint8]) -> None:
-        """Write at the upper left corner of the box, where the box is wide enough."""
-        size = max(picture.shape[:2]) / 1200
+    def write_label(self, overlay: NDArray[np.uint8]) -> None:
+        """Write at the upper left corner of the box, if the box is wide enough."""
+        size = max(overlay.shape[:2]) / 1200
         (width, height), base = cv2.getTextSize(self.shape.label, _FONT, size, 1)
         if not self.shape.label or width > self.x1 - self.x0 or 4 * height > self.y1 - self.y0:
             return
         x, y = max(self.x0, 0), max(self.y0, 0)
-        cv2.rectangle(picture, (x, y), (x + width + 4, y + height + base + 2), (20, 20, 20), -1)
+        cv2.rectangle(overlay, (x, y), (x + width + 4, y + height + base + 2), (20, 20, 20), -1)
         cv2.putText(
-            picture, self.shape.label, (x + 2, y + height + 2), _FONT, size, WHITE, 1, cv2.LINE_AA
+            overlay, self.shape.label, (x + 2, y + height + 2), _FONT, size, WHITE, 1, cv2.LINE_AA
         )
 
 
@@ -198,30 +200,30 @@ def _fixed(points: NDArray[np.floating]) -> NDArray[np.int32]:
 
 
 def contact_sheet(
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     *,
     captions: Sequence[str] = (),
     columns: int = 3,
     cell: int = 480,
 ) -> NDArray[np.uint8]:
-    """Put pictures of any size side by side.
+    """Put images of any size side by side.
 
     Args:
-        pictures: At least one, each (H, W, 3) uint8 RGB.
-        captions: Written below each picture; none or as many as pictures.
-        columns: Pictures in a row.
-        cell: Side of the square that a picture is fitted into, in pixels.
+        images: At least one, each (H, W, 3) uint8 RGB.
+        captions: Written below each image; none, or one per image.
+        columns: Images in a row.
+        cell: Side of the square that an image is fitted into, in pixels.
     """
     margin, line = 12, 28 if captions else 0
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     sheet = np.full(
         (margin + rows * (cell + line + margin), margin + columns * (cell + margin), 3),
         245,
         dtype=np.uint8,
     )
-    for index, picture in enumerate(pictures):
-        small = resized(picture, cell)
+    for index, image in enumerate(images):
+        small = resized(image, cell)
         height, width = small.shape[:2]
         left = margin + index % columns * (cell + margin)
         top = margin + index // columns * (cell + line + margin)
@@ -239,3 +241,9 @@ def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 85) -> bytes:
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
     return bytes(encoded)
+
+
+def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an (H, W, 3) uint8 RGB image as a JPEG file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode_jpeg(image))

@@ -51,7 +51,7 @@ def inspection_page(
         for first, second in pairwise(SIDE_EDGES)
     ]
     counts = [float(count) for count in inspection.size_counts]
-    pictures = worst_pictures(inspection, data)
+    pictures = worst_overlays(inspection, data)
     return render(
         "inspection.html",
         title=title,
@@ -87,7 +87,7 @@ def _level_chart(levels: Levels) -> str:
     )
 
 
-def worst_pictures(
+def worst_overlays(
     inspection: Inspection, data: CocoData
 ) -> list[tuple[NDArray[np.uint8], str, str]]:
     """Draw the images with the worst-fitting objects: picture, file name, what fits how well."""

@@ -44,6 +44,17 @@ class TrainingState:
     scaler: dict[str, Any]
     validated: Validated
 
+    def weights(self) -> dict[str, Any]:
+        """Return the weights to keep: the averaged ones if the run averages."""
+        if self.average is None:
+            return self.detector
+        prefix = "module."  # of `AveragedModel`, which also holds a counter
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.average.items()
+            if name.startswith(prefix)
+        }
+
 
 def save_checkpoint(path: Path, state: TrainingState) -> None:
     """Write atomically: a kill at any time leaves the old checkpoint or the new one."""

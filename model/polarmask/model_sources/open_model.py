@@ -1,19 +1,17 @@
-"""Whatever answers for a model: its folder, a run, a checkpoint, an archive, or a server."""
+"""Open a model from a folder, a run, a checkpoint, an archive, or a server's URL."""
 
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError, ModelFormatError
+from polarmask.inference.image_files import Finder
 from polarmask.inference.model_folder import ModelCard, is_model_folder
-from polarmask.inference.predictor import Instances, Predictor
+from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
 from polarmask.system.device import find_device
 from polarmask.training.checkpoint import load_checkpoint
@@ -23,15 +21,10 @@ _CLIENTS = "polarmask.clients"  # entry points: this area must not know the serv
 _NO_CLIENT = "install this project with its extra `serving`"
 
 
-class Finder(Protocol):
-    """Finds instances in images."""
-
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """Return what is in each (H, W, 3) uint8 RGB image."""
-
-
-def open_model(source: str, *, device: str | None = "cpu", threads: int | None = None) -> Finder:
-    """Open what answers for a model.
+def open_model(
+    source: str | Path, *, device: str | torch.device | None = "cpu", threads: int | None = None
+) -> Predictor:
+    """Open a model.
 
     Args:
         source: Model folder, run folder (its model, or its checkpoint while it trains),
@@ -40,7 +33,7 @@ def open_model(source: str, *, device: str | None = "cpu", threads: int | None =
         threads: CPU threads; None leaves torch's choice.
 
     Raises:
-        ModelFormatError: Nothing of these, or a damaged one.
+        ModelFormatError: None of these, or a damaged one.
         CheckpointError: The checkpoint can't be read.
     """
     path = Path(source)
@@ -56,7 +49,7 @@ def open_model(source: str, *, device: str | None = "cpu", threads: int | None =
     return Predictor.load(path, device=device, threads=threads)
 
 
-def _open_archive(path: Path, device: str | None, threads: int | None) -> Predictor:
+def _open_archive(path: Path, device: str | torch.device | None, threads: int | None) -> Predictor:
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
             names = [name for name in archive.namelist() if name.startswith("model/")]
@@ -64,38 +57,30 @@ def _open_archive(path: Path, device: str | None, threads: int | None) -> Predic
             return Predictor.load(Path(folder) / "model", device=device, threads=threads)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise ModelFormatError(
-            f"{path} is no archive of a model ({error}); "
+            f"{path} is not an archive of a model ({error}); "
             "build one with `python -m polarmask_serving archive`"
         ) from error
 
 
-def _open_checkpoint(path: Path, device: str | None) -> Predictor:
-    """Take the averaged weights, where the run averages."""
+def _open_checkpoint(path: Path, device: str | torch.device | None) -> Predictor:
+    """Load the averaged weights if the run averages, else the current ones."""
     state = load_checkpoint(path)
     detector = PolarMask(state.config.model)
-    weights = state.detector
-    if state.average is not None:
-        prefix = "module."
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in state.average.items()
-            if name.startswith(prefix)
-        }
-    detector.load_state_dict(weights)
+    detector.load_state_dict(state.weights())
     own = find_device(device)
     card = ModelCard(state.config, state.categories, {}, {"steps": state.step})
     return Predictor(Eager(detector.to(own).eval()), card, own)
 
 
 def open_server(url: str, *, token: str | None = None) -> Finder:
-    """Open a server that answers for a model; a package that speaks to servers brings the client.
+    """Open a server that answers for a model, with the client that the serving package installs.
 
     Args:
         url: Of its predictions.
-        token: That the server wants, if any.
+        token: Access token, if the server wants one.
 
     Raises:
-        DataError: No client is installed, or the address can't be one.
+        DataError: No client is installed, or the URL can't be one of a server.
     """
     for client in entry_points(group=_CLIENTS, name="http"):
         try:

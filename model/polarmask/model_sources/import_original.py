@@ -29,7 +29,7 @@ from polarmask.system.files import sha256_of_file
 logger = logging.getLogger(__name__)
 
 RayOrder = Literal["new", "old"]
-"""Of the checkpoint: `new` since 2019-11-12, `old` before."""
+"""`new` in checkpoints since 2019-11-12, `old` before."""
 
 _TOWERS = {"cls_convs": "class_tower", "reg_convs": "box_tower", "mask_convs": "ray_tower"}
 _OUTPUTS = {
@@ -52,16 +52,16 @@ def import_original(
     """Write a model folder from a checkpoint of the original code.
 
     Args:
-        checkpoint: File that the original's training wrote or its release script stripped.
+        checkpoint: File that the original's training or its release script wrote.
         out: Model folder to write.
-        data: COCO folder whose `val` split gives the categories and, by its first images, the ray
-            order. Without it a model of 80 classes is taken for COCO's.
-        preset_name: Run that the checkpoint is from, for its input size; None takes the 1x run of
-            the checkpoint's network.
-        ray_order: None decides by `data`, or without it by the checkpoint's names.
+        data: COCO folder whose `val` split gives the categories and, by the AP of its first
+            images, the ray order. Without it, a model of 80 classes has COCO's categories.
+        preset_name: Preset that the checkpoint was trained with, for its input size; None takes
+            the 1x preset of the checkpoint's network.
+        ray_order: None decides by `data`, or without it by the checkpoint's parameter names.
 
     Raises:
-        ConfigError: Unreadable file, or categories unknown.
+        ConfigError: Unreadable file, or unknown categories.
         ModelFormatError: The file holds another network.
     """
     stored = read_state_dict(checkpoint)

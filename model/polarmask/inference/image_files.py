@@ -1,32 +1,38 @@
-"""Images in, JSON or pictures out: for people who want to see what a model does."""
+"""Image files in, JSON or overlays out, for people who want to see what a model does."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask.commands.open_model import Finder
 from polarmask.data.images import read_image
 from polarmask.errors import DataError
-from polarmask.inference.drawing import contact_sheet, draw_shapes, encode_jpeg, shapes_of_instances
+from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances, write_jpeg
 from polarmask.inference.predictor import Instances
-from polarmask.system.files import atomic_path, write_text
+from polarmask.system.files import write_text
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_SHEET_PICTURES = 12
+_SHEET_IMAGES = 12
+
+
+class Finder(Protocol):
+    """Finds instances in images: a `Predictor`, or a client of a server."""
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """Return what is in each (H, W, 3) uint8 RGB image."""
 
 
 def predict_images(
     finder: Finder, images: Iterable[Path], out: Path, *, min_score: float = 0.3
 ) -> dict[str, int]:
-    """Write what is found in images to a JSON file, one entry an image.
+    """Write what is found in images to a JSON file, one entry per image.
 
     Args:
-        finder: A model.
+        finder: A model or a server.
         images: Image files.
         out: The file to write.
         min_score: Leave out lower scores.
@@ -35,7 +41,7 @@ def predict_images(
         Number of instances by image path.
 
     Raises:
-        DataError: One can't be read.
+        DataError: An image can't be read.
     """
     entries = [_to_json(path, found, min_score) for path, _, found in _found_in(finder, images)]
     write_text(out, json.dumps(entries, indent=1))
@@ -50,10 +56,10 @@ def visualize_images(
     min_score: float = 0.3,
     rays: bool = False,
 ) -> dict[str, int]:
-    """Write a picture of every image with what is found drawn in, and a sheet of the first ones.
+    """Write an overlay per image, and a contact sheet of the first ones.
 
     Args:
-        finder: A model.
+        finder: A model or a server.
         images: Image files.
         out: Folder for `NUMBER_NAME.jpg` and `contact_sheet.jpg`.
         min_score: Leave out lower scores.
@@ -63,23 +69,22 @@ def visualize_images(
         Number of instances by image path.
 
     Raises:
-        DataError: One can't be read, or rays are wanted and the model's server
-            tells none.
+        DataError: An image can't be read, or rays are wanted and the server returns none.
     """
     counts: dict[str, int] = {}
-    pictures: list[NDArray[np.uint8]] = []
+    overlays: list[NDArray[np.uint8]] = []
     for number, (path, image, found) in enumerate(_found_in(finder, images)):
         if rays and np.isnan(found.centers).any():
-            raise DataError("a server tells no centres and no rays; give the model itself")
+            raise DataError("this server returns no centres and no rays; give the model itself")
         shapes = shapes_of_instances(found, min_score=min_score, rays=rays)
-        picture = draw_shapes(image, shapes)
-        # The number keeps apart files of equal name from different folders.
-        _write_jpeg(out / f"{number:04d}_{path.stem}.jpg", picture)
+        overlay = draw_shapes(image, shapes)
+        # Files of different folders may have the same name; the number does not repeat.
+        write_jpeg(out / f"{number:04d}_{path.stem}.jpg", overlay)
         counts[str(path)] = len(shapes)
-        if len(pictures) < _SHEET_PICTURES:
-            pictures.append(picture)
-    names = [Path(path).name[:40] for path in list(counts)[:_SHEET_PICTURES]]
-    _write_jpeg(out / "contact_sheet.jpg", contact_sheet(pictures, captions=names))
+        if len(overlays) < _SHEET_IMAGES:
+            overlays.append(overlay)
+    names = [Path(path).name[:40] for path in list(counts)[:_SHEET_IMAGES]]
+    write_jpeg(out / "contact_sheet.jpg", contact_sheet(overlays, captions=names))
     return counts
 
 
@@ -91,16 +96,11 @@ def _found_in(
         yield path, image, finder.predict([image])[0]
 
 
-def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encode_jpeg(picture))
-
-
 def find_images(images: Iterable[Path]) -> list[Path]:
-    """Return image files as given, and in place of folders what lies in them.
+    """Return image files as given, and all image files below given folders.
 
     Raises:
-        DataError: One does not exist, or none is found.
+        DataError: A path does not exist, or no image is found.
     """
     found: list[Path] = []
     for path in images:

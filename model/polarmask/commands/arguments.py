@@ -1,0 +1,108 @@
+"""Command-line arguments that several commands share, and what they mean."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polarmask.config.presets import PRESETS, preset
+from polarmask.config.settings import RunConfig, override
+from polarmask.errors import DataError
+
+if TYPE_CHECKING:
+    from polarmask.inference.image_files import Finder
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset` and `--set`; `config_of` reads them."""
+    parser.add_argument(
+        "--preset",
+        default="coco-r50-1x",
+        metavar="PRESET",
+        help=f"config name: {', '.join(sorted(PRESETS))} (default: coco-r50-1x)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change one setting of the preset; may be repeated",
+    )
+
+
+def config_of(options: argparse.Namespace) -> RunConfig:
+    """Return the preset with every `--set` applied.
+
+    Raises:
+        ConfigError: Unknown preset or setting, or a value that can't work.
+    """
+    return override(preset(options.preset), options.set)
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with images/ and annotations/instances_{train,val}.json",
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--device` and `--threads`."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    parser.add_argument(
+        "--threads", type=at_least(1), help="CPU threads per process (default: torch's choice)"
+    )
+
+
+def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `predict` and `visualize` share: a model or server, a score, image files."""
+    finder = parser.add_mutually_exclusive_group(required=True)
+    finder.add_argument(
+        "--model", metavar="MODEL", help="model folder, run folder, checkpoint.pt or .mar"
+    )
+    finder.add_argument(
+        "--url", help="of a server, such as http://127.0.0.1:8080/predictions/polarmask"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="file with the server's access token"
+    )
+    add_device_arguments(parser)
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
+
+
+def finder_of(options: argparse.Namespace) -> "Finder":
+    """Open the model or the server that the arguments name.
+
+    Raises:
+        DataError: Arguments that exclude each other, or no client for the server.
+        ModelFormatError, CheckpointError: The model can't be used.
+    """
+    from polarmask.model_sources.open_model import open_model, open_server
+
+    if options.url:
+        if options.device or options.threads:
+            raise DataError("--device and --threads are for --model; a server has its own")
+        token = options.token_file.read_text().strip() if options.token_file else None
+        return open_server(options.url, token=token)
+    if options.token_file:
+        raise DataError("--token-file is for --url")
+    return open_model(options.model, device=options.device, threads=options.threads)
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `lowest` on."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return number
+
+    return read

@@ -1,0 +1,50 @@
+"""`polarmask evaluate`: compute COCO mask AP."""
+
+import argparse
+from pathlib import Path
+
+from polarmask.commands.arguments import add_data_argument, add_device_arguments
+
+HELP = "compute COCO mask AP"
+EXAMPLE = "polarmask evaluate --model runs/first/model --data data --out runs/first/report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add model, data and output folder."""
+    parser.add_argument(
+        "--model", required=True, help="model folder, run folder, checkpoint.pt or .mar"
+    )
+    add_data_argument(parser)
+    parser.add_argument("--split", default="val", help="which annotations (default: val)")
+    add_device_arguments(parser)
+    parser.add_argument("--out", type=Path, help="folder for evaluation.json and report.html")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate in the process group that torchrun describes; the first process prints."""
+    from polarmask.data.coco import load_coco
+    from polarmask.evaluation.evaluate import evaluate_predictions, predict_together
+    from polarmask.model_sources.open_model import open_model
+    from polarmask.system.distributed import is_first, process_group
+    from polarmask.system.files import write_text
+
+    with process_group(options.device) as device:
+        data = load_coco(options.data, options.split, check_pixels=True)
+        predictor = open_model(options.model, device=device, threads=options.threads)
+        predictions = predict_together(predictor, data)
+        if not is_first():
+            return
+    evaluation = evaluate_predictions(data, predictions)
+    print(
+        f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
+        f"AP75 {evaluation.mask_ap75:.4f}  ({evaluation.num_images} images, "
+        f"{evaluation.num_instances} instances)"
+    )
+    if options.out:
+        from polarmask.report.evaluation import evaluation_page
+
+        write_text(options.out / "evaluation.json", evaluation.to_json())
+        provenance = predictor.card.provenance
+        page = evaluation_page(evaluation, data, predictions, provenance=provenance)
+        write_text(options.out / "report.html", page)
+        print(f"report: {options.out / 'report.html'}")

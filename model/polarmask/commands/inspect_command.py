@@ -1,0 +1,43 @@
+"""`polarmask inspect`: look at data before training."""
+
+import argparse
+from pathlib import Path
+
+from polarmask.commands.arguments import add_config_arguments, at_least, config_of
+
+HELP = "look at data before training: sizes, levels, upper bounds, what to set"
+EXAMPLE = "polarmask inspect data --preset tiny --out runs/inspection"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add data, config and output folder."""
+    parser.add_argument(
+        "data", type=Path, help="folder with images/ and annotations/instances_{train,val}.json"
+    )
+    parser.add_argument("--split", default="train", help="which annotations (default: train)")
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--max-images", type=at_least(1), default=2000, help="images to look at (default: 2000)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for inspection.html and worst.jpg")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the inspection of a split, and write it as a page with `--out`."""
+    from polarmask.data.coco import describe_problems, load_coco
+    from polarmask.evaluation.inspect_data import describe, inspect_data
+
+    config = config_of(options)
+    data = load_coco(options.data, options.split)
+    inspection = inspect_data(data, config, max_images=options.max_images)
+    print(describe(inspection))
+    print(f"problems: {describe_problems(data.problems)}")
+    if options.out:
+        from polarmask.inference.drawing import write_jpeg
+        from polarmask.report.inspection import inspection_page, worst_overlays, worst_sheet
+        from polarmask.system.files import write_text
+
+        page = inspection_page(inspection, data, config=config)
+        write_text(options.out / "inspection.html", page)
+        write_jpeg(options.out / "worst.jpg", worst_sheet(worst_overlays(inspection, data)))
+        print(f"page: {options.out / 'inspection.html'}")

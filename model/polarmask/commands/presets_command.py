@@ -1,0 +1,17 @@
+"""`polarmask presets`: list the presets and what is published about them."""
+
+import argparse
+
+HELP = "list the known runs and what is published about them"
+EXAMPLE = "polarmask presets"
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the command has no arguments."""
+
+
+def run(_options: argparse.Namespace) -> None:
+    """Print the table of presets."""
+    from polarmask.config.presets import presets_table
+
+    print(presets_table())

@@ -1,0 +1,102 @@
+"""`polarmask train`: train a model, or resume training it."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from polarmask.commands.arguments import (
+    add_config_arguments,
+    add_data_argument,
+    add_device_arguments,
+    at_least,
+    config_of,
+)
+
+HELP = "train a model; resumes if the run folder holds a checkpoint"
+EXAMPLE = (
+    "torchrun --nproc-per-node 2 -m polarmask train --preset tiny --data data --out runs/first"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add data, config, run folder and how to compute."""
+    add_data_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, help="run folder; resumes if not empty")
+    parser.add_argument("--labels", type=Path, help="label store (default: made in the run folder)")
+    add_config_arguments(parser)
+    add_device_arguments(parser)
+    parser.add_argument(
+        "--loader-workers",
+        type=at_least(0),
+        default=0,
+        help="loader processes per process (default: 0)",
+    )
+    parser.add_argument(
+        "--images-per-process",
+        type=at_least(1),
+        metavar="N",
+        help="batch size as N times the processes (default: optim.batch_size over all processes)",
+    )
+    parser.add_argument(
+        "--passes",
+        type=at_least(1),
+        default=1,
+        help="gradient-accumulation steps per process, to save memory (default: 1)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network with torch.compile first"
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="bitwise reproducible; slower on CUDA"
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write curves and overlays to OUT/tensorboard"
+    )
+    parser.add_argument(
+        "--backbone-weights",
+        metavar="FILE|URL|NAME",
+        help="start from a state dict file, its URL or a torchvision name (default: the preset's)",
+    )
+    parser.add_argument(
+        "--provenance",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fact to keep in the model, such as data_commit=3f2a1bc; may be repeated",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train in the process group that torchrun describes, and print the model folder."""
+    import torch
+
+    from polarmask.system.distributed import is_first, process_group, world_size
+    from polarmask.training.train import TrainOptions, train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = config_of(options)
+    if options.backbone_weights:
+        config = replace(config, backbone_weights=options.backbone_weights)
+    provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
+    with process_group(options.device) as device:
+        if options.images_per_process:
+            batch_size = options.images_per_process * world_size()
+            config = replace(config, optim=replace(config.optim, batch_size=batch_size))
+        folder = train(
+            config,
+            TrainOptions(
+                data=options.data,
+                out=options.out,
+                labels=options.labels,
+                device=device,
+                loader_workers=options.loader_workers,
+                passes=options.passes,
+                compiled=options.compile,
+                deterministic=options.deterministic,
+                tensorboard=options.tensorboard,
+                provenance=provenance,
+            ),
+        )
+        if is_first():
+            print(f"model: {folder}")

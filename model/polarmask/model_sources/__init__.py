@@ -1,0 +1,1 @@
+"""Where a model comes from: a folder, run, checkpoint, archive, server, or the paper's code."""

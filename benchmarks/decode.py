@@ -1,16 +1,16 @@
-"""From the network's output to shapes and masks: slow, obvious ways against ours (fault W15).
+"""From network output to polygons and masks: simple reference code against ours.
 
     .venv/bin/python benchmarks/decode.py
 
-The obvious way scores every category of every location and suppresses category by category, with
-arrays of all candidates; the original's way with masks fills each polygon into a bitmap of the
-whole image. The canvas has the size and the outputs that the original's timings were taken with.
+The reference scores every category of every location and runs NMS category by category. The
+reference for masks fills each polygon into a bitmap of the whole image, as the original code does.
+Canvas size and number of outputs are those of the original's published timings.
 """
 
 import cv2
 import numpy as np
 import torch
-from frame import Result, main, race, wrong
+from harness import Result, main, race, wrong
 from pycocotools.coco import COCO
 from torchvision.ops import nms
 
@@ -27,7 +27,7 @@ ORIGINAL = PostprocessConfig(score="original")
 
 
 def head_outputs(candidates, *, rays=RAYS, categories=CATEGORIES):
-    """Return outputs for one image with so many class scores above the threshold, no box branch."""
+    """Return network outputs for one image with `candidates` class scores above the threshold."""
     random = torch.Generator().manual_seed(candidates)
     level_hws = tuple((CANVAS[0] // stride, CANVAS[1] // stride) for stride in STRIDES)
     stride_L = torch.cat(
@@ -41,8 +41,8 @@ def head_outputs(candidates, *, rays=RAYS, categories=CATEGORIES):
     return Predictions(class_LC[None], quality_L[None], ray_LR[None], None, level_hws)
 
 
-def obvious(predictions, config):
-    """Decode as the original's configuration says, category by category."""
+def reference(predictions, config):
+    """Decode with the original's configuration, category by category."""
     size_2 = torch.tensor(CANVAS[::-1])
     point_L2 = all_points(predictions.level_hws, STRIDES, torch.device("cpu"))
     class_LC = predictions.class_BLC[0].sigmoid()
@@ -78,7 +78,7 @@ def ours(predictions, config):
 
 
 def check_decode(predictions):
-    slow, fast = obvious(predictions, ORIGINAL), ours(predictions, ORIGINAL)
+    slow, fast = reference(predictions, ORIGINAL), ours(predictions, ORIGINAL)
     if not np.allclose([one[0] for one in slow], fast.score_N, atol=1e-6):
         wrong("scores differ from those of the loop over categories")
     if [one[1] for one in slow] != fast.category_N.tolist():
@@ -88,7 +88,7 @@ def check_decode(predictions):
 
 
 def draw_polygons(count, rng, hw=IMAGE_HW):
-    """Return (N, 36, 2) wobbly discs of the sizes that COCO's objects have."""
+    """Return (N, 36, 2) irregular discs with the sizes of COCO's objects."""
     angle = np.arange(RAYS) * 2 * np.pi / RAYS
     radius = np.exp(rng.uniform(np.log(10), np.log(250), (count, 1)))
     radius = radius * rng.uniform(0.8, 1.2, (count, RAYS))
@@ -98,7 +98,7 @@ def draw_polygons(count, rng, hw=IMAGE_HW):
 
 
 def full_size_masks(polygons, hw=IMAGE_HW):
-    """Fill each polygon into a bitmap of the whole image, as the original does."""
+    """Fill each polygon into a bitmap of the whole image, as the original code does."""
     rles = []
     for polygon in polygons:
         bitmap = np.zeros(hw, np.uint8)
@@ -108,7 +108,7 @@ def full_size_masks(polygons, hw=IMAGE_HW):
 
 
 def pycocotools_masks(polygons):
-    """Rasterise as pycocotools does an annotation: the referee's own masks."""
+    """Rasterise with pycocotools, as it does for annotations."""
     index = COCO()
     index.imgs = {1: dict(zip(("height", "width"), IMAGE_HW, strict=True))}
     masks = [
@@ -128,16 +128,16 @@ def run(quick):
         fast, product, slow = race(
             lambda predictions=predictions: ours(predictions, ORIGINAL),
             lambda predictions=predictions: ours(predictions, PostprocessConfig()),
-            lambda predictions=predictions: obvious(predictions, ORIGINAL),
+            lambda predictions=predictions: reference(predictions, ORIGINAL),
             quick=quick,
         )
         yield Result(f"decode {name} candidates, original mode", fast, slow, "ms", goal=goal)
-        yield Result(f"decode {name} candidates, our scores", product, None, "ms", goal=goal)
+        yield Result(f"decode {name} candidates, default mode", product, None, "ms", goal=goal)
     polygons = draw_polygons(100, np.random.default_rng(0))
     if rles_from_whole_pixels(polygons, IMAGE_HW) != full_size_masks(polygons):
         wrong("masks differ from those of bitmaps of the whole image")
     if rles_from_polygons(polygons, IMAGE_HW) != pycocotools_masks(polygons):
-        wrong("masks differ from those that pycocotools makes one by one")
+        wrong("masks differ from those of pycocotools")
     same, exact, slow = race(
         lambda: rles_from_whole_pixels(polygons, IMAGE_HW),
         lambda: rles_from_polygons(polygons, IMAGE_HW),

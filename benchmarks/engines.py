@@ -1,13 +1,12 @@
-"""Engines: the network on one CPU thread, against eager float32 and against Mask R-CNN.
+"""Engines on one CPU thread, against eager float32 and against Mask R-CNN.
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/engines.py
 
-Both sides run in one process and take turns. Weights are random: they do not matter for time, and
-what they find is made to be 100 instances on both sides. Before they are timed, answers of float32
-and bf16 have to be within their tolerances of eager's. Layers of random weights add to the rounding
-of 8-bit integers before them, so those only have to say much the same as eager; what they cost a
-trained model is for `measure`, which refuses them at 0.3 points of mask AP. The light run is timed
-alone.
+Both sides run in one process, in turns. Weights are random, which does not change the time; both
+sides return 100 instances. Before timing, the outputs of float32 and bf16 engines must be within
+tolerance of eager. With random weights, 8-bit rounding errors grow from layer to layer, so int8
+must only correlate with eager; `measure` checks its accuracy on trained models and rejects it at a
+loss of 0.3 points of mask AP.
 """
 
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from frame import Result, main, race, wrong
+from harness import Result, main, race, wrong
 
 from polarmask.config.presets import preset
 from polarmask.data.coco import Category
@@ -32,11 +31,11 @@ from polarmask.network.detector import PolarMask
 
 PHOTO = Path(__file__).parents[1] / "tests/data/coco_photos/images/000000000165.jpg"
 DEFAULT = "openvino_int8"
-"""What `measure` chooses for these networks if 8-bit integers keep the mask AP."""
+"""The engine that `measure` ranks first for these networks if int8 keeps the mask AP."""
 
 
 def save(folder, name, side):
-    """Write a model of a known run, for square images, whose random weights find a lot."""
+    """Write a model of a preset, for square images, with weights that find many instances."""
     torch.manual_seed(0)
     config = preset(name)
     sized = replace(config.input, short_side=side, max_side=side, keep_ratio=True)
@@ -49,7 +48,7 @@ def save(folder, name, side):
     card = ModelCard(config, categories)
     save_model(folder, detector, card)
     batch = Predictor.load(folder, engine="eager").network_input(square(side))
-    give_statistics(detector, batch)
+    calibrate_norms(detector, batch)
     save_model(folder, detector, card)
     program = folder / PROGRAM_FILE
     export_program(load_model(folder)[0], program)
@@ -57,20 +56,20 @@ def save(folder, name, side):
     return folder
 
 
-def give_statistics(detector, batch):
-    """Give norms an image's statistics and residuals little weight, as training would.
+def calibrate_norms(detector, batch):
+    """Set batch-norm statistics from an image and scale residuals down, as training would.
 
-    Without them values grow from layer to layer to where no 8 bits can hold them.
+    Otherwise activations grow from layer to layer beyond the range of 8 bits.
     """
 
-    def take(norm, inputs):
+    def set_statistics(norm, inputs):
         norm.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
         norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)) + 1e-3)
 
     handles = []
     for name, module in detector.named_modules():
         if "BatchNorm" in type(module).__name__:
-            handles.append(module.register_forward_pre_hook(take))
+            handles.append(module.register_forward_pre_hook(set_statistics))
             if name.endswith("bn3"):
                 torch.nn.init.constant_(module.weight, 0.2)
     with torch.no_grad():
@@ -80,7 +79,7 @@ def give_statistics(detector, batch):
 
 
 def check(folder, image, name):
-    """Stop unless an engine is within its tolerance of eager float32; see above for 8 bits."""
+    """Stop unless an engine is within tolerance of eager float32; int8 must only correlate."""
     eager, other = Predictor.load(folder, engine="eager"), Predictor.load(folder, engine=name)
     if other.engine.name != name:
         wrong(f"{name} does not run")
@@ -90,7 +89,7 @@ def check(folder, image, name):
     if ENGINES[name].program == INT8_FILE:
         logits = torch.stack([one.class_BLC.flatten(), two.class_BLC.flatten()])
         if (alike := float(torch.corrcoef(logits)[0, 1])) < 0.8:
-            wrong(f"{name}: class logits correlate with eager's by {alike:.2g} only")
+            wrong(f"{name}: class logits have a correlation of only {alike:.2g} with eager's")
         return eager, other, batch
     scores = [
         each.class_BLC.float().sigmoid() * each.quality_BL.float().sigmoid()[..., None]
@@ -103,7 +102,7 @@ def check(folder, image, name):
     return eager, other, batch
 
 
-def runs(name):
+def runs_here(name):
     return "bf16" not in name or has_bf16()
 
 
@@ -159,14 +158,15 @@ def compare(folder, quick):
     model, image = save(folder / "r50", name, side), square(side)
     eager, fastest, batch = check(model, image, DEFAULT)
     ways = [network(fastest, batch), network(eager, batch)]
-    names = [one for one, kind in ENGINES.items() if kind.device == "cpu" and runs(one)]
+    names = [one for one, kind in ENGINES.items() if kind.device == "cpu" and runs_here(one)]
     others = [check(model, image, one)[1] for one in names if one not in ("eager", DEFAULT)]
     times = race(*ways, *(network(one, batch) for one in others), quick=quick, repeats=5)
     size = f"{name}, {side}x{side}, one thread"
+    against_eager = "(reference: eager)"
     goal = None if quick else ">= 2.2 x" if has_bf16() else ">= 1.3 x"
-    yield Result(f"network: {DEFAULT} against eager ({size})", *times[:2], "ms", goal=goal)
+    yield Result(f"network, {size}: {DEFAULT} {against_eager}", *times[:2], "ms", goal=goal)
     for other, milliseconds in zip(others, times[2:], strict=True):
-        text = f"network: {other.engine.name} against eager ({size})"
+        text = f"network, {size}: {other.engine.name} {against_eager}"
         yield Result(text, milliseconds, times[1], "ms")
     if quick:
         return
@@ -175,14 +175,14 @@ def compare(folder, quick):
     eager, fastest, _ = check(model, image, DEFAULT)
     ways = [final_masks(one, image) for one in (fastest, eager)]
     quick_ms, eager_ms, rival_ms = race(*ways, mask_r_cnn(image), quick=quick, repeats=3)
-    what = "photo to 100 masks, 640x640, one thread, against torchvision's Mask R-CNN R50-FPN"
-    yield Result(f"{what}: {DEFAULT}", quick_ms, rival_ms, "ms", goal=">= 4 x")
-    yield Result(f"{what}: eager", eager_ms, rival_ms, "ms", goal=">= 1.5 x")
+    what, rival = "image to 100 masks, 640x640, one thread", "torchvision's Mask R-CNN R50-FPN"
+    yield Result(f"{what}: {DEFAULT} (reference: {rival})", quick_ms, rival_ms, "ms", goal=">= 4 x")
+    yield Result(f"{what}: eager (reference: {rival})", eager_ms, rival_ms, "ms", goal=">= 1.5 x")
     model = save(folder / "light", "light", 640)
     eager, fastest, batch = check(model, image, DEFAULT)
     ways = [network(fastest, batch), network(eager, batch)]
     light_ms, slow_ms = race(*ways, quick=quick, repeats=5)
-    text = f"network of `light`, 640x640, one thread: {DEFAULT} against eager"
+    text = f"network, light, 640x640, one thread: {DEFAULT} {against_eager}"
     yield Result(text, light_ms, slow_ms, "ms", goal="<= 342 ms")
 
 

@@ -2,10 +2,9 @@
 
     .venv/bin/python benchmarks/evaluation.py
 
-Objects are the outlines of the eight COCO photos in tests/data, laid out as COCO's are: some seven
-an image, in 80 categories of very different frequency, one in a hundred a crowd region. Detections
-are moved and scaled copies of the objects' star shapes and false ones. Both sides start from
-masks as RLE.
+Objects are the outlines of the eight COCO photos in tests/data, with COCO's statistics: about seven
+per image, 80 categories of very different frequency, 1 % crowd regions. Detections are shifted and
+scaled copies of the objects' star shapes, and false positives. Both sides start from RLE masks.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ os.environ["RAYON_NUM_THREADS"] = "1"  # one core, as pycocotools has
 from pathlib import Path
 
 import numpy as np
-from frame import Result, main, race, wrong
+from harness import Result, main, race, wrong
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -34,7 +33,7 @@ RAYS = 36
 
 
 def outlines():
-    """Return the largest part of each object around its middle, and its star shape."""
+    """Return the largest part of each object, centred at the origin, and its star shape."""
     parts = [
         annotation.parts[0]
         for photo in load_coco(PHOTOS, "train").images
@@ -45,7 +44,7 @@ def outlines():
 
 
 def star(outline):
-    """Return the ends of 36 rays to an outline around the origin, roughly."""
+    """Return the approximate ends of 36 rays from the origin to an outline."""
     angle_V = np.arctan2(outline[:, 1], outline[:, 0])
     ray_angle_R = np.arange(RAYS) * 2 * np.pi / RAYS - np.pi
     length_R = np.interp(ray_angle_R, angle_V, np.hypot(*outline.T), period=2 * np.pi)
@@ -53,7 +52,7 @@ def star(outline):
 
 
 def scene(count, rng, detections=DETECTIONS):
-    """Return ground truth of so many images and what was found in them, by image id."""
+    """Return ground truth of `count` images, and detections by image id."""
     shapes = outlines()
     share = 1 / (np.arange(CATEGORIES) + 2.0)
     share /= share.sum()
@@ -123,8 +122,8 @@ def instances(copies, shapes, categories, rng):
     return found
 
 
-def referee(data, found):
-    """Judge by pycocotools as its own documentation does; return precision and recall."""
+def pycocotools_scores(data, found):
+    """Evaluate with pycocotools as its documentation shows; return precision and recall."""
     header = {
         "images": [{"id": one.id, "height": one.height, "width": one.width} for one in data.images],
         "categories": [{"id": one.id, "name": one.name} for one in data.categories],
@@ -158,11 +157,11 @@ def referee(data, found):
                 annotation["id"] = number
             index.dataset = {**header, "annotations": annotations}
             index.createIndex()
-        judge = COCOeval(truth, result, "segm")
-        judge.params.maxDets = [DETECTIONS]
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"][..., 0], judge.eval["recall"][..., 0]
+        coco_eval = COCOeval(truth, result, "segm")
+        coco_eval.params.maxDets = [DETECTIONS]
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+    return coco_eval.eval["precision"][..., 0], coco_eval.eval["recall"][..., 0]
 
 
 def check_scores(scores, precision, recall):
@@ -174,18 +173,18 @@ def check_scores(scores, precision, recall):
 def run(quick):
     count = 100 if quick else 5000
     data, found = scene(count, np.random.default_rng(0))
-    precision, recall = referee(data, found)
+    precision, recall = pycocotools_scores(data, found)
     scores = score_predictions(data, found)
     if not 0.05 < precision[precision > -1].mean() < 0.95:
-        wrong("the scene is too easy or too hard to tell anything")
+        wrong("the scene is too easy or too hard to compare anything")
     check_scores(scores, precision, recall)
     fast, slow = race(
         lambda: score_predictions(data, found),
-        lambda: referee(data, found),
+        lambda: pycocotools_scores(data, found),
         quick=quick,
         repeats=1,
     )
-    name = f"COCO mask AP of {count:,} images x {DETECTIONS}"
+    name = f"COCO mask AP, {count:,} images with {DETECTIONS} detections each"
     yield Result(name, fast / 1000, slow / 1000, "s", goal=">= 10 x")
     masks = sum(len(one) for one in found.values())
     rasterise, _ = race(
@@ -194,7 +193,7 @@ def run(quick):
         quick=quick,
         repeats=1,
     )
-    yield Result(f"rasterise {masks:,} detections before", rasterise / 1000, None, "s")
+    yield Result(f"rasterise these {masks:,} detections", rasterise / 1000, None, "s")
 
 
 if __name__ == "__main__":

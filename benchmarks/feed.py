@@ -1,11 +1,10 @@
-"""Does the data loader keep a training of ResNet-50 at 1280x768 fed, and what do labels cost it?
+"""Is the data loader fast enough to train a ResNet-50 at 1280x768, and what do labels cost?
 
     .venv/bin/python benchmarks/feed.py
 
-The photos in tests/data, enlarged to COCO's 640 pixels and repeated, are read, mirrored and laid
-into batches by `train`'s own loader, with labels from a store and with labels made anew for drawn
-sizes. The training step beside it (forward, losses, backward, SGD) has both cores of the machine
-when the loader has none; times are wall clock, because that is what starves.
+The loader of `train` reads, mirrors and batches the photos in tests/data, enlarged to COCO's 640
+pixels and repeated: once with labels from a store, once with labels computed for random sizes. The
+training step (forward, losses, backward, SGD) is timed alone, on both cores. Times are wall clock.
 """
 
 import copy
@@ -19,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from frame import Result, main, race, wrong
+from harness import Result, main, race, wrong
 from torch.utils.data import DataLoader
 
 from polarmask.config.presets import tiny
@@ -46,7 +45,7 @@ BATCH = 2
 
 
 def enlarged(folder, copies):
-    """Write the photos several times over, large as COCO's, and of the shape of 1280x768."""
+    """Write `copies` of each photo, with COCO's size and the aspect ratio of 1280x768."""
     source = json.loads((PHOTOS / "annotations" / "instances_train.json").read_bytes())
     document = {"images": [], "annotations": [], "categories": source["categories"]}
     (folder / "images").mkdir(parents=True)
@@ -88,9 +87,9 @@ def loader(images, batches, workers):
 
 
 def images_per_second(images, batches):
-    """Measure from the first batch on: workers take seconds to start, once in a training."""
+    """Measure without the start of the workers, which takes seconds but happens once per run."""
     stream = iter(loader(images, batches + 2 * CORES, CORES))
-    for _ in range(2 * CORES):  # what the workers have fetched ahead
+    for _ in range(2 * CORES):  # what the workers have prefetched
         next(stream)
     started = time.perf_counter()
     count = sum(len(batch.image_ids) for batch in stream)
@@ -98,7 +97,7 @@ def images_per_second(images, batches):
 
 
 def training_step(batch):
-    """Return a step on a batch and how many images it takes."""
+    """Return a training step on a batch, and its number of images."""
     torch.manual_seed(0)
     model = replace(CONFIG.model, num_classes=80)
     network = PolarMask(model).to(memory_format=torch.channels_last).train()
@@ -116,12 +115,12 @@ def training_step(batch):
 
 
 def check(store, records):
-    """See that what is read is what is made, and a mirrored view the view's own labels."""
+    """Stop unless the labels in the store equal those computed directly."""
     for record in records:
         made, read = label_image(record, CONFIG), store.read("train", record.id)
         same = np.array_equal(made.location_P3, read.location_P3)
         if not same or not np.allclose(made.ray_PR, read.ray_PR, rtol=2e-4):
-            wrong(f"{record.file_name}: the store holds other labels than are made")
+            wrong(f"{record.file_name}: labels in the store differ from computed ones")
 
 
 def run(quick):
@@ -155,12 +154,12 @@ def _measured(coco, store, quick):
     )
     objects = sum(len(record.annotations) for record in coco.images) / count
     yield Result(
-        f"labels of an image from the store ({objects:.1f} objects; reference: made anew)",
+        f"read an image's labels from the store, {objects:.1f} objects (reference: compute them)",
         read_ms, made_ms, "ms", goal="<= 0.3 ms",
     )  # fmt: skip
-    yield Result("the same, mirrored", flipped_ms, made_ms, "ms")
+    yield Result("read and mirror them (reference: compute them)", flipped_ms, made_ms, "ms")
 
-    if quick:  # the rest has nothing to compare but times
+    if quick:  # the rest compares only times
         return
     stored = TrainingImages(coco, store, CONFIG)
     drawn_input = replace(CONFIG.input, train_short_sides=(640, 768))
@@ -173,15 +172,15 @@ def _measured(coco, store, quick):
     rows, columns = batch.image_BHW3.shape[1:3]
     machine = f"{CORES} cores, R-50 {columns}x{rows}"
     yield Result(
-        f"images from the loader, labels of the store (reference: trained, {machine})",
+        f"data loader, labels from the store (reference: training, {machine})",
         from_store, trained, "images/s", goal=">= 3 x",
     )  # fmt: skip
     yield Result(
-        "images from the loader, sizes drawn at random and labels made anew (the same)",
+        "data loader, random sizes, labels computed (reference: the same training)",
         drawn_sizes, trained, "images/s", goal=">= 3 x",
     )  # fmt: skip
     share = 100 * flipped_ms * images / step_ms
-    yield Result("labels' share of that training step", share, None, "%", goal="< 1 %")
+    yield Result("labels, in percent of that training step", share, None, "%", goal="< 1 %")
 
 
 def _once(step):

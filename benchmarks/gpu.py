@@ -1,11 +1,11 @@
-"""What the paper tells of speed, measured on the GPU of this machine beside its V100 figures.
+"""Speed on the GPU of this machine, beside the paper's V100 figures.
 
     .venv/bin/python benchmarks/gpu.py
     .venv/bin/python benchmarks/gpu.py --device cpu    to try the script itself
 
-R-50 with random weights, on which speed does not depend. The authors' figures are of the network
-alone, without decoding and masks. End to end is one image of COCO's size, in memory, to masks as
-RLE, one at a time.
+R-50 with random weights, which do not change the speed. The authors' figures are of the network
+alone, without decoding and masks. End to end is one image of COCO's size, in memory, to RLE
+masks.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from harness import markdown
 from rays import CANVAS, LABELS, MODEL, scenes
 from training_step import Step
 
@@ -36,7 +37,7 @@ V100_FPS = {800: 23.9, 600: 34.1, 400: 46.7}
 
 
 def rate(call, count, device, *, seconds):
-    """Return how many things a second, `count` of them in a call; the first calls warm up."""
+    """Return items per second, with `count` items per call; the first two calls are warm-up."""
     for _ in range(2):
         call()
     synchronize(device)
@@ -65,7 +66,7 @@ def predictor(short_side, folder, device):
 
 @torch.inference_mode()
 def inference(device, seconds):
-    """Yield short side, images/s of the network and end to end."""
+    """Yield short side, images/s of the network, images/s end to end."""
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     for short_side in V100_FPS:
         with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +90,7 @@ def training(device, seconds, images, hw):
 
 
 def labels(device, seconds):
-    """Return images/s of ray labels, eight images in a call."""
+    """Return images/s of ray labels, eight images per call."""
     outlines = (scenes() * 8)[:8]
     vertices = [torch.from_numpy(outline) for own in outlines for outline in own]
     flat = Polygons.from_vertices(vertices)
@@ -108,19 +109,21 @@ def labels(device, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="duration of each measurement (default: 5)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     device = find_device(options.device)
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
     print(f"{name}, torch {torch.__version__}\n")
-    print("| R-50, short side | network, images/s | paper, V100 | end to end, images/s |")
-    print("|---|---|---|---|")
-    figures = {"machine": name}
+    figures, rows = {"machine": name}, []
     for short_side, network, whole in inference(device, options.seconds):
-        print(f"| {short_side} | {network:.1f} | {V100_FPS[short_side]} | {whole:.1f} |")
+        rows.append((f"{short_side}", f"{network:.1f}", f"{V100_FPS[short_side]}", f"{whole:.1f}"))
         figures[str(short_side)] = {"network": network, "end_to_end": whole}
+    header = ("R-50, short side", "network, images/s", "paper, V100", "end to end, images/s")
+    print("\n".join(markdown(header, rows)))
     images, hw = (16, (768, 1280)) if on_gpu else (1, (192, 320))
     figures["training"] = training(device, options.seconds, images, hw)
     figures["labels"] = labels(device, options.seconds)

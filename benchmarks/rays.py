@@ -1,10 +1,10 @@
-"""Labels of one image: slow, obvious ways and the original's against ours (faults W1 and W18).
+"""Labels of one image: simple reference code and the original's method against ours.
 
     .venv/bin/python benchmarks/rays.py
 
-The objects are those of the eight COCO photos in tests/data, two photos laid on one canvas of
-1280x768: as many objects and positives an image as COCO has. The original's way is said again here
-in plain numpy: location by location, ray by ray, degree by degree, and targets as dense arrays.
+The objects are those of the eight COCO photos in tests/data, two photos on one canvas of 1280x768:
+as many objects and positives per image as in COCO. The original's method is re-implemented here in
+plain numpy: location by location, ray by ray, degree by degree, with dense target arrays.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frame import Result, main, race, wrong
+from harness import Result, main, race, wrong
 
 from polarmask.config.presets import tiny
 from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
@@ -34,7 +34,7 @@ LABELS = LabelConfig()
 
 
 def scenes():
-    """Return outlines by image: the largest part of every object of two photos each."""
+    """Return outlines by image: the largest part of every object of two photos."""
     photos = load_coco(PHOTOS, "train").images
     found = []
     for pair in zip(photos[::2], photos[1::2], strict=True):
@@ -48,8 +48,8 @@ def scenes():
     return found
 
 
-def obvious(outlines):
-    """Return the rays of every location by object: tests each location, casts one by one."""
+def reference(outlines):
+    """Return the rays of every positive location: test each location, cast each ray alone."""
     location_L3 = all_locations(CANVAS, MODEL.strides)
     point_L2 = level_points(location_L3, MODEL.strides).double().numpy()
     level_L, stride_L = location_L3[:, 0].numpy(), np.array(MODEL.strides)[location_L3[:, 0]]
@@ -110,11 +110,11 @@ def together(images):
 
 
 def check(images, ours):
-    """See that the ways agree: locations exactly, rays to 1e-3 px."""
+    """Stop unless all ways agree: locations exactly, rays within 1e-3 px."""
     for number, (outlines, (location_P3, object_P, ray_PR)) in enumerate(
         zip(images, ours, strict=True)
     ):
-        slow = obvious(outlines)
+        slow = reference(outlines)
         fast = {
             (owner, *location): rays
             for owner, location, rays in zip(
@@ -123,15 +123,15 @@ def check(images, ours):
         }
         lost = set(range(len(outlines))) - {owner for owner, *_ in slow}
         if {key for key in fast if key[0] not in lost} != set(slow):
-            wrong(f"image {number}: other locations than the definition's")
+            wrong(f"image {number}: locations differ from the reference")
         worst = max(np.abs(np.subtract(fast[key], rays)).max() for key, rays in slow.items())
         if worst > 1e-3:
             wrong(f"image {number}: a ray is {worst:.2g} px off")
     batch = together(images)
     if not np.array_equal(batch.location_P3, np.concatenate([one[0] for one in ours])):
-        wrong("torch chooses other locations")
+        wrong("torch chooses different locations")
     if np.abs(batch.ray_PR.numpy() - np.concatenate([one[2] for one in ours])).max() > 1e-3:
-        wrong("torch casts other rays")
+        wrong("torch casts different rays")
 
 
 def original_loop(points, contour):
@@ -153,7 +153,7 @@ def original_loop(points, contour):
 
 
 def dense_bytes(num_objects, num_locations):
-    """Return what the original holds for one image: sides of all boxes, then all targets."""
+    """Return the size of the original's arrays for one image: all boxes, then all targets."""
     sides = np.zeros((num_locations, num_objects, 4), np.float32)
     regions = np.zeros((num_locations, num_objects, 4), np.float32)
     targets = np.zeros((num_locations, 1 + 4 + 36), np.float32)
@@ -161,7 +161,7 @@ def dense_bytes(num_objects, num_locations):
 
 
 def binned(outlines):
-    """Return contours, and the locations that the original's rules choose for them."""
+    """Return contours, and the locations that the original assigns to them."""
     bitmaps = [
         bitmap_from_rle(rle).astype(np.uint8) for rle in rles_from_polygons(outlines, CANVAS)
     ]
@@ -175,7 +175,7 @@ def binned(outlines):
 
 
 def read_and_label():
-    """Do all that a photo's annotations need, from the parsed JSON to stored labels."""
+    """Return a function that labels all photos, from parsed JSON to stored labels."""
     document = json.loads((PHOTOS / "annotations" / "instances_train.json").read_bytes())
     records = load_coco(PHOTOS, "train").images
     raw = {record.id: [] for record in records}
@@ -212,14 +212,14 @@ def run(quick):
             assign_native(own, CANVAS, model=MODEL, labels=LABELS)
 
     fast, slow, torch_ms = race(
-        native, lambda: [obvious(own) for own in images], lambda: together(images), quick=quick
+        native, lambda: [reference(own) for own in images], lambda: together(images), quick=quick
     )
     yield Result(
-        f"labels of an image: centre, assignment, exact rays ({scene})",
+        f"compute an image's labels: centre, assignment, exact rays ({scene})",
         fast / count, slow / count, "ms", goal="<= 4 ms",
     )  # fmt: skip
     yield Result(
-        f"the same in torch on the CPU, {count} images together",
+        f"the same in torch on the CPU, {count} images per batch",
         torch_ms / count,
         slow / count,
         "ms",
@@ -227,7 +227,7 @@ def run(quick):
     once, photos, annotations = read_and_label()
     (all_ms,) = race(once, quick=quick)
     yield Result(
-        f"labels of a photo from its JSON, masks and their IoU included "
+        f"labels of a photo from parsed JSON, with masks and reachable IoU "
         f"({annotations / photos:.1f} objects)",
         all_ms / photos, None, "ms", goal="<= 12 ms",
     )  # fmt: skip
@@ -244,12 +244,19 @@ def run(quick):
         return binned_rays(point_P2, object_P, tensors, 36)
 
     if not np.allclose(bins().numpy(), loop(), atol=1e-3):
-        wrong("the original's bins differ from its loop")
+        wrong("the original's rays differ from those of its loop")
     fast, slow = race(bins, loop, quick=quick)
-    yield Result("the original's binned rays of an image, rays only", fast, slow, "ms")
+    yield Result(
+        "rays of an image by the original's method (reference: its loop)", fast, slow, "ms"
+    )
     held = sum(array.nbytes for array in ours[0])
     dense = dense_bytes(len(images[0]), len(all_locations(CANVAS, MODEL.strides)))
-    yield Result("targets of an image in memory (original: dense)", held / 1e3, dense / 1e3, "kB")
+    yield Result(
+        "memory for an image's targets (reference: the original's dense arrays)",
+        held / 1e3,
+        dense / 1e3,
+        "kB",
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What labels cost as objects, rays, image and data set grow: straight lines or better.
+"""Cost of labels as objects, rays, image size and data set grow.
 
-    .venv/bin/python benchmarks/scale.py                      pictures in docs/images, and the table
-    .venv/bin/python benchmarks/scale.py --images 118000      COCO's size: half an hour or so
+    .venv/bin/python benchmarks/scale.py                      charts in docs/images, and the table
+    .venv/bin/python benchmarks/scale.py --images 118000      COCO's size: about 30 minutes
 
-Data sets are simulated with COCO's statistics (7.3 objects an image, areas and vertex counts drawn
-from log-normals of COCO's quartiles); the image files are links to a few real JPEGs. Each data set
-is labelled by `polarmask precompute` in a process of its own, whose peak memory is read.
+Data sets are simulated with COCO's statistics (7.3 objects per image, areas and vertex counts from
+log-normal distributions fitted to COCO's quartiles); the image files are links to a few real JPEGs.
+Each data set is labelled by `polarmask precompute` in its own process, whose peak memory is read.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from frame import Result, WrongResultError, race, table, wrong
-from picture import draw, growth
+from chart import draw, growth
+from harness import Result, make_parser, race, report, wrong
 from rays import CANVAS, LABELS, MODEL, together
 
 from polarmask.labels.compiled_targets import assign_native
@@ -32,12 +32,12 @@ HERE = Path(__file__).parent
 PHOTOS = HERE.parent / "tests" / "data" / "coco_photos" / "images"
 OBJECTS_PER_IMAGE = 7.3
 IMAGE_HW = (480, 640)
-PICTURED = 100_000
-"""Images from which on a data set is worth its picture; `make bench` takes fewer."""
+CHARTED = 100_000
+"""Smallest data set (images) that gets a chart; `make bench` uses a smaller one."""
 
 
 def draw_objects(rng, count, hw):
-    """Return outlines with the sizes and vertex counts that COCO's objects have."""
+    """Return outlines with the sizes and vertex counts of COCO's objects."""
     outlines = []
     for _ in range(count):
         side = min(float(np.exp(rng.normal(np.log(57), 1.1))), min(hw) * 0.9)
@@ -79,7 +79,7 @@ def write_data(folder, num_images):
 
 
 def label_here(data, out, workers):
-    """Be the process that labels a data set; print its CPU seconds, peak memory and store size."""
+    """Label a data set in this process; print CPU seconds, peak memory and store size."""
     from feed import CONFIG
 
     from polarmask.labels.precompute import Crew, precompute
@@ -94,13 +94,13 @@ def label_here(data, out, workers):
 
 
 def peak_mb():
-    """Return this process's peak memory; getrusage's would count the parent's, too."""
+    """Return this process's peak memory; getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def label(num_images, workers=0):
-    """Label a simulated data set of that size elsewhere; return what `label_here` measured."""
+    """Label a simulated data set in another process; return what `label_here` measured."""
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "data", Path(folder) / "labels"
         objects = write_data(data, num_images)
@@ -110,7 +110,7 @@ def label(num_images, workers=0):
 
 
 def cost(outlines, canvas, model, quick):
-    """Return ms CPU of an image's labels."""
+    """Return CPU milliseconds of an image's labels."""
     (ms,) = race(
         lambda: assign_native(outlines, canvas, model=model, labels=LABELS), quick=quick, repeats=15
     )
@@ -118,7 +118,7 @@ def cost(outlines, canvas, model, quick):
 
 
 def series(quick):
-    """Return cost against each quantity: title, unit, pairs of quantity and ms."""
+    """Return the series: chart name, axis label, pairs of quantity and ms."""
     rng = np.random.default_rng(1)
 
     def objects(count, hw=CANVAS):
@@ -153,7 +153,7 @@ def run(quick):
         native[1], batch.object_P
     )
     if not same or np.abs(native[2] - batch.ray_PR.numpy()).max() > 1e-3:
-        wrong("400 objects in one image: the two ways choose differently")
+        wrong("400 objects in one image: the two ways assign different locations")
     for name, label_of_x, points in series(quick):
         yield growth("labels of an image", label_of_x, points)
         if not quick:
@@ -163,44 +163,39 @@ def run(quick):
 
 
 def data_set(num_images):
-    """Label data sets of a tenth, a half and all of a size."""
+    """Label data sets of a tenth, half and all of `num_images`."""
     sizes = (num_images // 10, num_images // 2, num_images)
     measured = {size: label(size) for size in sizes}
     seconds, memory, stored, objects = measured[num_images]
     small_seconds, small_memory = measured[sizes[0]][:2]
     yield Result(
-        f"precompute, {num_images:,} simulated images (reference: {sizes[0]:,}), one process",
-        1000 * seconds / num_images, 1000 * small_seconds / sizes[0], "ms an image",
+        f"precompute, {num_images:,} images, one process (reference: {sizes[0]:,} images)",
+        1000 * seconds / num_images, 1000 * small_seconds / sizes[0], "ms per image",
     )  # fmt: skip
     yield Result(
-        f"memory that it takes for {num_images:,} images (reference: {sizes[0]:,})",
+        f"memory of precompute, {num_images:,} images (reference: {sizes[0]:,} images)",
         memory, small_memory, "MB",
     )  # fmt: skip
     size = stored / objects
-    yield Result("label store, an object and size of input", size, None, "bytes", "<= 1024 bytes")
-    if num_images >= PICTURED:
+    yield Result("label store, per object and input size", size, None, "bytes", "<= 1024 bytes")
+    if num_images >= CHARTED:
         draw("precompute-memory", "images", [(size, measured[size][1]) for size in sizes], "MB")
         draw("precompute-time", "images", [(size, measured[size][0]) for size in sizes], "s")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--images", type=int, help="only label a data set of this size")
+    parser = make_parser(__doc__)
+    parser.add_argument("--images", type=int, help="label a data set of this size, nothing else")
     parser.add_argument("--label", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.label:
         data, out, workers = options.label
         label_here(Path(data), Path(out), int(workers))
         return
-    try:
-        results = list(data_set(options.images) if options.images else run(options.quick))
-    except WrongResultError as error:
-        raise SystemExit(f"wrong result: {error}") from error
-    print("\n".join(table(results)))
-    if options.json:
-        options.json.write_text(json.dumps([one.to_dict() for one in results]))
+    if options.images:
+        report(lambda: data_set(options.images), options.json)
+    else:
+        report(lambda: run(options.quick), options.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What decoding and masks cost as candidates, rays, categories, detections and image grow.
+"""Cost of decoding and masks as candidates, rays, categories, detections and image size grow.
 
-.venv/bin/python benchmarks/scale_decode.py       pictures in docs/images, and the table
+.venv/bin/python benchmarks/scale_decode.py       charts in docs/images, and the table
 """
 
 import cv2
 import numpy as np
 import torch
+from chart import draw, growth
 from decode import (
     IMAGE_HW,
     check_decode,
@@ -14,8 +15,7 @@ from decode import (
     head_outputs,
     ours,
 )
-from frame import main, race, wrong
-from picture import draw, growth
+from harness import main, race, wrong
 
 from polarmask.config.settings import PostprocessConfig
 from polarmask.geometry.masks import rles_from_polygons, rles_from_whole_pixels
@@ -24,7 +24,7 @@ CANDIDATES = 20_000
 
 
 def decode_cost(quick, candidates=CANDIDATES, **shape):
-    """Return ms CPU from the network's output to polygons, after it was found right."""
+    """Check decoding, then return its CPU milliseconds from network output to polygons."""
     predictions = head_outputs(candidates, **shape)
     check_decode(predictions)
     (ms,) = race(lambda: ours(predictions, PostprocessConfig()), quick=quick, repeats=15)
@@ -32,7 +32,7 @@ def decode_cost(quick, candidates=CANDIDATES, **shape):
 
 
 def mask_cost(quick, count, hw=IMAGE_HW):
-    """Return ms CPU of so many masks, after they were found right."""
+    """Check `count` masks, then return their CPU milliseconds."""
     polygons = draw_polygons(count, np.random.default_rng(count), hw)
     if rles_from_whole_pixels(polygons, hw) != full_size_masks(polygons, hw):
         wrong("masks differ from those of bitmaps of the whole image")
@@ -46,7 +46,7 @@ def run(quick):
     cv2.setNumThreads(1)
     candidates = (500, 20_000, 40_000, 70_000, 95_000)
     heights = (540, 1080, 2160, 4320)
-    pictures = [
+    charts = [
         ("decode-by-candidates", "decode", "candidates",
          [(n, decode_cost(quick, n)) for n in candidates[:: 4 if quick else 1]]),
         ("decode-by-rays", "decode", "rays",
@@ -58,7 +58,7 @@ def run(quick):
         ("masks-by-height", "masks of 100 detections of one size", "height of the image, pixels",
          [(n, mask_cost(quick, 100, (n, n * 16 // 9))) for n in heights[: 2 if quick else 4]]),
     ]  # fmt: skip
-    for name, what, label_of_x, points in pictures:
+    for name, what, label_of_x, points in charts:
         yield growth(what, label_of_x, points)
         if not quick:
             draw(name, label_of_x, points)

@@ -1,8 +1,8 @@
-"""How many images a second `polarmask precompute` labels with more processes.
+"""Images per second of `polarmask precompute` with more processes.
 
-    .venv/bin/python benchmarks/scale_processes.py    picture in docs/images, and the table
+    .venv/bin/python benchmarks/scale_processes.py    chart in docs/images, and the table
 
-Wall-clock time of the whole command on simulated photos (see scale.py), so a busy machine shows.
+Wall-clock time of the whole command on simulated photos (see scale.py).
 """
 
 import os
@@ -10,16 +10,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from chart import draw
 from feed import CONFIG
-from frame import Result, main, wrong
-from picture import draw
+from harness import Result, main, wrong
 from scale import write_data
 
 from polarmask.labels.precompute import Crew, precompute
 
 
 def store_of(data, out, workers):
-    """Return the files of a store by name and the seconds that it took."""
+    """Make a label store; return its files by name and the seconds it took."""
     started = time.perf_counter()
     precompute(data, out, CONFIG, splits=("train",), crew=Crew(workers))
     seconds = time.perf_counter() - started
@@ -42,7 +42,7 @@ def run(quick):
         wrong("the labels depend on the number of processes")
     processes, rate = rates[-1]
     yield Result(
-        f"precompute with {processes} processes, their start included (reference: in one)",
+        f"precompute with {processes} processes, start-up included (reference: 1 process)",
         rate, rates[0][1], "images/s",
     )  # fmt: skip
     if not quick:

@@ -1,8 +1,8 @@
-"""Train the demo preset with several seeds and print mask AP of each: how much is chance?
+"""Train the demo preset with several seeds: how much does mask AP vary?
 
     .venv/bin/python benchmarks/seeds.py --seeds 0 1 2
 
-Takes some minutes per seed. Results go to benchmarks/seeds/PRESET.json.
+Takes some minutes per seed. Writes benchmarks/seeds/PRESET.json and docs/reference/accuracy.md.
 """
 
 import argparse
@@ -15,11 +15,13 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pages import SEEDS, seed_table, write_pages
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_seed(seed, data, preset, processes):
-    """Train and evaluate in processes of their own, as a user would."""
+    """Train and evaluate one seed through the command line, as a user would."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -50,12 +52,6 @@ def main():
     rows = [
         run_seed(seed, options.data, options.preset, options.processes) for seed in options.seeds
     ]
-    print("| seed | mask AP | AP50 | AP75 | training, s |\n|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['seed']} | {row['mask_ap']:.3f} | {row['mask_ap50']:.3f} "
-            f"| {row['mask_ap75']:.3f} | {row['train_seconds']:.0f} |"
-        )
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": platform.processor() or platform.machine(),
@@ -63,9 +59,10 @@ def main():
         "processes": options.processes,
         "runs": rows,
     }
-    out = ROOT / "benchmarks" / "seeds" / f"{options.preset}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    SEEDS.mkdir(exist_ok=True)
+    (SEEDS / f"{options.preset}.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_pages()
+    print("\n".join(seed_table(record)))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""What serving costs: proxy, TorchServe and handler against the bare Predictor, in one run.
+"""Cost of serving: proxy, TorchServe and handler against the Predictor, in one run.
 
     .venv/bin/python benchmarks/serving.py
     .venv/bin/python benchmarks/serving.py --soak 30     # 30 minutes at 90 % of capacity
 
-Both sides have random weights, one thread and one worker, and take turns, so that a neighbour slows
-both. The bare side gets pixels; the served side a JPEG, over HTTP, and answers with polygons. The
-overhead is taken with a small network, beside whose time it can be seen; the throughput with a
-ResNet-50 in float32, folded, on both sides.
+Both sides have random weights, one thread and one worker, and run in turns, so that other load on
+the machine slows both. The Predictor gets pixels; the server gets a JPEG over HTTP and returns
+polygons. The added latency is measured with a small network, where it stands out from the noise;
+the throughput with a ResNet-50, folded float32 on both sides.
 
-The soak asks the `tiny` network and samples the memory of each process every five seconds. Growth
-is the mean of the last fifth of the samples against that of the first fifth, the first five minutes
-(of a short soak: the first sixth) left out; one sample would say what a collector happens to hold.
-It writes soak.json here, and fails if a request did or if memory grew by 2 % or more.
+The soak test sends requests to the `tiny` network and samples the memory of each process every five
+seconds. Growth is the mean of the last fifth of the samples against the mean of the first fifth,
+without the first five minutes (or the first sixth of a short soak). It writes soak.json, and fails
+if a request failed or memory grew by 2 % or more.
 """
 
 import argparse
@@ -31,7 +31,8 @@ import numpy as np
 import psutil
 import requests
 import torch
-from frame import Result, machine, main, wrong
+from harness import Result, machine, main, wrong
+from pages import SOAK, write_pages
 
 from polarmask.config.presets import preset, tiny
 from polarmask.config.settings import PostprocessConfig
@@ -47,12 +48,11 @@ from polarmask_serving.torchserve import launch
 from polarmask_serving.torchserve.server import LocalServer
 
 IMAGE_HW = (480, 640)
-SOAK = Path(__file__).with_name("soak.json")
 SCORE = {"X-Score-Threshold": "0"}
 
 
 def make_model(folder, config):
-    """Write a model with random weights that finds the most instances it may, 30."""
+    """Write a model with random weights that always finds the maximum of 30 instances."""
     torch.manual_seed(0)
     config = replace(
         config,
@@ -68,8 +68,8 @@ def make_model(folder, config):
     return folder
 
 
-def picture():
-    """Return pixels as a JPEG gives them back, and the JPEG."""
+def sample_image():
+    """Return a JPEG's decoded pixels, and the JPEG."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 255, (30, 40, 3), np.uint8)
     pixels = cv2.resize(coarse, IMAGE_HW[::-1], interpolation=cv2.INTER_CUBIC)
@@ -80,7 +80,7 @@ def picture():
 
 @dataclass
 class Sides:
-    """The same model twice: bare in this process, and served."""
+    """The same model twice: in this process (bare), and served."""
 
     bare: Predictor
     proxy: LocalProxy
@@ -98,21 +98,21 @@ class Sides:
     def predict(self):
         return self.bare.predict([self.pixels])[0]
 
-    def ask(self):
+    def request(self):
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
         return self._local.session.post(self.url, data=self.jpeg, headers=SCORE, timeout=120)
 
     def check(self):
-        """Stop if the two do not find the same."""
-        found, answer = self.predict(), self.ask().json()
+        """Stop unless both find the same instances."""
+        found, answer = self.predict(), self.request().json()
         scores = [each["score"] for each in answer["instances"]]
         # 1e-3: the answer is rounded to 4 digits.
         if len(scores) != len(found) or not np.allclose(scores, found.scores, atol=1e-3):
             wrong(f"the server finds {scores}, the Predictor {found.scores.tolist()}")
 
     def resident(self):
-        """Return the bytes each process of the served side holds."""
+        """Return the resident bytes of each process of the served side."""
         java = psutil.Process(self.server.pid)
         memory = {"envoy": psutil.Process(self.proxy.process.pid), "java": java}
         memory |= {f"worker {n}": each for n, each in enumerate(java.children(recursive=True))}
@@ -121,7 +121,7 @@ class Sides:
 
 @contextlib.contextmanager
 def both_sides(config):
-    """Load the model in this process and serve it, with the worker's number of threads: one."""
+    """Load the model in this process and serve it, each with one thread."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = make_model(folder / "model", config)
@@ -139,22 +139,22 @@ def both_sides(config):
             server.register(archive)
             with LocalProxy.start(front, server.target, Limits()) as proxy:
                 bare = Predictor.load(model, threads=1)
-                yield Sides(bare, proxy, server, *picture())
+                yield Sides(bare, proxy, server, *sample_image())
 
 
 def overhead_ms(sides, *, blocks, warm_up):
-    """Return p50 of the served and of the bare side, asked in turns by one client.
+    """Return the median latency of the served and the bare side, in turns, with one client.
 
-    Each side's is that of its quietest block of 25 requests: a neighbour slows whole blocks.
+    Each is the median of the fastest block of 25 requests: other load slows whole blocks.
     """
-    for _ in range(warm_up):  # Java compiles what it has run some hundred times
-        sides.ask()
+    for _ in range(warm_up):  # Java compiles code after some hundred calls
+        sides.request()
     served, bare = [], []
     for number in range(25 * blocks + 3):
-        for times, way in ((bare, sides.predict), (served, sides.ask)):
+        for times, way in ((bare, sides.predict), (served, sides.request)):
             started = time.perf_counter()
             way()
-            if number >= 3:  # the first ones warm up
+            if number >= 3:  # warm-up
                 times.append(1000 * (time.perf_counter() - started))
     return tuple(
         float(np.median(np.reshape(t, (blocks, 25)), axis=1).min()) for t in (served, bare)
@@ -162,16 +162,16 @@ def overhead_ms(sides, *, blocks, warm_up):
 
 
 def rates(sides, *, turns, images):
-    """Return images/s of the served side kept busy and of the bare side, in turns."""
+    """Return images/s of the served side under full load and of the bare side, in turns."""
     served, bare = [], []
-    with ThreadPoolExecutor(3) as clients:  # one is worked on, one is next, one comes and goes
+    with ThreadPoolExecutor(3) as clients:  # one in work, one queued, one in transfer
         for _ in range(turns):
             started = time.perf_counter()
             for _ in range(images):
                 sides.predict()
             bare.append(images / (time.perf_counter() - started))
             started = time.perf_counter()
-            answers = list(clients.map(lambda _: sides.ask().status_code, range(images)))
+            answers = list(clients.map(lambda _: sides.request().status_code, range(images)))
             served.append(images / (time.perf_counter() - started))
             if set(answers) != {200}:
                 wrong(f"the server answered {sorted(set(answers))}")
@@ -183,8 +183,8 @@ def run(quick):
     with both_sides(small) as sides:
         sides.check()
         served, bare = overhead_ms(sides, blocks=1 if quick else 12, warm_up=5 if quick else 400)
-    yield Result("p50 of one request, small network, served", served, bare, "ms")
-    yield Result("p50 that serving adds", served - bare, None, "ms", goal="< 8 ms")
+    yield Result("median latency, small network, served (reference: Predictor)", served, bare, "ms")
+    yield Result("median latency that serving adds", served - bare, None, "ms", goal="< 8 ms")
     name, config = "small network", small
     if not quick:
         name, config = "ResNet-50, 512 pixels", preset("coco-r50-1x")
@@ -193,7 +193,7 @@ def run(quick):
         sides.check()
         served, bare = rates(sides, turns=1 if quick else 3, images=10)
     yield Result(
-        f"served at saturation, {name}",
+        f"throughput under full load, {name}, served (reference: Predictor)",
         served,
         bare,
         "images/s",
@@ -202,7 +202,7 @@ def run(quick):
 
 
 def soak(minutes, config):
-    """Ask at 90 % of capacity; return what came back and how memory grew."""
+    """Send requests at 90 % of capacity; return statuses, times and growth of memory."""
     with both_sides(config) as sides:
         sides.check()
         capacity, _ = rates(sides, turns=2, images=20)
@@ -211,10 +211,10 @@ def soak(minutes, config):
         statuses, times, samples = Counter(), [], []
         lock = threading.Lock()
 
-        def ask():
+        def send():
             started = time.monotonic()
             try:
-                status = str(sides.ask().status_code)
+                status = str(sides.request().status_code)
             except requests.RequestException as error:
                 status = type(error).__name__
             with lock:
@@ -227,8 +227,8 @@ def soak(minutes, config):
                 if now > 5 * len(samples):
                     samples.append((now, sides.resident()))
                     if len(samples) % 12 == 1:
-                        say(now, statuses, samples[-1][1])
-                clients.submit(ask)
+                        log(now, statuses, samples[-1][1])
+                clients.submit(send)
                 sent += 1
                 time.sleep(max(0.0, began + sent * pace - time.monotonic()))
     return {
@@ -236,7 +236,7 @@ def soak(minutes, config):
         "machine": machine(),
         "minutes": minutes,
         "capacity_images_per_second": round(capacity, 2),
-        "asked_per_second": round(sent / now, 2),
+        "requests_per_second": round(sent / now, 2),
         "answers": dict(statuses),
         "errors": sum(count for status, count in statuses.items() if status != "200"),
         "p50_ms": round(1000 * float(np.median(times)), 1),
@@ -248,7 +248,7 @@ def soak(minutes, config):
 
 
 def growth(samples):
-    """Return by how many percent the last fifth of the samples is above the first, by process."""
+    """Return by how many percent the last fifth of the samples exceeds the first, by process."""
     fifth = max(1, len(samples) // 5)
     held = {name: [sample[name] for sample in samples] for name in samples[0]}
     held["all"] = [sum(sample.values()) for sample in samples]
@@ -262,15 +262,16 @@ def in_mb(memory):
     return {name: round(size / 1e6, 1) for name, size in memory.items()}
 
 
-def say(seconds, statuses, memory):
+def log(seconds, statuses, memory):
     held = ", ".join(f"{name} {size:.0f} MB" for name, size in in_mb(memory).items())
     print(f"{seconds / 60:5.1f} min  answers {dict(statuses)}, {held}", flush=True)
 
 
-def soak_and_tell(minutes):
+def run_soak(minutes):
     found = soak(minutes, tiny())
     print(json.dumps(found, indent=1))
     write_text(SOAK, json.dumps(found, indent=1) + "\n")
+    write_pages()
     grown = found["memory_growth_percent"]["all"]
     if found["errors"] or grown >= 2:
         raise SystemExit(f"{found['errors']} errors, memory grew by {grown} %")
@@ -283,4 +284,4 @@ if __name__ == "__main__":
     if given.soak is None:
         main(run, __doc__)
     else:
-        soak_and_tell(given.soak)
+        run_soak(given.soak)

@@ -1,10 +1,10 @@
-"""A training step of R-50 on CPU: what each way of speeding it up is worth, and its memory.
+"""A training step of R-50 on the CPU: gain of each optimisation, and peak memory.
 
     .venv/bin/python benchmarks/training_step.py
 
-`polarmask train` takes contiguous tensors on CPU and the fused optimiser; bf16 is a setting
-(`--set optim.amp=bf16`), torch.compile another (`--compile`). The loss of every way has to agree
-with that of the plain one.
+On the CPU `polarmask train` uses contiguous tensors and the fused optimiser; bf16 is a setting
+(`--set optim.amp=bf16`), torch.compile an option (`--compile`). The loss of every variant must
+agree with the plain one.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from frame import Result, main, race, wrong
+from harness import Result, main, race, wrong
 
 from polarmask.config.presets import coco_r50_1x
 from polarmask.config.settings import LossConfig
@@ -31,10 +31,10 @@ from polarmask.training.optim import make_optimizer
 CANVAS = (768, 1280)
 BATCH = 4
 SMALL = (192, 320)
-"""For the race: one step of the large canvas takes most of a minute on a core."""
+"""For the comparison: one step on the large canvas takes most of a minute on one core."""
 CONFIG = coco_r50_1x()
 POSITIVES = 85
-"""Of an image, as COCO has them on average."""
+"""Per image, the average of COCO."""
 
 
 def batch(hw, images):
@@ -57,7 +57,7 @@ def batch(hw, images):
 
 
 class Step:
-    """Detector and optimiser, and a step of them."""
+    """Detector and optimiser; calling it takes one training step and returns the loss."""
 
     def __init__(
         self,
@@ -93,52 +93,52 @@ class Step:
 
 
 def peak_of_one_step():
-    """Return the most memory this process held, in GiB."""
+    """Take one step; return the peak memory of this process in GiB."""
     torch.set_num_threads(1)
     Step(hw=CANVAS, images=BATCH)()
-    # getrusage would say what the parent held, if that was more.
+    # getrusage would include the parent's peak.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def peak_gib():
-    """Take a step of the large canvas in a process of its own."""
+    """Take a step on the large canvas in its own process; return its peak memory in GiB."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(peak_of_one_step).result()
 
 
 def compare(expected, other, name, tolerance):
-    """Stop unless the other way's loss agrees."""
+    """Stop unless the other variant's loss agrees; return the variant."""
     if abs(other() - expected) > tolerance * expected:
-        wrong(f"the loss of {name} is another than the plain one")
+        wrong(f"the loss of {name} differs from the plain one")
     return other
 
 
 def run(quick):
     torch.set_num_threads(1)
-    size = f"R-50 step {SMALL[1]}x{SMALL[0]}"
+    size = f"R-50 training step, {SMALL[1]}x{SMALL[0]}"
     plain = Step()
     expected = plain()
     last = compare(expected, Step(layout=torch.channels_last), "channels-last", 1e-4)
     half = compare(expected, Step(amp=True), "bf16", 0.03)
-    # A step in bf16 takes half a minute where the CPU lacks it: once, for its loss, if briefly.
+    # Without CPU support a step in bf16 takes half a minute: with --quick only once, for its loss.
     ways = (plain, last) if quick else (plain, last, half)
     own_ms, last_ms, *half_ms = race(*ways, quick=quick, repeats=5)
-    yield Result(f"{size}: contiguous (ours) against channels-last", own_ms, last_ms, "ms")
+    yield Result(f"{size}: contiguous (reference: channels-last)", own_ms, last_ms, "ms")
     for milliseconds in half_ms:
-        yield Result(f"{size}: bf16 (amp) against float32", milliseconds, own_ms, "ms")
+        yield Result(f"{size}: bf16 (reference: float32)", milliseconds, own_ms, "ms")
     one_by_one = Step(fused=False)
     one_by_one()
     fused, foreach = race(plain.optimizer.step, one_by_one.optimizer.step, quick=quick)
-    yield Result("R-50 optimiser: fused against foreach", fused, foreach, "ms")
+    yield Result("R-50 optimiser step: fused (reference: foreach)", fused, foreach, "ms")
     if quick:
         return
     started = time.process_time()
     compiled = compare(expected, Step(compiled=True), "torch.compile", 1e-4)
-    print(f"translating took {time.process_time() - started:.0f} s")
+    print(f"compiling took {time.process_time() - started:.0f} s")
     compiled_ms, own_ms = race(compiled, plain, quick=quick, repeats=5)
-    yield Result(f"{size}: torch.compile against eager", compiled_ms, own_ms, "ms")
-    what = f"memory of the process, step of R-50 {CANVAS[1]}x{CANVAS[0]}, batch {BATCH}, at most"
+    yield Result(f"{size}: torch.compile (reference: eager)", compiled_ms, own_ms, "ms")
+    what = f"peak memory of a R-50 training step, {CANVAS[1]}x{CANVAS[0]}, batch {BATCH}"
     yield Result(what, peak_gib(), None, "GiB")
 
 

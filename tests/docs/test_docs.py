@@ -1,7 +1,8 @@
-"""The documentation tells the truth: its commands run, its targets and files exist."""
+"""The documentation is right: its commands run, its targets, files and links exist."""
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -61,21 +62,50 @@ def test_links_to_files_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def test_every_command_is_in_the_readme(capsys):
+def test_every_command_is_in_the_readme_or_a_how_to(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    commands = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
+    pages = [ROOT / "README.md", *(ROOT / "docs" / "how-to").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    assert {"train", "import-original"} <= set(commands)
+    assert [command for command in commands if f"polarmask {command}" not in text] == []
+
+
+def test_the_readme_is_short_enough_to_finish():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_each_question_of_a_newcomer_is_answered_by_one_file():
     readme = (ROOT / "README.md").read_text()
-    assert commands
-    assert all(f"polarmask {command}" in readme for command in commands)
+    table = readme[readme.index("## Find your way") : readme.index("## Documentation")]
+    answers = re.findall(r"^\| ([^|]+\?) \| \[[^]]+\]\(([^)]+)\)", table, re.MULTILINE)
+    assert len(answers) == 10
+    assert [file for _, file in answers if not (ROOT / file).is_file()] == []
 
 
-def test_every_fault_stands_in_the_reference():
-    told = re.findall(r"^\| ([TD]\d\d) \|", (ROOT / "docs/reference/faults.md").read_text(), re.M)
-    broken = {
+def test_tables_of_speed_and_accuracy_are_those_of_the_measured_json(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    generated = runpy.run_path(str(ROOT / "benchmarks" / "pages.py"))["pages"]()
+    assert {page.name for page in generated} == {"speed.md", "accuracy.md"}
+    for page, text in generated.items():
+        assert page.read_text() == text, f"{page.name}: run `python benchmarks/pages.py`"
+
+
+def test_the_index_links_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+)", index)}
+    pages = set((ROOT / "docs").rglob("*.md")) | set((ROOT / "docs").rglob("*.json"))
+    pages -= {ROOT / "docs" / "index.md"} | set((ROOT / "docs" / "adr").iterdir())
+    assert [str(page.relative_to(ROOT)) for page in sorted(pages - linked)] == []
+
+
+def test_every_fault_is_in_the_reference():
+    listed = re.findall(r"^\| ([TD]\d\d) \|", (ROOT / "docs/reference/faults.md").read_text(), re.M)
+    tested = {
         found.upper()
         for path in (ROOT / "tests" / "faults").glob("test_*.py")
         for found in re.findall(r'(?:^def test_|")([TtDd]\d\d)[ _-]', path.read_text(), re.M)
     }
-    assert told == sorted(broken, key=lambda fault: (fault[0] == "D", fault))
-    assert len(told) >= 40
+    assert listed == sorted(tested, key=lambda fault: (fault[0] == "D", fault))
+    assert len(listed) >= 40

@@ -1,10 +1,10 @@
-"""What every benchmark shares: a fast way raced against a slow, obvious one that gives the same.
+"""Shared by all benchmarks: compare fast code with simple reference code of equal results.
 
 A benchmark is a module in this folder with
 
     def run(quick: bool) -> Iterator[Result]:
-        ...                       # check equal results first, say `wrong(...)` where they differ
-        fast, slow = race(fast_way, reference_way, quick=quick)
+        ...                       # check equal results first; call `wrong(...)` if they differ
+        fast, slow = race(fast_function, reference_function, quick=quick)
         yield Result("name", fast, slow, "ms", goal="<= 4 ms")
 
     if __name__ == "__main__":
@@ -28,21 +28,21 @@ _GOAL = re.compile(r"(<=|<|>=|>) (\d+(?:\.\d+)?) (.+)")
 
 
 class WrongResultError(Exception):
-    """The fast way does not give what the reference gives: the one reason to fail a CI run."""
+    """The fast code and the reference disagree: the only reason to fail a CI run."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     fast: float
     reference: float | None
-    """What the reference took, in the same unit; None where there is none."""
+    """Cost of the reference, in the same unit; None without one."""
     unit: str
     """For instance "ms", "images/s", "bytes"."""
     goal: str | None = None
-    """"<= 4 ms": `fast` has to be so. ">= 10 x": the ratio has to be."""
+    """"<= 4 ms" bounds `fast`; ">= 10 x" bounds the ratio."""
 
     def __post_init__(self):
         if self.goal and (not (found := _GOAL.fullmatch(self.goal)) or not self._is_mine(found)):
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def ratio(self):
-        """How many times better than the reference; more is better for times and for rates."""
+        """How many times better than the reference: above 1 is better, for times and rates."""
         if self.reference is None:
             return None
         rate = self.unit.endswith("/s") or self.unit == "x"
@@ -78,28 +78,28 @@ class Result:
 
 
 def wrong(message):
-    """Stop: the ways that are to be compared do different things."""
+    """Stop the benchmark: the compared functions give different results."""
     raise WrongResultError(message)
 
 
-def race(*ways, quick, repeats=9, clock=time.process_time):
-    """Run the ways in turns and return the median time of each in ms.
+def race(*functions, quick, repeats=9, clock=time.process_time):
+    """Call the functions in turns and return the median time of each in ms.
 
-    Turns, because a noisy neighbour then slows all of them alike; CPU time unless `clock` says
-    otherwise. The first round warms up and does not count.
+    In turns, so that other load on the machine slows all of them alike. CPU time, unless `clock`
+    is another. The first round is a warm-up and does not count.
     """
-    times = [[] for _ in ways]
+    times = [[] for _ in functions]
     for number in range(1 + (2 if quick else repeats)):
-        for own, way in zip(times, ways, strict=True):
+        for own, function in zip(times, functions, strict=True):
             started = clock()
-            way()
+            function()
             if number:
                 own.append(1000 * (clock() - started))
     return tuple(float(np.median(own)) for own in times)
 
 
 def machine():
-    """Return the processor, cores and Python that times depend on."""
+    """Return the machine as text: cores, processor, Python."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
@@ -109,13 +109,19 @@ def machine():
 
 def table(results):
     """Return the results as lines of Markdown."""
-    lines = ["| what | reference | ours | ratio | goal |", "|---|---|---|---|---|"]
-    for one in results:
-        slow = "-" if one.reference is None else f"{_short(one.reference)} {one.unit}"
-        ratio = "-" if one.ratio is None else _short(one.ratio)
-        goal = "-" if one.goal is None else one.goal + ("" if one.met else " (missed)")
-        lines.append(f"| {one.name} | {slow} | {_short(one.fast)} {one.unit} | {ratio} | {goal} |")
-    return lines
+    return markdown(("what", "reference", "ours", "ratio", "goal"), map(_cells, results))
+
+
+def markdown(header, rows):
+    """Return a Markdown table as lines; rows are tuples of text."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows)]
+
+
+def _cells(one):
+    slow = "-" if one.reference is None else f"{_short(one.reference)} {one.unit}"
+    ratio = "-" if one.ratio is None else _short(one.ratio)
+    goal = "-" if one.goal is None else one.goal + ("" if one.met else " (missed)")
+    return one.name, slow, f"{_short(one.fast)} {one.unit}", ratio, goal
 
 
 def _short(value):
@@ -124,16 +130,26 @@ def _short(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def main(run, doc):
-    """Be the command line of one benchmark."""
+def make_parser(doc):
+    """Return the parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few repeats; proves equality only")
-    parser.add_argument("--json", type=Path, help="write the results here, too")
-    options = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="few repeats; checks equality only")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    return parser
+
+
+def main(run, doc):
+    """Run one benchmark from the command line."""
+    options = make_parser(doc).parse_args()
+    report(lambda: run(options.quick), options.json)
+
+
+def report(run, json_file):
+    """Run a benchmark, print its table, and write its results if a file is given."""
     try:
-        results = list(run(options.quick))
+        results = list(run())
     except WrongResultError as error:
         raise SystemExit(f"wrong result: {error}") from error
     print("\n".join(table(results)))
-    if options.json:
-        options.json.write_text(json.dumps([one.to_dict() for one in results]))
+    if json_file:
+        json_file.write_text(json.dumps([one.to_dict() for one in results]))

@@ -1,28 +1,28 @@
-"""Pictures of what something costs as its input grows, and the line of the table for each."""
+"""Charts (SVG) of cost against size of input, and a table row for each."""
 
 from pathlib import Path
 
 import numpy as np
-from frame import Result
+from harness import Result
 
-PICTURES = Path(__file__).parents[1] / "docs" / "images"
+CHARTS = Path(__file__).parents[1] / "docs" / "images"
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 440, 260, 56, 30, 24, 44
-_OURS, _OTHER, _GREY = "#3b82d0", "#d9822b", "#808080"  # read on white and on black
+_OURS, _OTHER, _GREY = "#3b82d0", "#d9822b", "#808080"  # readable on white and on black
 
 
 def growth(what, label_of_x, points, unit="ms"):
-    """Return the line of the table: the last cost beside the one before, times as much input."""
+    """Return the table row: the last cost beside the one before, scaled to the same input."""
     (before, low), (last, high) = points[-2:]
-    share = last / before
-    name = f"{what}, {label_of_x}: {last:,} (reference: {before:,}, times {share:.3g})"
-    return Result(name, high, low * share, unit)
+    factor = last / before
+    name = f"{what}, {label_of_x}: {last:,} (reference: time of {before:,}, times {factor:.3g})"
+    return Result(name, high, low * factor, unit)
 
 
 def draw(name, label_of_x, points, unit="ms", other=None):
-    """Write a picture of cost against a quantity, both axes from 0.
+    """Write docs/images/NAME.svg: cost against a quantity, both axes from 0.
 
-    The grey line is what costs grow like that are proportional: straight to the last point.
-    `other` is a second way to the same, a pair of its name and points.
+    The grey line shows cost in proportion to the quantity, up to the last point. `other` is a
+    second series: its name and points.
     """
     lines = [(_OURS, points), *([(_OTHER, other[1])] if other else [])]
     most_x = max(x for _, own in lines for x, _ in own)
@@ -38,13 +38,13 @@ def draw(name, label_of_x, points, unit="ms", other=None):
         parts.append(
             f'<path d="M{x_of:.1f},{y_of:.1f}H{_WIDTH - _RIGHT}" stroke="{_GREY}" '
             f'stroke-opacity=".25"/><text x="{x_of - 6:.1f}" y="{y_of + 4:.1f}" '
-            f'text-anchor="end">{_said(y)}</text>'
+            f'text-anchor="end">{_number(y)}</text>'
         )
     for x in _ticks(most_x):
         x_of, y_of = at(x, 0)
         parts.append(
             f'<path d="M{x_of:.1f},{y_of:.1f}v4" stroke="{_GREY}"/>'
-            f'<text x="{x_of:.1f}" y="{y_of + 17:.1f}" text-anchor="middle">{_said(x)}</text>'
+            f'<text x="{x_of:.1f}" y="{y_of + 17:.1f}" text-anchor="middle">{_number(x)}</text>'
         )
     left, floor = at(0, 0)
     parts.append(
@@ -66,8 +66,8 @@ def draw(name, label_of_x, points, unit="ms", other=None):
         f'<text x="{_LEFT + 60 + 60 * number}" y="16" fill="{colour}">{who}</text>'
         for number, (who, colour) in enumerate(names)
     ]
-    PICTURES.mkdir(exist_ok=True)
-    (PICTURES / f"{name}.svg").write_text(
+    CHARTS.mkdir(exist_ok=True)
+    (CHARTS / f"{name}.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'font-family="sans-serif" font-size="11" fill="{_GREY}">{"".join(parts)}'
         f'<text x="{_LEFT}" y="16" text-anchor="middle">{unit}</text>'
@@ -78,12 +78,12 @@ def draw(name, label_of_x, points, unit="ms", other=None):
 
 
 def _ticks(most):
-    """Return 0 and some round numbers up to the most."""
+    """Return 0 and some round numbers up to `most`."""
     rough = most / 6
     power = 10 ** np.floor(np.log10(rough))
     step = power * next(each for each in (1, 2, 2.5, 5, 10) if each * power >= rough * 0.99)
     return [number * step for number in range(int(most / step + 1e-9) + 1)]
 
 
-def _said(value):
+def _number(value):
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

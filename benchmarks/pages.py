@@ -1,0 +1,117 @@
+"""Write the tables of docs/reference/speed.md and accuracy.md from the JSON files in this folder.
+
+    .venv/bin/python benchmarks/pages.py
+
+Everything between `<!-- begin NAME -->` and `<!-- end NAME -->` on those pages is generated; a test
+compares it with the JSON files. The benchmarks call `write_pages` after they have written theirs.
+"""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+from harness import Result, markdown, table
+
+from polarmask.system.files import write_text
+
+HERE = Path(__file__).parent
+RESULTS, SEEDS, SOAK = HERE / "results.json", HERE / "seeds", HERE / "soak.json"
+REFERENCE = HERE.parent / "docs" / "reference"
+
+
+def write_pages():
+    """Update every page from the JSON files."""
+    for page, text in pages().items():
+        write_text(page, text)
+
+
+def pages():
+    """Return the text of each page, by path, with the generated parts brought up to date."""
+    speed, accuracy = REFERENCE / "speed.md", REFERENCE / "accuracy.md"
+    ours, original = (_read(SEEDS / f"{name}.json") for name in ("tiny", "tiny-original"))
+    return {
+        speed: _fill(speed.read_text(encoding="utf-8"), benchmarks=_speed(_read(RESULTS))),
+        accuracy: _fill(
+            accuracy.read_text(encoding="utf-8"),
+            seeds=[*seed_table(ours), "", _source(ours)],
+            original=_comparison(ours, original),
+            soak=_soak(_read(SOAK)),
+        ),
+    }
+
+
+def seed_table(record):
+    """Return a Markdown table with a row for each seed."""
+    rows = [
+        (
+            str(run["seed"]),
+            *(f"{run[name]:.3f}" for name in ("mask_ap", "mask_ap50", "mask_ap75")),
+            f"{run['train_seconds']:.0f}",
+        )
+        for run in record["runs"]
+    ]
+    return markdown(("seed", "mask AP", "AP50", "AP75", "training, s"), rows)
+
+
+def _read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _fill(text, **parts):
+    """Replace what stands between the marks of each part."""
+    for name, lines in parts.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        body = "\n".join((begin, "", *lines, "", end))
+        text, count = re.subn(f"{begin}.*?{end}", lambda _, new=body: new, text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"a page needs exactly one {begin} ... {end}, not {count}")
+    return text
+
+
+def _speed(held):
+    fields = ("name", "fast", "reference", "unit", "goal")
+    results = [Result(**{key: line[key] for key in fields}) for line in held["results"].values()]
+    dates = sorted({line["date"] for line in held["results"].values()})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return [*table(results), "", f"`{held['command']}`, {when}, {held['machine']}."]
+
+
+def _source(record):
+    preset = "" if record["preset"] == "tiny" else f" --preset {record['preset']}"
+    command = f".venv/bin/python benchmarks/seeds.py{preset}"
+    return f"`{command}`, {record['date']}, {record['machine']}, {record['processes']} processes."
+
+
+def _comparison(*records):
+    rows = []
+    for record in records:
+        ap, ap50 = ([run[name] for run in record["runs"]] for name in ("mask_ap", "mask_ap50"))
+        by_seed = ", ".join(f"{value:.3f}" for value in ap)
+        rows.append((f"`{record['preset']}`", by_seed, f"{mean(ap):.3f}", f"{mean(ap50):.3f}"))
+    header = ("preset", "mask AP by seed", "mean", "mean AP50")
+    return [*markdown(header, rows), "", _source(records[-1])]
+
+
+def _soak(soak):
+    growth = soak["memory_growth_percent"]
+    rows = [
+        (name, f"{soak['memory_mb_at_first'][name]}", f"{size}", f"{growth[name]}")
+        for name, size in soak["memory_mb_at_last"].items()
+    ]
+    rows.append(("all", "", "", f"{growth['all']}"))
+    requests = sum(soak["answers"].values())
+    return [
+        f"{soak['minutes']:.0f} minutes at {soak['requests_per_second']} requests/s (capacity: "
+        f"{soak['capacity_images_per_second']} images/s): {requests:,} requests, "
+        f"{soak['errors']} errors, latency p50 {soak['p50_ms']} ms, p99 {soak['p99_ms']} ms.",
+        "",
+        *markdown(("process", "MB at first", "MB at last", "growth, %"), rows),
+        "",
+        f"`.venv/bin/python benchmarks/serving.py --soak {soak['minutes']:.0f}`, {soak['date']}, "
+        f"{soak['machine']}.",
+    ]
+
+
+if __name__ == "__main__":
+    write_pages()

@@ -1,20 +1,21 @@
-"""What can go wrong around a run, by whose hand it is mended.
+"""Exceptions of this package, and who fixes what.
 
 ComponentError
-    DataVersionError           the asked-for data can't be had
+    DataVersionError           the requested data is not available
         NotARepositoryError        give a git repository
         UnknownRevisionError       give a commit, tag or branch that exists
-        NoDataError                that revision holds no data.dvc
+        NoDataError                that revision has no data.dvc
         MissingObjectsError        the remote can't be reached or lacks files: `dvc push` there
-    RegistryError              the champion registry can't be used
+    RegistryError              the model registry refuses
         ConflictError              another run promoted meanwhile; the champion stays
-        UnknownVersionError        no model of this version
+        UnknownVersionError        there is no model of this version
         UnusableModelError         a stored file is damaged or of another release's format
-        OtherCategoriesError       the champion finds other things: use another registry
+        OtherCategoriesError       the champion finds other categories: use another registry
+    StorageError               a folder or object storage can't be used
+        DamagedObjectError         an object is missing, or is not what was stored
     LaunchError                the training process ended with an error
-    StorageError               object storage can't be used, or what was stored is not there whole
     ClusterError               the Kubernetes API can't be reached, or refuses
-    PreflightError             would stop the run later; a line for each thing, and how to mend it
+    PreflightError             what would stop the run later: a line for each, with the fix
     RollOutError               a cluster did not take a model; says what answers instead
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
@@ -26,11 +27,11 @@ class ComponentError(Exception):
 
 
 class DataVersionError(ComponentError):
-    """The asked-for version of the data can't be had."""
+    """The requested version of the data is not available."""
 
 
 class NotARepositoryError(DataVersionError):
-    """The place is no git repository, or can't be reached."""
+    """The place is not a git repository, or can't be reached."""
 
 
 class UnknownRevisionError(DataVersionError):
@@ -38,7 +39,7 @@ class UnknownRevisionError(DataVersionError):
 
 
 class NoDataError(DataVersionError):
-    """The revision holds no usable data.dvc."""
+    """The revision has no usable data.dvc."""
 
 
 class MissingObjectsError(DataVersionError):
@@ -46,23 +47,23 @@ class MissingObjectsError(DataVersionError):
 
 
 class RegistryError(ComponentError):
-    """The champion registry can't be used."""
+    """The model registry refuses."""
 
 
 class ConflictError(RegistryError):
-    """The champion is not the expected one any more; nothing was changed."""
+    """The champion is no longer the expected one; nothing was changed."""
 
 
 class UnknownVersionError(RegistryError):
-    """The registry holds no model of this version."""
+    """The registry has no model of this version."""
 
 
 class UnusableModelError(RegistryError):
-    """A file of the registry is not what was stored, or of a format of another release."""
+    """A file of the registry is not what was stored, or has the format of another release."""
 
 
 class OtherCategoriesError(RegistryError):
-    """The champion was made for other categories than the candidate."""
+    """The champion was trained for other categories than the candidate."""
 
 
 class LaunchError(ComponentError):
@@ -70,15 +71,19 @@ class LaunchError(ComponentError):
 
 
 class ClusterError(ComponentError):
-    """The Kubernetes API can't be reached, or does not allow what was asked."""
+    """The Kubernetes API can't be reached, or refuses."""
 
 
 class StorageError(ComponentError):
-    """Object storage can't be used, or what was stored there is missing or damaged."""
+    """A folder or object storage can't be used."""
+
+
+class DamagedObjectError(StorageError):
+    """An object is missing, or is not what was stored."""
 
 
 class PreflightError(ComponentError):
-    """Things that would stop the run later, one line each."""
+    """What would stop the run later, one line each."""
 
 
 class RollOutError(ComponentError):

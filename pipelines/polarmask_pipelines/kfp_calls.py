@@ -14,12 +14,11 @@ import kfp
 from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError
 
-from polarmask_components.cluster.patience import persist
+from polarmask_components.retry import BUSY_STATUSES, retry
 from polarmask_pipelines.errors import KubeflowError
 
-_PATIENCE_SECONDS = 30.0
+_DEADLINE_SECONDS = 30.0
 _SECONDS_PER_CALL = 30
-_BUSY = {429, 500, 502, 503, 504}
 _PAGE_SIZE = 200
 # Without a namespace, kfp.Client's constructor asks /healthz five times, five seconds apart.
 _NAMESPACE_NOT_USED = "none"
@@ -55,7 +54,7 @@ class KubeflowCalls:
         The generated client would take a login page for an answer without content.
         """
         ask = self.api.healthzs.healthz_service_get_healthz
-        answer = self.read(partial(ask, _preload_content=False), patience_seconds=0)
+        answer = self.read(partial(ask, _preload_content=False), deadline_seconds=0)
         try:
             return bool(json.loads(answer.data).get("multi_user"))
         except (ValueError, AttributeError) as error:
@@ -75,14 +74,14 @@ class KubeflowCalls:
             if not token:
                 return found
 
-    def read(self, call: Callable[..., Any], *, patience_seconds: float = _PATIENCE_SECONDS) -> Any:  # noqa: ANN401  # the generated client has no types
+    def read(self, call: Callable[..., Any], *, deadline_seconds: float = _DEADLINE_SECONDS) -> Any:  # noqa: ANN401  # the generated client has no types
         """Ask; ask again while the server is busy or away."""
         try:
-            return persist(
+            return retry(
                 partial(call, _request_timeout=_SECONDS_PER_CALL),
-                whom=self.host,
-                passes=_what_passes,
-                patience_seconds=patience_seconds,
+                is_passing=_is_passing,
+                deadline_seconds=deadline_seconds,
+                server=self.host,
             )
         except (ApiException, HTTPError) as error:
             raise KubeflowError(self._in_words(error)) from error
@@ -109,11 +108,10 @@ class KubeflowCalls:
         return f"{self.host} refused ({error.status}): {words}"
 
 
-def _what_passes(error: Exception) -> str:
-    """Return in words what may pass by itself, or ""."""
-    if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}" if error.status in _BUSY else ""
-    return str(getattr(error, "reason", None) or error) if isinstance(error, HTTPError) else ""
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, HTTPError) or (
+        isinstance(error, ApiException) and error.status in BUSY_STATUSES
+    )
 
 
 def _refusal_of(error: ApiException) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from polarmask_components.cluster.patience import PATIENCE_SECONDS
+from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_calls import KubeflowCalls
 from polarmask_pipelines.package import Package
@@ -180,7 +180,7 @@ class Kubeflow:
     def _state(self, run_id: str) -> RunState:
         run = self._calls.read(
             partial(self._api.runs.run_service_get_run, run_id=run_id),
-            patience_seconds=PATIENCE_SECONDS,
+            deadline_seconds=DEADLINE_SECONDS,
         )
         tasks = (run.run_details and run.run_details.task_details) or []
         failed = [each.display_name for each in tasks if each.state == "FAILED"]

@@ -6,7 +6,7 @@ from kubernetes.client.exceptions import ApiException
 
 from kube.faults import Fault
 from kube.server import KubeServer
-from polarmask_components.cluster.connection import connect, own_namespace, patiently
+from polarmask_components.cluster.connection import call_api, connect, own_namespace
 from polarmask_components.errors import ClusterError
 
 
@@ -18,7 +18,7 @@ def server(tmp_path, monkeypatch):
 
 
 def pods():
-    return patiently(CoreV1Api(connect()).list_namespaced_pod, "team", patience_seconds=2)
+    return call_api(CoreV1Api(connect()).list_namespaced_pod, "team", deadline_seconds=2)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_patience_ends(server):
 
 def test_other_answers_are_not_tried_again(server):
     with pytest.raises(ApiException, match="404"):
-        patiently(CoreV1Api(connect()).read_namespaced_pod, "none", "team")
+        call_api(CoreV1Api(connect()).read_namespaced_pod, "none", "team")
     assert len(server.requests) == 1
 
 

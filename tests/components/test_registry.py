@@ -1,20 +1,22 @@
-import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
 
+from polarmask.system.files import sha256_of_files
 from polarmask_components.errors import (
     ConflictError,
-    RegistryError,
+    StorageError,
     UnknownVersionError,
     UnusableModelError,
 )
-from polarmask_components.registry.local import LocalObjects
-from polarmask_components.registry.registry import Facts, Registry, open_registry
-from polarmask_components.registry.s3 import S3Objects
+from polarmask_components.registry.registry import Facts, open_registry
+from polarmask_components.storage.objects import fetch_file
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_serving.archive.read import DESCRIPTION, HANDLER, MANIFEST, read_archive
 
 FACTS = Facts(
     data_commit="c0ffee",
@@ -22,6 +24,7 @@ FACTS = Facts(
     code_commit="beef",
     code_version="v1",
     config={"name": "tiny", "labels": {"level_ranges": [[0, "inf"]]}},
+    categories=[{"id": 1, "name": "cell"}],
     metrics={"mask_ap": 0.41, "mask_ap50": 0.83},
 )
 
@@ -42,16 +45,19 @@ def registry(uri):
 @pytest.fixture
 def add(registry, tmp_path):
     def add(weights, facts=FACTS):
-        return registry.add(make_model(tmp_path / f"model {weights}", weights), facts)
+        return registry.add(make_archive(tmp_path / f"{weights}.mar", weights), facts)
 
     return add
 
 
-def make_model(folder, weights):
-    folder.mkdir(exist_ok=True)
-    (folder / "model.safetensors").write_bytes(weights.encode() * 1000)
-    (folder / "model.json").write_text("{}")
-    return folder
+def make_archive(path, version, more=b""):
+    """Write what counts as an archive of a model; the registry never looks at the model."""
+    manifest = {"modelName": "polarmask", "modelVersion": version, "handler": HANDLER}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": manifest}))
+        archive.writestr(DESCRIPTION, json.dumps({"format_version": 1}))
+        archive.writestr("model/model.safetensors", version.encode() * 1000 + more)
+    return read_archive(path)
 
 
 def test_new_registry_has_no_champion_and_no_history(registry):
@@ -63,28 +69,55 @@ def test_record_keeps_all_facts(registry, add):
     record = add("a")
     assert registry.record(record.version) == record
     assert record.facts == FACTS
-    assert sorted(record.files) == ["model.json", "model.safetensors"]
     assert record.created.endswith("+00:00")
 
 
-def test_version_follows_from_content_alone(add):
+def test_equal_version_keeps_its_first_archive_and_record(registry, add, tmp_path):
     first = add("a")
-    again = add("a", replace(FACTS, metrics={"mask_ap": 0.9}))
-    assert again == first  # the first record stays, too
-    assert add("b").version != first.version
+    other = make_archive(tmp_path / "other.mar", "a", more=b"packed with another engine")
+    again = registry.add(other, replace(FACTS, metrics={"mask_ap": 0.9}))
+    assert again == first == registry.find("a")
+    fetched = registry.fetch("a", tmp_path / "fetched")
+    assert fetched.read_bytes() == (tmp_path / "a.mar").read_bytes()
 
 
-def test_fetched_model_equals_the_stored_one(registry, add, tmp_path):
-    version = add("a").version
-    folder = registry.fetch(version, tmp_path / "fetched")
-    assert (folder / "model.safetensors").read_bytes() == b"a" * 1000
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+def test_archive_that_a_killed_run_stored_without_record_is_kept(registry, add, tmp_path):
+    stored = make_archive(tmp_path / "stored.mar", "a", more=b"of the killed run")
+    registry._objects.create("models/a.mar", stored.path)
+    record = add("a")
+    assert (record.archive_sha256, record.archive_size) == (
+        stored.sha256,
+        stored.path.stat().st_size,
+    )
+    registry.fetch("a", tmp_path / "fetched")
 
 
-def test_empty_model_folder_is_refused(registry, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RegistryError, match="holds no files"):
-        registry.add(tmp_path / "empty", FACTS)
+def test_damaged_archive_without_record_is_refused(registry, add, tmp_path):
+    (tmp_path / "half").write_bytes(b"half")
+    registry._objects.create("models/a.mar", tmp_path / "half")
+    with pytest.raises(UnusableModelError, match=r"models/a\.mar is damaged.*remove it"):
+        add("a")
+    assert registry.find("a") is None
+
+
+def test_archive_lies_where_its_uri_says(registry, add, tmp_path):
+    record = add("a")
+    uri = registry.archive_uri(record)
+    assert uri == f"{registry.where}/models/a.mar"
+    fetch_file(uri, tmp_path / "fetched.mar", sha256=record.archive_sha256)
+    assert (tmp_path / "fetched.mar").read_bytes() == (tmp_path / "a.mar").read_bytes()
+
+
+def test_something_else_in_the_place_of_an_archive_is_noticed(registry, add):
+    record = add("a")
+    replace_archive(registry, b"half")
+    with pytest.raises(UnusableModelError, match=f"has 4 bytes, not {record.archive_size}"):
+        registry.archive_uri(record)
+
+
+def replace_archive(registry, data):
+    tag = registry._objects.read("models/a.mar")[1]
+    assert registry._objects.write("models/a.mar", data, expected_tag=tag)
 
 
 def test_unknown_version_is_named(registry, tmp_path):
@@ -138,6 +171,7 @@ def test_first_promotion_that_expects_a_champion_is_refused(registry, add):
 
 _PROMOTE = """
 import sys
+import zipfile
 from polarmask_components.errors import ConflictError
 from polarmask_components.registry.registry import open_registry
 uri, version, expected = sys.argv[1:]
@@ -182,6 +216,7 @@ _DIE_AT_WRITE = """
 import os, signal, sys
 from pathlib import Path
 from polarmask_components.registry.registry import Facts, open_registry
+from polarmask_serving.archive.read import read_archive
 uri, model, expected = sys.argv[1:]
 registry = open_registry(uri)
 write = registry._objects.write
@@ -190,25 +225,26 @@ def die(name, data, *, expected_tag):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(name, data, expected_tag=expected_tag)
 registry._objects.write = die
-record = registry.add(Path(model), Facts(data_commit="", data_hash="", code_commit="",
-                                         code_version="", config={{}}, metrics={{}}))
+record = registry.add(read_archive(Path(model)), Facts(data_commit="", data_hash="", code_commit="",
+                                         code_version="", config={{}}, categories=[],
+                                         metrics={{}}))
 registry.promote(record.version, expected=expected)
 """
 
 
-@pytest.mark.parametrize("name", ["record.json", "champion.json"])
+@pytest.mark.parametrize("name", ["models/new.json", "champion.json"])
 def test_kill_in_the_middle_leaves_the_old_champion(registry, uri, add, tmp_path, name):
     old = add("old").version
     registry.promote(old, expected=None)
-    model = make_model(tmp_path / "new", "new")
+    archive = make_archive(tmp_path / "new.mar", "new")
     killed = subprocess.run(
-        [sys.executable, "-c", _DIE_AT_WRITE.format(name=name), uri, model, old], timeout=60
+        [sys.executable, "-c", _DIE_AT_WRITE.format(name=name), uri, archive.path, old], timeout=60
     )
     assert killed.returncode == -9
     assert registry.champion().version == old
-    record = registry.add(model, FACTS)
+    record = registry.add(archive, FACTS)
     registry.promote(record.version, expected=old)
-    assert registry.fetch(record.version, tmp_path / "fetched").is_dir()
+    assert registry.fetch(record.version, tmp_path / "fetched").is_file()
 
 
 def test_a_write_whose_answer_got_lost_counts_when_it_is_sent_again(s3_environment, tmp_path):
@@ -218,68 +254,73 @@ def test_a_write_whose_answer_got_lost_counts_when_it_is_sent_again(s3_environme
     assert not objects.write("x", b"another's", expected_tag=None)
 
 
-def test_changed_model_file_is_refused(tmp_path):
+def test_changed_archive_is_refused(registry, add, tmp_path):
+    size = add("a").archive_size
+    replace_archive(registry, b"b" * size)
+    with pytest.raises(UnusableModelError, match=r"a\.mar is not what was stored.*promote another"):
+        registry.fetch("a", tmp_path / "fetched")
+    assert not list(tmp_path.glob("*fetched*"))
+
+
+def test_missing_archive_is_named(tmp_path):
     registry = open_registry((tmp_path / "registry").as_uri())
-    version = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
-    stored = tmp_path / "registry" / "models" / version / "model" / "model.safetensors"
-    stored.write_bytes(b"b" * 1000)
-    with pytest.raises(UnusableModelError, match=r"model\.safetensors"):
-        registry.fetch(version, tmp_path / "fetched")
-    assert not (tmp_path / "fetched").exists()
-
-
-def change_record(folder, version, change):
-    path = folder / "models" / version / "record.json"
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
-
-
-@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/../../escaped", "..\\escaped"])
-def test_record_that_names_a_file_outside_its_folder_is_refused(tmp_path, name):
-    registry = open_registry(str(tmp_path / "registry"))
-    files = {name: "0" * 64}
-    content = "".join(f"{key}\0{value}\n" for key, value in files.items())
-    version = hashlib.sha256(content.encode()).hexdigest()[:12]  # as whoever forges it would
-    first = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
-    models = tmp_path / "registry" / "models"
-    (models / first).rename(models / version)
-    change_record(tmp_path / "registry", version, lambda r: r.update(version=version, files=files))
-    with pytest.raises(UnusableModelError, match="other files"):
-        registry.fetch(version, tmp_path / "to" / "fetched")
-    assert not list((tmp_path).rglob("escaped"))
+    registry.add(make_archive(tmp_path / "a.mar", "a"), FACTS)
+    (tmp_path / "registry" / "models" / "a.mar").unlink()
+    with pytest.raises(UnusableModelError, match=r"holds no models/a\.mar"):
+        registry.fetch("a", tmp_path / "fetched")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda record: record["files"].pop("model.json"), id="file-left-out"),
-        pytest.param(lambda r: r["files"].update({"model.json": "0" * 64}), id="other-hash"),
+        pytest.param(lambda record: record.update(archive_sha256="0" * 64), id="other-hash"),
+        pytest.param(lambda record: record.update(version="b"), id="other-version"),
         pytest.param(lambda record: record.pop("facts"), id="no-facts"),
         pytest.param(lambda record: record.update(format_version=9), id="other-format"),
     ],
 )
 def test_record_that_was_changed_is_refused(tmp_path, change):
     registry = open_registry(str(tmp_path / "registry"))
-    version = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
-    registry.promote(version, expected=None)
-    change_record(tmp_path / "registry", version, change)
-    with pytest.raises(UnusableModelError, match=version):
-        registry.fetch(version, tmp_path / "fetched")
-    assert registry.champion_version() == version
+    registry.add(make_archive(tmp_path / "a.mar", "a"), FACTS)
+    registry.promote("a", expected=None)
+    path = tmp_path / "registry" / "models" / "a.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(UnusableModelError, match=r"models/a\."):
+        registry.fetch("a", tmp_path / "fetched")
+    assert registry.champion_version() == "a"
 
 
-def test_a_part_of_a_model_can_be_fetched(registry, add, tmp_path):
-    folder = registry.fetch(add("a").version, tmp_path / "fetched", only=("model.json",))
-    assert [path.name for path in folder.iterdir()] == ["model.json"]
+@pytest.fixture
+def old_registry(tmp_path):
+    """What a release before wrote: models/VERSION/record.json, format version 1."""
+    folder = tmp_path / "old"
+    (folder / "models" / "abc" / "model").mkdir(parents=True)
+    promotions = [{"version": "abc", "previous": None, "time": "2026-01-01T00:00:00+00:00"}]
+    champion = {"format_version": 1, "promotions": promotions}
+    (folder / "champion.json").write_text(json.dumps(champion))
+    (folder / "models" / "abc" / "record.json").write_text(json.dumps({"format_version": 1}))
+    return folder
 
 
-def test_missing_model_file_is_named(tmp_path):
-    registry = open_registry(str(tmp_path / "registry"))
-    version = registry.add(make_model(tmp_path / "model", "a"), FACTS).version
-    (tmp_path / "registry" / "models" / version / "model" / "model.json").unlink()
-    with pytest.raises(UnusableModelError, match=r"model\.json"):
-        registry.fetch(version, tmp_path / "fetched")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda registry, _: registry.champion_version(),
+        lambda registry, _: registry.record("abc"),
+        lambda registry, archive: registry.add(archive, FACTS),
+    ],
+    ids=["champion", "record", "add"],
+)
+def test_registry_of_the_old_form_is_refused_with_the_cure_and_not_touched(
+    old_registry, tmp_path, use
+):
+    before = sha256_of_files(old_registry)
+    archive = make_archive(tmp_path / "abc.mar", "abc")
+    with pytest.raises(UnusableModelError, match=r"format version 1.*set deploy_registry to a new"):
+        use(open_registry(str(old_registry)), archive)
+    assert sha256_of_files(old_registry) == before
 
 
 def test_writable_place_is_told_from_one_that_is_not(registry, tmp_path):
@@ -287,22 +328,22 @@ def test_writable_place_is_told_from_one_that_is_not(registry, tmp_path):
     registry.check_writable()
     assert registry.champion() is None
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryError, match="may write to"):
+    with pytest.raises(StorageError, match="may write to"):
         open_registry(str(tmp_path / "file" / "registry")).check_writable()
 
 
 def test_unknown_format_version_is_refused_by_name(tmp_path):
     (tmp_path / "champion.json").write_text(json.dumps({"format_version": 9, "promotions": []}))
-    with pytest.raises(RegistryError, match="format version 9"):
-        Registry(LocalObjects(tmp_path)).champion()
+    with pytest.raises(UnusableModelError, match="format version 9"):
+        open_registry(str(tmp_path)).champion()
 
 
 @pytest.mark.parametrize("uri", ["", "gs://bucket/x", "s3:///x"])
 def test_unusable_place_is_refused(uri):
-    with pytest.raises(RegistryError):
+    with pytest.raises(StorageError):
         open_registry(uri)
 
 
 def test_missing_bucket_is_named_with_what_to_check(s3_environment):
-    with pytest.raises(RegistryError, match=r"s3://no-such-bucket/x.*AWS_ENDPOINT_URL"):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/x.*AWS_ENDPOINT_URL"):
         open_registry("s3://no-such-bucket/x").champion()

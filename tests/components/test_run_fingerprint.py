@@ -3,11 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from polarmask_components.errors import RegistryError
-from polarmask_components.registry.registry import open_objects, open_registry
+from polarmask_components.errors import StorageError
+from polarmask_components.registry.registry import open_registry
 from polarmask_components.run.run_fingerprint import RunInputs, decide, remember
 from polarmask_components.steps.check_changed import check_changed
 from polarmask_components.steps.remember_run import remember_run
+from polarmask_components.storage.objects import open_objects
 
 INPUTS = RunInputs(
     data_hash="a59d.dir",
@@ -114,7 +115,7 @@ def test_of_two_that_remember_at_once_none_fails(objects, monkeypatch):
 
 def test_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryError, match="may write to"):
+    with pytest.raises(StorageError, match="may write to"):
         remember(open_objects(str(tmp_path / "file" / "registry")), INPUTS)
 
 

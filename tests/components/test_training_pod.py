@@ -14,8 +14,9 @@ from factories import make_tiny_coco
 from polarmask.cli import main as polarmask
 from polarmask.training.checkpoint import load_checkpoint
 from polarmask_components.run.signals import when_asked_to_end
-from polarmask_components.storage.file_manifest import manifest_of
-from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.storage.manifest import manifest_of
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training import training_pod as pod
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.snapshots import restore_newest, snapshots_of
@@ -38,7 +39,7 @@ def place(s3_environment, inputs, request):
     place = f"s3://polarmask/{request.node.name}"
     for name in ("data", "labels"):
         files = {path: inputs / name / path for path in manifest_of(inputs / name)}
-        ObjectFolder.from_uri(f"{place}/{name}").upload(files, what=name)
+        upload_files(S3Objects.from_uri(f"{place}/{name}"), files, what=name)
     manifests = {name: manifest_of(inputs / name) for name in ("data", "labels")}
     JobStorage(place, "job").write_inputs(manifests)
     return place

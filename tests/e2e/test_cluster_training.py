@@ -19,8 +19,9 @@ from kube.kubelet import Kubelet
 from kube.operator import TrainingOperator
 from kube.server import KubeServer
 from polarmask.cli import main as polarmask
-from polarmask_components.storage.file_manifest import manifest_of
-from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.storage.manifest import manifest_of
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.pytorchjob import job_name
 
@@ -146,8 +147,8 @@ def put_inputs(machines, data, preset=PRESET):
     assert polarmask([*command, "--out", str(machines.folder / "labels")]) == 0
     for name in ("data", "labels"):
         folder = machines.folder / name
-        remote = ObjectFolder.from_uri(f"{machines.place}/{name}")
-        remote.upload({path: folder / path for path in manifest_of(folder)}, what=name)
+        remote = S3Objects.from_uri(f"{machines.place}/{name}")
+        upload_files(remote, {path: folder / path for path in manifest_of(folder)}, what=name)
 
 
 def finish(machines, process, timeout):
@@ -170,7 +171,7 @@ def test_two_nodes_train_from_and_to_object_storage(machines):
     assert card["provenance"]["data_commit"] == "c0ffee"
     assert card["training"]["processes"] == 2
     assert "step=6/6" in machines.log()
-    stored = ObjectFolder.from_uri(f"{machines.place}/training").names()
+    stored = S3Objects.from_uri(f"{machines.place}/training").names()
     assert not [name for name in stored if name.endswith(("latest.json", "inputs.json"))]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from kube.faults import Fault
 from kube.server import KubeServer
-from polarmask_components.cluster.connection import connect, patiently
+from polarmask_components.cluster.connection import call_api, connect
 from polarmask_components.errors import ClusterError, LaunchError
 from polarmask_components.run.job_settings import JobSettings
 from polarmask_components.training.job_launcher import Pace, run_job
@@ -188,7 +188,7 @@ def test_t10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_
     cluster, launch, good, monkeypatch
 ):
     for module in ("job_launcher", "job_pods"):
-        monkeypatch.setattr(f"polarmask_components.training.{module}.patiently", impatient)
+        monkeypatch.setattr(f"polarmask_components.training.{module}.call_api", impatient)
 
     gave_up = threading.Event()
 
@@ -207,7 +207,7 @@ def test_t10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_
 
 
 def impatient(call, *args, **options):
-    return patiently(call, *args, **{**options, "patience_seconds": 2.0})
+    return call_api(call, *args, **{**options, "deadline_seconds": 2.0})
 
 
 def test_t11_training_that_always_fails_is_given_up_with_exit_codes_and_last_words(cluster, launch):

@@ -9,8 +9,9 @@ import pytest
 from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import LaunchError, StorageError
 from polarmask_components.run.job_settings import JobSettings
-from polarmask_components.storage.file_manifest import manifest_of
-from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.storage.manifest import manifest_of
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training.job_launcher import Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.pytorchjob import TrainingJob
@@ -35,8 +36,8 @@ def job(cluster, s3_environment, place, tmp_path):
     for name in ("data", "labels"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(f"some {name}")
-        remote = ObjectFolder.from_uri(f"s3://{BUCKET}/{place}/{name}")
-        remote.upload({"file": tmp_path / name / "file"}, what=name)
+        remote = S3Objects.from_uri(f"s3://{BUCKET}/{place}/{name}")
+        upload_files(remote, {"file": tmp_path / name / "file"}, what=name)
     job = TrainingJob(
         name=NAME,
         namespace="ml",

@@ -12,9 +12,9 @@ from kubernetes.client import (
     V1SelfSubjectAccessReviewSpec,
 )
 
-from polarmask_components.cluster.connection import patiently
+from polarmask_components.cluster.connection import call_api
 
-PATIENCE_SECONDS = 10.0
+DEADLINE_SECONDS = 10.0
 """Of a check: a cluster that is busy for longer is told."""
 
 
@@ -84,10 +84,10 @@ def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = ""
     review = V1SelfSubjectAccessReview(
         spec=V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)
     )
-    answer = patiently(
+    answer = call_api(
         AuthorizationV1Api(api).create_self_subject_access_review,
         review,
-        patience_seconds=PATIENCE_SECONDS,
+        deadline_seconds=DEADLINE_SECONDS,
     )
     return bool(answer.status.allowed)
 

@@ -18,11 +18,11 @@ from kubernetes.utils.quantity import parse_quantity
 from polarmask_components.checks.bucket_check import problems_of_bucket
 from polarmask_components.checks.cluster_access import (
     CANDIDATE_ACCESS,
+    DEADLINE_SECONDS,
     DEPLOYMENT_ACCESS,
     NAMESPACE_ACCESS,
     NODES_ACCESS,
     OWN_POD_ACCESS,
-    PATIENCE_SECONDS,
     QUOTA_ACCESS,
     TRAFFIC_ACCESS,
     TRAINING_ACCESS,
@@ -31,7 +31,7 @@ from polarmask_components.checks.cluster_access import (
     missing_access,
 )
 from polarmask_components.checks.image_reference import problem_of_image
-from polarmask_components.cluster.connection import connect, own_namespace, patiently, refusal_of
+from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
 from polarmask_components.deploy.serving_state import CLUSTER
 from polarmask_components.errors import ComponentError, PreflightError
 from polarmask_components.run.data_version import check_reachable
@@ -126,7 +126,7 @@ def _check_storage(parameter: str, uri: str, *, shared: bool) -> Iterator[str]:
 def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
     try:
         api = connect()
-        patiently(ApisApi(api).get_api_versions, patience_seconds=PATIENCE_SECONDS)
+        call_api(ApisApi(api).get_api_versions, deadline_seconds=DEADLINE_SECONDS)
     except ComponentError as error:  # no use in asking it more
         findings.problems.append(_one_line(str(error)))
         return
@@ -154,10 +154,10 @@ def _check_operator(api: ApiClient) -> Iterator[str]:
         "1.9 (version 2 knows only TrainJob)"
     )
     try:
-        served = patiently(
+        served = call_api(
             CustomObjectsApi(api).get_api_resources,
             *("kubeflow.org", "v1"),
-            patience_seconds=PATIENCE_SECONDS,
+            deadline_seconds=DEADLINE_SECONDS,
         )
     except ApiException as error:
         if error.status != 404:
@@ -181,7 +181,7 @@ def _check_gpus(api: ApiClient, job: JobSettings, nodes: int) -> Iterator[str]:
     if not is_allowed(api, NODES_ACCESS, namespace=""):
         yield Note(f"whether nodes have {job.gpu_resource} is not known: no right to list nodes")
         return
-    listed = patiently(CoreV1Api(api).list_node, patience_seconds=PATIENCE_SECONDS)
+    listed = call_api(CoreV1Api(api).list_node, deadline_seconds=DEADLINE_SECONDS)
     room = sum(
         int(node.status.allocatable.get(job.gpu_resource, 0)) // job.gpus_per_node
         for node in listed.items
@@ -201,10 +201,10 @@ def _check_quota(api: ApiClient, job: JobSettings, nodes: int, namespace: str) -
     if not is_allowed(api, QUOTA_ACCESS, namespace=namespace):
         yield Note(f"quotas of namespace {namespace} are not known: no right to list them")
         return
-    listed = patiently(
+    listed = call_api(
         CoreV1Api(api).list_namespaced_resource_quota,
         namespace,
-        patience_seconds=PATIENCE_SECONDS,
+        deadline_seconds=DEADLINE_SECONDS,
     )
     for quota in listed.items:
         if not (quota.spec.scopes or quota.spec.scope_selector):
@@ -235,7 +235,7 @@ def _check_pod_security(api: ApiClient, namespace: str) -> Iterator[str]:
     """What the operator's own init container looks like can't be known from here."""
     if not is_allowed(api, NAMESPACE_ACCESS, namespace=namespace, name=namespace):
         return
-    found = patiently(CoreV1Api(api).read_namespace, namespace, patience_seconds=PATIENCE_SECONDS)
+    found = call_api(CoreV1Api(api).read_namespace, namespace, deadline_seconds=DEADLINE_SECONDS)
     if (found.metadata.labels or {}).get("pod-security.kubernetes.io/enforce") == "restricted":
         yield Note(
             f"namespace {namespace} lets restricted pods in only: the training operator needs a "
@@ -288,7 +288,7 @@ def _check_objects(
         if any(f"{kind.lower()}s" in line for line in lacks):
             continue
         try:
-            patiently(reads[kind], name, namespace, patience_seconds=PATIENCE_SECONDS)
+            call_api(reads[kind], name, namespace, deadline_seconds=DEADLINE_SECONDS)
         except ApiException as error:
             if error.status != 404:
                 raise

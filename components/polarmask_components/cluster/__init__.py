@@ -1,1 +1,1 @@
-"""The way to Kubernetes, patient with its bad moments."""
+"""The client of the Kubernetes API."""

@@ -1,6 +1,6 @@
-"""The way to a Kubernetes cluster, patient with its bad moments.
+"""The client of the Kubernetes API, with retries.
 
-A training of forty hours has to outlive a restart of the API server.
+A training of forty hours must survive a restart of the API server.
 """
 
 import json
@@ -14,10 +14,9 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError, SSLError
 
-from polarmask_components.cluster.patience import PATIENCE_SECONDS, persist
 from polarmask_components.errors import ClusterError
+from polarmask_components.retry import BUSY_STATUSES, DEADLINE_SECONDS, retry
 
-_BUSY = {408, 429, 500, 502, 503, 504}
 _REFUSED = {401, 403}
 _SECONDS_PER_CALL = 30.0
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -39,10 +38,10 @@ def connect() -> ApiClient:
             config.load_kube_config(_kubeconfig(), client_configuration=settings)
     except (config.ConfigException, OSError) as error:
         raise ClusterError(
-            f"no Kubernetes cluster: {error}; outside of a pod KUBECONFIG has to name a file that "
-            "leads to one"
+            f"no Kubernetes cluster: {error}; outside of a pod KUBECONFIG has to name a "
+            "kubeconfig file"
         ) from error
-    settings.retries = False  # `patiently` tries again, and says so
+    settings.retries = False  # `call_api` retries, and logs it
     return ApiClient(settings)
 
 
@@ -58,45 +57,45 @@ def own_namespace() -> str:
 
 
 def _kubeconfig() -> str | None:
-    """Return what KUBECONFIG says now; None for the usual place."""
+    """Return the value of KUBECONFIG now; None for the default place."""
     return os.environ.get("KUBECONFIG")
 
 
-def patiently(
+def call_api(
     call: Callable[..., Answer],
     *args: Any,  # noqa: ANN401  # whatever the call takes
-    patience_seconds: float = PATIENCE_SECONDS,
+    deadline_seconds: float = DEADLINE_SECONDS,
     **options: Any,  # noqa: ANN401  # of the call, as above
 ) -> Answer:
-    """Call the API; try again while it is busy or can't be reached.
+    """Call the API; retry while it is busy or can't be reached.
 
-    A call whose answer got lost may have been heard: after a retry, creating may meet what it
-    created (409), and deleting find nothing (404).
+    A call whose response was lost may have taken effect: after a retry, creating may find its own
+    object (409), and deleting may find nothing (404).
 
     Args:
         call: Method of one of the client's API classes.
-        args: Of the call.
-        patience_seconds: How long to go on trying.
-        options: Of the call.
+        args: Arguments of the call.
+        deadline_seconds: How long to retry.
+        options: Keyword arguments of the call.
 
     Raises:
-        ClusterError: Not allowed, or no answer for all this time.
+        ClusterError: Not allowed, or no answer until the deadline.
         ApiException: Any other refusal, such as 404, 409 or 422.
     """
     options.setdefault("_request_timeout", _SECONDS_PER_CALL)
     try:
-        return persist(
+        return retry(
             lambda: call(*args, **options),
-            whom="Kubernetes API",
-            passes=_passing,
-            patience_seconds=patience_seconds,
+            is_passing=_is_passing,
+            deadline_seconds=deadline_seconds,
+            server="Kubernetes API",
         )
     except (ApiException, HTTPError) as error:
-        words = _passing(error)
-        if words:
+        if _is_passing(error):
+            reason = f"{error.status} {error.reason}" if isinstance(error, ApiException) else error
             raise ClusterError(
-                f"the Kubernetes API gave no answer for {patience_seconds:.0f} s; the last try "
-                f"ended with: {words}"
+                f"the Kubernetes API gave no answer for {deadline_seconds:.0f} s; the last try "
+                f"ended with: {reason}"
             ) from error
         if isinstance(error, SSLError):
             raise ClusterError(
@@ -108,15 +107,14 @@ def patiently(
         raise
 
 
-def _passing(error: Exception) -> str:
-    """Say what may pass by itself; "" for what will not."""
+def _is_passing(error: Exception) -> bool:
     if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}" if error.status in _BUSY else ""
-    return str(error) if isinstance(error, HTTPError) and not isinstance(error, SSLError) else ""
+        return error.status in BUSY_STATUSES
+    return isinstance(error, HTTPError) and not isinstance(error, SSLError)
 
 
 def refusal_of(error: ApiException) -> str:
-    """Return the API's own words for a refusal, in one line."""
+    """Return the API's message of a refusal, in one line."""
     try:
         return str(json.loads(error.body)["message"])
     except (KeyError, TypeError, ValueError):

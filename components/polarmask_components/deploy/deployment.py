@@ -10,18 +10,19 @@ champion.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polarmask.config.settings import to_dict
 from polarmask.engines.ranking import EngineRanking
 from polarmask.errors import PolarMaskError
-from polarmask.inference.model_folder import read_card
+from polarmask.inference.model_folder import read_card, version_of
 from polarmask_components.deploy.local_server import Deployment
 from polarmask_components.errors import UnknownVersionError, UnusableModelError
-from polarmask_components.registry.registry import Facts, Registry
+from polarmask_components.registry.registry import Facts, ModelRecord, Registry
 from polarmask_serving.archive.build import build_archive
-from polarmask_serving.archive.read import Archive
+from polarmask_serving.archive.read import read_archive
 from polarmask_serving.errors import RegistrationError, ServerError, ServingError
 from polarmask_serving.torchserve.record import ServerRecord
 from polarmask_serving.torchserve.roll_out import roll_out
@@ -41,23 +42,36 @@ def facts_of(
         code_commit=card.provenance.get("code_commit", ""),
         code_version=card.provenance.get("code_version", ""),
         config=to_dict(card.config),
+        categories=[asdict(category) for category in card.categories],
         metrics=dict(metrics),
         engines={} if engines is None else engines.to_plain(),
     )
 
 
-def pack(model: Path, out: Path, *, name: str, version: str, facts: Facts) -> Archive:
-    """Build the archive of a model of the registry, with all that is known about it.
+def register(model: Path, facts: Facts, *, name: str, registry: Registry) -> ModelRecord:
+    """Return the record of a model folder; pack and store its archive unless it is there already.
 
     Raises:
         ArchiveError: See `polarmask_serving.archive.build`.
         ModelFormatError: The model, or what was measured of its engines, can't be used.
+        RegistryError, StorageError: The registry can't be used.
     """
+    version = version_of(model)
+    record = registry.find(version)
+    if record is not None:
+        return record
     known = facts.engines
     report = EngineRanking.from_plain(known, where=f"record of {version}") if known else None
-    return build_archive(
-        model, out, name=name, version=version, engines=report, metrics=facts.metrics
-    )
+    with TemporaryDirectory() as folder:
+        archive = build_archive(
+            model,
+            Path(folder) / "model.mar",
+            name=name,
+            version=version,
+            engines=report,
+            metrics=facts.metrics,
+        )
+        return registry.add(archive, facts)
 
 
 def deploy(
@@ -85,17 +99,16 @@ def deploy(
         ServingError: The server does not start, or the new version does not come up or answers
             nonsense.
         ConflictError: Another run promoted meanwhile.
-        RegistryError: The registry can't be used.
+        RegistryError, StorageError: The registry can't be used.
 
     Whatever is raised, the version that was served before still is.
     """
-    record = registry.add(model, facts)  # an equal model keeps its first facts, so its archive
+    record = register(model, facts, name=name, registry=registry)
     version = record.version
     server = _attach(target, name, registry)
     try:
         with TemporaryDirectory() as folder:
-            out = Path(folder) / "model.mar"
-            archive = pack(model, out, name=name, version=version, facts=record.facts)
+            archive = read_archive(registry.fetch(version, Path(folder) / "model.mar"))
             outcome = roll_out(
                 server,
                 archive,
@@ -128,7 +141,7 @@ def ask_champion(target: Path, *, name: str, registry: Registry, image: bytes) -
 
     Raises:
         ServingError: The server does not start or does not answer.
-        RegistryError: The registry can't be used.
+        RegistryError, StorageError: The registry can't be used.
     """
     record = ServerRecord.read(target)
     if (record is None or record.champion is None) and registry.champion_version() is None:
@@ -168,14 +181,7 @@ def _follow(server: LocalServer, registry: Registry) -> None:
         champion = registry.champion_version()
         if champion is None or champion == server.champion:
             return
-        model = registry.fetch(champion, Path(folder) / "model")
-        archive = pack(
-            model,
-            Path(folder) / "model.mar",
-            name=server.client.name,
-            version=champion,
-            facts=registry.record(champion).facts,
-        )
+        archive = read_archive(registry.fetch(champion, Path(folder) / "model.mar"))
         server.keep_only_champion()
         server.register(archive)
         server.set_default(champion)

@@ -12,12 +12,11 @@ there. Who is champion is for the registry alone to say.
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from polarmask.errors import PolarMaskError
 from polarmask_components.cluster.connection import connect
-from polarmask_components.deploy.deployment import pack
+from polarmask_components.deploy.deployment import register
 from polarmask_components.deploy.local_server import Deployment
 from polarmask_components.deploy.serving_deployment import ServingDeployment
 from polarmask_components.deploy.serving_state import (
@@ -35,8 +34,8 @@ from polarmask_components.errors import (
     ConflictError,
     RegistryError,
     RollOutError,
+    StorageError,
 )
-from polarmask_components.registry.model_store import store_archive
 from polarmask_components.registry.registry import Facts, Registry
 from polarmask_components.run.signals import end_run, when_asked_to_end
 from polarmask_serving.errors import ServingError
@@ -77,11 +76,15 @@ def deploy_to_cluster(
         RollOutError: The model does not come up, answers nonsense, or the run was asked to end.
         ConflictError: Another run promoted or rolled out meanwhile.
         ClusterError: The cluster can't be reached, or refuses.
-        RegistryError: The registry can't be used.
+        RegistryError, StorageError: The registry can't be used.
         ServingError: The model can't be packed.
 
     Once the cluster was changed, the message also says what answers now.
     """
+    if not registry.where.startswith("s3://"):
+        raise RegistryError(
+            f"pods of a cluster can't read {registry.where}; give deploy_registry=s3://bucket/prefix"
+        )
     api = connect()
     serving = ServingDeployment.from_uri(api, target)
     before, url = serving.read(), serving.url(name)
@@ -94,13 +97,11 @@ def deploy_to_cluster(
     else:
         first = Trial(api, serving, trial)
         first.check()
-    record = registry.add(model, facts)  # an equal model keeps its first facts, so its archive
+    record = register(model, facts, name=name, registry=registry)
     version = record.version
-    with TemporaryDirectory() as folder:
-        out = Path(folder) / "model.mar"
-        archive = pack(model, out, name=name, version=version, facts=record.facts)
-        uri = store_archive(archive, registry)
-    new = ServedModel(version=version, uri=uri, sha256=archive.sha256)
+    new = ServedModel(
+        version=version, uri=registry.archive_uri(record), sha256=record.archive_sha256
+    )
     tried = _try_first(first, new, back, name, image, time_out)
     rolling = _RollOut(serving, registry, name, url, image, time_out, before, back, new)
     answer = rolling.run(expected)
@@ -184,7 +185,7 @@ class _RollOut:
         """Return the champion; a registry that can't be read must not keep us from going back."""
         try:
             return self.registry.champion_version()
-        except RegistryError as error:
+        except (RegistryError, StorageError) as error:
             _log.warning("%s", error)
             return None
 

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
-from polarmask_components.cluster.connection import patiently, refusal_of
+from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.deploy.serving_state import (
     CLUSTER,
     Object,
@@ -116,7 +116,7 @@ class ServingDeployment:
             # Kubernetes refuses if anything changed since it was read, were it the status.
             patch["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"]
             try:
-                patiently(self._patch, patch)
+                call_api(self._patch, patch)
                 return
             except ApiException as error:
                 if error.status != 409:
@@ -241,20 +241,20 @@ class ServingDeployment:
 
     def _log(self, trouble: Trouble, *, previous: bool) -> str:
         with suppress(ApiException, ClusterError):
-            text: str = patiently(
+            text: str = call_api(
                 CoreV1Api(self._api).read_namespaced_pod_log,
                 *(trouble.pod, self.namespace),
                 container=trouble.container,
                 previous=previous,
                 tail_lines=_LOG_LINES,
-                patience_seconds=_PATIENCE_FOR_LOGS,
+                deadline_seconds=_PATIENCE_FOR_LOGS,
             )
             return text
         return ""
 
     def _call(self, call: Callable[..., Any], *arguments: str, **options: Any) -> Any:  # noqa: ANN401  # whatever the call takes
         try:
-            answer = patiently(call, *arguments, self.namespace, **options)
+            answer = call_api(call, *arguments, self.namespace, **options)
         except ApiException as error:
             raise RollOutError(
                 f"{self.where}: {refusal_of(error)}; apply the manifests of k8s/"

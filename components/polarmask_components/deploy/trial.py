@@ -17,7 +17,7 @@ from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
 from polarmask.evaluation.gate import Verdict
-from polarmask_components.cluster.connection import patiently, refusal_of
+from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.deploy.serving_deployment import ServingDeployment
 from polarmask_components.deploy.serving_state import Object, ServedModel, served_model
 from polarmask_components.deploy.trial_figures import Figures, Requests, figures_of, judge_trial
@@ -155,7 +155,7 @@ class Trial:
 
     def _log_of(self, serving: ServingDeployment, pod: str, since: int) -> list[str]:
         with suppress(ApiException):  # it came or went a moment ago
-            text: str = patiently(
+            text: str = call_api(
                 CoreV1Api(self.api).read_namespaced_pod_log,
                 *(pod, serving.namespace),
                 container=_CONTAINER,
@@ -215,6 +215,6 @@ def _traffic(api: ApiClient, stable: ServingDeployment) -> Object:
 
 def _call(stable: ServingDeployment, call: Callable[..., Answer], *arguments: Any) -> Answer:  # noqa: ANN401  # whatever the call takes
     try:
-        return patiently(call, *arguments)
+        return call_api(call, *arguments)
     except ApiException as error:
         raise RollOutError(f"{stable.where}: {refusal_of(error)}; {_ADMIN}") from error

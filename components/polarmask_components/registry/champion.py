@@ -1,4 +1,4 @@
-"""The champion's number, on the same data and by the same code as the candidate's."""
+"""The champion's mask AP, on the same data and by the same code as the candidate's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class ChampionScore:
     """What the candidate has to reach."""
 
     mask_ap: float | None
-    """In [0, 1]; None if there is no champion, or none that can be measured."""
+    """In [0, 1]; None if there is no champion, or none that can be evaluated."""
     version: str
     """Empty if there is no champion."""
     reason: str
@@ -32,12 +32,12 @@ def measure_champion(
 ) -> ChampionScore:
     """Return the champion's mask AP on the val split of this data.
 
-    A number measured on other data or by other code says nothing about the candidate, so then the
-    champion is fetched and measured again. One that can't be loaded, as after a change of format,
-    has no number: it would stand in the way of all that come after.
+    A number from other data or other code can't be compared with the candidate's, so then the
+    champion is fetched and evaluated again. One that can't be loaded, as after a change of format,
+    has no number: it must not block its successors.
 
     Raises:
-        RegistryError: The registry can't be used.
+        RegistryError, StorageError: The registry can't be used.
         DataError: The champion was trained on categories that mean something else.
     """
     version = registry.champion_version()
@@ -46,7 +46,7 @@ def measure_champion(
     try:
         return _measure(registry, registry.record(version), data, data_hash, code_version)
     except _UNUSABLE as error:
-        reason = f"champion {version} can't be measured, so the floor alone decides: {error}"
+        reason = f"champion {version} can't be evaluated, so the floor alone decides: {error}"
         return ChampionScore(None, version, reason)
 
 
@@ -63,44 +63,41 @@ def _measure(
     from polarmask.model_sources.open_model import open_model
 
     with TemporaryDirectory() as folder:
-        model = registry.fetch(champion.version, Path(folder) / "model")
-        measured = evaluate(open_model(model), data).mask_ap
+        archive = registry.fetch(champion.version, Path(folder) / "model.mar")
+        mask_ap = evaluate(open_model(archive), data).mask_ap
     other = "other data" if facts.data_hash != data_hash else "other code"
     return ChampionScore(
-        measured,
+        mask_ap,
         champion.version,
-        f"{who}: mask AP {measured:.4f} on this data, measured again because its registered "
+        f"{who}: mask AP {mask_ap:.4f} on this data, evaluated again because its registered "
         f"{facts.metrics['mask_ap']:.4f} comes from {other}",
     )
 
 
 def check_same_task(registry: Registry, data: Path) -> str:
-    """Return in words whether the champion can be compared with what is trained on this data.
+    """Return a sentence about whether the champion can be compared with models of this data.
 
     Raises:
-        RegistryError: The registry can't be used.
-        OtherCategoriesError: The champion finds other things than the data shows.
+        RegistryError, StorageError: The registry can't be used.
+        OtherCategoriesError: The champion was trained for other categories than this data has.
     """
     version = registry.champion_version()
     if version is None:
         return "there is no champion yet"
 
-    from polarmask.data.coco import load_coco
-    from polarmask.inference.model_folder import CARD_FILE, read_card
+    from polarmask.data.coco import Category, load_coco
 
     try:
-        with TemporaryDirectory() as folder:
-            model = registry.fetch(version, Path(folder) / "model", only=(CARD_FILE,))
-            known = read_card(model).categories
-    except _UNUSABLE as error:
-        return f"champion {version} can't be compared with: {error}"
-    shown = load_coco(data, "val").categories
-    strange = [category.name for category in known if category not in shown]
-    if strange:
+        known = [Category(**each) for each in registry.record(version).facts.categories]
+    except (*_UNUSABLE, TypeError) as error:
+        return f"champion {version} can't be compared: {error}"
+    categories = load_coco(data, "val").categories
+    unknown = [category.name for category in known if category not in categories]
+    if unknown:
         raise OtherCategoriesError(
-            f"the champion of {registry.where} finds {strange[0]!r}, which this data does not "
-            f"have under the same id; it has {', '.join(each.name for each in shown[:5])}. Give "
-            "this data a registry and a server of its own: "
+            f"the champion of {registry.where} finds {unknown[0]!r}, which this data does not "
+            f"have under the same id; it has {', '.join(each.name for each in categories[:5])}. "
+            "Give this data a registry and a server of its own: "
             "--param deploy_registry=FOLDER --param deploy_target=FOLDER"
         )
     return f"champion {version} finds the same categories"

@@ -1,62 +1,44 @@
 """Which models there are, what each came from, and which one is the champion.
 
-    models/VERSION/model/...      the model folder; VERSION is its content's hash, so never changed
-    models/VERSION/record.json    written last: a version exists once its record does
-    champion.json                 all promotions, newest last; moves by compare-and-swap
+    models/VERSION.mar     the archive, with the model folder inside; written once
+    models/VERSION.json    its record, written last: a version exists once its record does
+    champion.json          all promotions, newest last; changed by compare-and-swap
 
     registry = open_registry("runs/registry")           # or s3://bucket/prefix
     champion = registry.champion()
-    record = registry.add(Path("runs/first/model"), facts)
+    record = registry.add(archive, facts)
     registry.promote(record.version, expected=champion.version if champion else None)
 
-Two runs that promote at once can't both win, and a run that is killed leaves the old champion.
+VERSION is the hash of the model folder's content (`version_of`), so equal models are stored once.
+Of two runs that promote at once one wins, and a run that is killed leaves the old champion.
 """
 
-import json
-from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from polarmask.system.files import (
-    atomic_path,
-    leaves_folder,
-    sha256_of_file,
-    sha256_of_files,
-    tree_sha256,
-)
+from polarmask.system.files import atomic_path
+from polarmask.system.formats import JsonFormat
 from polarmask_components.errors import (
     ConflictError,
-    RegistryError,
+    DamagedObjectError,
     UnknownVersionError,
     UnusableModelError,
 )
+from polarmask_components.storage.objects import Objects, open_objects
+from polarmask_serving.archive.read import Archive, read_archive
+from polarmask_serving.errors import ArchiveError
 
-FORMAT_VERSION = 1
 _CHAMPION = "champion.json"
 _PROBE = "probe"
-_VERSION_DIGITS = 12
-"""Hex digits; enough for 10 million models and short enough for a URL."""
-
-
-class ObjectStore(Protocol):
-    """Named bytes, on this machine or elsewhere. Names have slashes, like S3 keys."""
-
-    where: str
-    """The place, for messages."""
-
-    def read(self, name: str) -> tuple[bytes, str] | None:
-        """Return content and its tag, or None if there is no such object."""
-
-    def write(self, name: str, data: bytes, *, expected_tag: str | None) -> bool:
-        """Write if the object still has this tag (None: does not exist); tell whether it did."""
-
-    def upload(self, name: str, file: Path) -> None:
-        """Store a file, as a whole or not at all."""
-
-    def download(self, name: str, to: Path) -> None:
-        """Fetch an object to a file; RegistryError if there is none."""
+_FORMAT = JsonFormat(
+    2,
+    UnusableModelError,
+    "set deploy_registry to a new place, promote another version, or use the release that wrote it; "
+    "nothing was changed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +47,14 @@ class Facts:
 
     data_commit: str
     data_hash: str
-    """DVC's hash of the data folder the model was trained and judged on."""
+    """DVC's hash of the data folder that the model was trained and evaluated on."""
     code_commit: str
     code_version: str
     config: dict[str, Any]
+    categories: list[dict[str, Any]]
+    """`polarmask.data.coco.Category` as plain data, in the order of the network's outputs."""
     metrics: dict[str, float]
-    """COCO mask AP and its kin in [0, 1], measured on the val split of that data by that code."""
+    """COCO mask AP and related metrics in [0, 1], on the val split of that data by that code."""
     engines: dict[str, Any] = field(default_factory=dict)
     """`EngineRanking` as plain data; empty where engines were not measured."""
 
@@ -82,14 +66,15 @@ class ModelRecord:
     version: str
     created: str
     """UTC, ISO 8601."""
-    files: dict[str, str]
-    """sha256 by path within the model folder."""
+    archive_sha256: str
+    archive_size: int
+    """Bytes."""
     facts: Facts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """One move of the champion pointer."""
+    """One change of the champion."""
 
     version: str
     previous: str | None
@@ -102,32 +87,13 @@ def open_registry(uri: str) -> "Registry":
     return Registry(open_objects(uri))
 
 
-def open_objects(uri: str) -> ObjectStore:
-    """Open the place where a registry and what stands beside it lie.
-
-    Args:
-        uri: A folder, `file:///folder`, or `s3://bucket/prefix`. For S3 the endpoint and
-            credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
-
-    Raises:
-        RegistryError: No such kind of place.
-    """
-    scheme, separator, rest = uri.partition("://")
-    if scheme == "s3" and separator:
-        from polarmask_components.registry.s3 import S3Objects
-
-        return S3Objects.from_uri(uri)
-    if (separator and scheme != "file") or not uri:
-        raise RegistryError(f"{uri!r} is no registry; give a folder or s3://bucket/prefix")
-    from polarmask_components.registry.local import LocalObjects
-
-    return LocalObjects(Path(rest if separator else uri))
-
-
 class Registry:
-    """Models and their champion, in an object store."""
+    """Models and their champion, in a folder or in object storage.
 
-    def __init__(self, objects: ObjectStore) -> None:
+    Every method raises StorageError if the place can't be used.
+    """
+
+    def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
     @property
@@ -146,7 +112,7 @@ class Registry:
         return promotions[-1].version if promotions else None
 
     def check_writable(self) -> None:
-        """Raise RegistryError unless objects can be written here, as `promote` writes them."""
+        """Raise StorageError unless objects can be written here, as `promote` writes them."""
         found = self._objects.read(_PROBE)
         self._objects.write(_PROBE, _now().encode(), expected_tag=found[1] if found else None)
 
@@ -158,71 +124,103 @@ class Registry:
         """Return what is known about a version.
 
         Raises:
-            UnknownVersionError: No such model.
-            UnusableModelError: Its record is damaged or of an unknown format version.
+            UnknownVersionError: There is no such model.
+            UnusableModelError: Its record is damaged or of another format version.
         """
-        name = f"models/{version}/record.json"
-        found = self._objects.read(name)
-        if found is None:
-            raise UnknownVersionError(f"{self.where} holds no model {version}")
-        content = self._parse(found[0], name)
-        try:
-            record = ModelRecord(**{**content, "facts": Facts(**content["facts"])})
-            if _version_of(record.files) != version or any(map(leaves_folder, record.files)):
-                raise ValueError("it names other files than were stored")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnusableModelError(
-                f"{self.where}: {name} is damaged ({error}); promote another version"
-            ) from error
+        record = self.find(version)
+        if record is None:
+            raise UnknownVersionError(f"{self.where} has no model {version}")
         return record
 
-    def add(self, model: Path, facts: Facts) -> ModelRecord:
-        """Store a model folder; an equal one that is there already keeps its first record.
+    def find(self, version: str) -> ModelRecord | None:
+        """Return what is known about a version, or None if there is no such model.
 
         Raises:
-            RegistryError: No such folder, or the place can't be written.
+            UnusableModelError: Its record is damaged or of another format version.
         """
-        files = sha256_of_files(model)
-        if not files:
-            raise RegistryError(f"{model} holds no files; give a model folder, as RUN/model")
+        name = f"models/{version}.json"
+        found = self._objects.read(name)
+        if found is None:
+            # Format version 1 had a folder for each model.
+            if old := self._objects.read(f"models/{version}/record.json"):
+                _FORMAT.load(old[0], where=self._objects.uri(f"models/{version}/record.json"))
+            return None
+        content = _FORMAT.load(found[0], where=self._objects.uri(name))
+        try:
+            record = ModelRecord(**{**content, "facts": Facts(**content["facts"])})
+            if record.version != version:
+                raise ValueError(f"it is the record of {record.version}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise _FORMAT.damaged(self._objects.uri(name), error) from error
+        return record
+
+    def add(self, archive: Archive, facts: Facts) -> ModelRecord:
+        """Store an archive and its record; an equal version keeps its first archive and record.
+
+        Raises:
+            UnusableModelError: What is stored under this version can't be used.
+        """
+        record = self.find(archive.version)
+        if record is not None:
+            return record
+        sha256, size = archive.sha256, archive.path.stat().st_size
+        if not self._objects.create(_archive_of(archive.version), archive.path):
+            sha256, size = self._facts_of_stored(archive)
         record = ModelRecord(
-            version=_version_of(files),
+            version=archive.version,
             created=_now(),
-            files=files,
+            archive_sha256=sha256,
+            archive_size=size,
             facts=facts,
         )
-        folder = f"models/{record.version}"
-        if self._objects.read(f"{folder}/record.json") is None:
-            for name in files:
-                self._objects.upload(f"{folder}/model/{name}", model / name)
-            plain = _to_json({"format_version": FORMAT_VERSION, **asdict(record)})
-            self._objects.write(f"{folder}/record.json", plain, expected_tag=None)
-        return self.record(record.version)
+        data = _FORMAT.dump(asdict(record)).encode()
+        self._objects.write(f"models/{record.version}.json", data, expected_tag=None)
+        return self.record(record.version)  # another run's, if that one was faster
 
-    def fetch(self, version: str, to: Path, *, only: Collection[str] = ()) -> Path:
-        """Copy a model folder to `to`, which appears whole and verified or not at all.
+    def _facts_of_stored(self, archive: Archive) -> tuple[str, int]:
+        """Return sha256 and size of an archive that a killed run stored without a record."""
+        name = _archive_of(archive.version)
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / "model.mar"
+            self._objects.download(name, copy, sha256=None)
+            try:
+                stored = read_archive(copy)
+            except ArchiveError as error:
+                raise UnusableModelError(
+                    f"{self._objects.uri(name)} is damaged ({error}); remove it and run again"
+                ) from error
+            return stored.sha256, copy.stat().st_size
 
-        Args:
-            version: A registered model.
-            to: Folder to make.
-            only: Names of the files to copy; empty for all.
+    def archive_uri(self, record: ModelRecord) -> str:
+        """Return where the archive lies: s3://bucket/key, or an absolute path.
 
         Raises:
-            UnknownVersionError: No such model.
-            UnusableModelError: A file is not what was stored.
+            UnusableModelError: It is missing, or has another size than the stored one.
+        """
+        name = _archive_of(record.version)
+        size = self._objects.size(name)
+        if size != record.archive_size:
+            raise UnusableModelError(
+                f"{self._objects.uri(name)} has {size or 0} bytes, not {record.archive_size}: it "
+                f"is damaged; remove it and models/{record.version}.json, and run again"
+            )
+        return self._objects.uri(name)
+
+    def fetch(self, version: str, to: Path) -> Path:
+        """Copy an archive to the file `to`, which appears whole and verified or not at all.
+
+        Raises:
+            UnknownVersionError: There is no such model.
+            UnusableModelError: The archive is missing, or is not what was stored.
         """
         record = self.record(version)
-        with atomic_path(to) as temporary:
-            for name, digest in record.files.items():
-                if only and name not in only:
-                    continue
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                self._objects.download(f"models/{version}/model/{name}", temporary / name)
-                if sha256_of_file(temporary / name) != digest:
-                    raise UnusableModelError(
-                        f"{self.where}: {name} of model {version} was changed after it was "
-                        "stored; promote another version and remove this one"
-                    )
+        try:
+            with atomic_path(to) as temporary:
+                self._objects.download(
+                    _archive_of(version), temporary, sha256=record.archive_sha256
+                )
+        except DamagedObjectError as error:
+            raise UnusableModelError(f"{error}; promote another version and remove it") from error
         return to
 
     def promote(self, version: str, *, expected: str | None) -> None:
@@ -236,7 +234,7 @@ class Registry:
                 none.
 
         Raises:
-            UnknownVersionError: No such model.
+            UnknownVersionError: There is no such model.
             ConflictError: Another version was promoted meanwhile. Nothing was changed.
         """
         self.record(version)
@@ -245,52 +243,30 @@ class Registry:
         if current == version:
             return
         promotion = Promotion(version=version, previous=current, time=_now())
-        data = _to_json(
-            {
-                "format_version": FORMAT_VERSION,
-                "promotions": [asdict(each) for each in (*promotions, promotion)],
-            }
-        )
+        plain = [asdict(each) for each in (*promotions, promotion)]
+        data = _FORMAT.dump({"promotions": plain}).encode()
         if current == expected and self._objects.write(_CHAMPION, data, expected_tag=tag):
             return
-        newest = self._promotions()[0]
         raise ConflictError(
-            f"{self.where}: the champion is {newest[-1].version if newest else None}, not "
-            f"{expected} as expected; {version} was not promoted. Run again to compare with it"
+            f"{self.where}: the champion is {self.champion_version()}, not {expected} as "
+            f"expected; {version} was not promoted. Run again to compare with it"
         )
 
     def _promotions(self) -> tuple[tuple[Promotion, ...], str | None]:
         found = self._objects.read(_CHAMPION)
         if found is None:
             return (), None
-        content = self._parse(found[0], _CHAMPION)
+        where = self._objects.uri(_CHAMPION)
+        content = _FORMAT.load(found[0], where=where)
         try:
             return tuple(Promotion(**each) for each in content["promotions"]), found[1]
         except (KeyError, TypeError) as error:
-            raise UnusableModelError(f"{self.where}: {_CHAMPION} is damaged ({error})") from error
-
-    def _parse(self, data: bytes, name: str) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads(data)
-            version = content.pop("format_version")
-        except (ValueError, AttributeError, KeyError) as error:
-            raise UnusableModelError(f"{self.where}: {name} can't be read ({error})") from error
-        if version != FORMAT_VERSION:
-            raise UnusableModelError(
-                f"{self.where}: {name} has format version {version}, this code reads "
-                f"{FORMAT_VERSION}; use the release that wrote it"
-            )
-        return content
+            raise _FORMAT.damaged(where, error) from error
 
 
-def _version_of(files: Mapping[str, str]) -> str:
-    """Return the version that follows from the hashes of a model's files."""
-    return tree_sha256(files)[:_VERSION_DIGITS]
+def _archive_of(version: str) -> str:
+    return f"models/{version}.mar"
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _to_json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -10,8 +10,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from polarmask_components.errors import RegistryError
-from polarmask_components.registry.registry import ObjectStore
+from polarmask_components.errors import StorageError
+from polarmask_components.storage.objects import Objects
 
 FORMAT_VERSION = 1
 _DIGITS = 16
@@ -53,11 +53,11 @@ class Decision:
     reason: str
 
 
-def decide(objects: ObjectStore, inputs: RunInputs, *, only_if_changed: bool) -> Decision:
+def decide(objects: Objects, inputs: RunInputs, *, only_if_changed: bool) -> Decision:
     """Compare a run with the last one that finished with the same settings.
 
     Raises:
-        RegistryError: The place can't be read.
+        StorageError: The place can't be read.
     """
     if not only_if_changed:
         return Decision(True, "the run goes on, changed or not: run_only_if_changed is false")
@@ -87,11 +87,11 @@ def decide(objects: ObjectStore, inputs: RunInputs, *, only_if_changed: bool) ->
     )
 
 
-def remember(objects: ObjectStore, inputs: RunInputs) -> None:
+def remember(objects: Objects, inputs: RunInputs) -> None:
     """Keep data and code of a run that finished; of runs that finish at once, the last counts.
 
     Raises:
-        RegistryError: The place can't be written.
+        StorageError: The place can't be written.
     """
     record = {
         "format_version": FORMAT_VERSION,
@@ -105,4 +105,4 @@ def remember(objects: ObjectStore, inputs: RunInputs) -> None:
             return
         if objects.write(inputs.name, data, expected_tag=found[1] if found else None):
             return
-    raise RegistryError(f"{objects.where}: {inputs.name} changes all the time; run again")
+    raise StorageError(f"{objects.where}: {inputs.name} changes all the time; run again")

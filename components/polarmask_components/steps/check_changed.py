@@ -39,8 +39,8 @@ def check_changed(
     from pathlib import Path
 
     from polarmask.system.files import write_text
-    from polarmask_components.registry.registry import open_objects
     from polarmask_components.run.run_fingerprint import RunInputs, decide
+    from polarmask_components.storage.objects import open_objects
 
     inputs = RunInputs(
         data_hash=data_hash,

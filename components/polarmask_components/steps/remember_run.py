@@ -28,8 +28,8 @@ def remember_run(
         target: Where the model is served.
         registry: Folder or s3://bucket/prefix of the champion registry.
     """
-    from polarmask_components.registry.registry import open_objects
     from polarmask_components.run.run_fingerprint import RunInputs, remember
+    from polarmask_components.storage.objects import open_objects
 
     inputs = RunInputs(
         data_hash=data_hash,

@@ -1,1 +1,1 @@
-"""Files in object storage: verified, in parallel, whole or not at all."""
+"""Object storage: the only place that imports boto3, and its only retry policy."""

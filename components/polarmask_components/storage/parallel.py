@@ -1,15 +1,15 @@
-"""Many small jobs at once, and a line now and then for who waits for them."""
+"""Many small jobs at once, and a line now and then for those who wait."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 16
+_THREADS = 16
 _SECONDS_PER_LINE = 10.0
 _GIGABYTE = 1e9
 
@@ -17,43 +17,33 @@ Item = TypeVar("Item")
 
 
 def in_parallel(act: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """Act on all items, several at once; the first error ends it.
+    """Act on all items, several at once; the first error ends it and is raised.
 
-    Threads that hang hold nobody up: they end with the process.
+    Unlike an executor's, threads that hang are not waited for: they end with the process.
     """
-    left = iter(items)
-    lock, stop = threading.Lock(), threading.Event()
+    todo: SimpleQueue[Item] = SimpleQueue()
+    for item in items:
+        todo.put(item)
+    stop = threading.Event()
     ended: SimpleQueue[Exception | None] = SimpleQueue()
 
     def work() -> None:
         try:
             while not stop.is_set():
-                with lock:
-                    item = next(left, _NONE)
-                if isinstance(item, _None):
-                    break
-                act(item)
+                act(todo.get_nowait())
+        except Empty:
+            ended.put(None)
         except Exception as error:
             ended.put(error)
-        else:
-            ended.put(None)
 
-    for _ in range(_AT_ONCE):
+    for _ in range(_THREADS):
         threading.Thread(target=work, daemon=True).start()
     try:
-        for _ in range(_AT_ONCE):
-            error = ended.get()
-            if error is not None:
+        for _ in range(_THREADS):
+            if (error := ended.get()) is not None:
                 raise error
     finally:
         stop.set()
-
-
-class _None:
-    pass
-
-
-_NONE = _None()
 
 
 class Progress:
@@ -66,24 +56,24 @@ class Progress:
         self._files_done = 0
         self._size_done = 0
         self._lock = threading.Lock()
-        self._began = self._told = time.monotonic()
+        self._began = self._logged = time.monotonic()
 
     def add(self, *, files: int = 0, size: int = 0) -> None:
-        """Note what is done; sizes in bytes."""
+        """Count what is done; sizes in bytes."""
         with self._lock:
             self._files_done += files
             self._size_done += size
-            is_time = time.monotonic() - self._told >= _SECONDS_PER_LINE
+            is_time = time.monotonic() - self._logged >= _SECONDS_PER_LINE
         if is_time:
-            self._tell()
+            self._log()
 
     def end(self) -> None:
-        """Say that all is done."""
-        self._tell()
+        """Log the totals."""
+        self._log()
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        seconds = max(self._told - self._began, 1e-3)
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        seconds = max(self._logged - self._began, 1e-3)
         logger.info(
             "%s: %d of %d files, %.3f of %.3f GB, %.1f MB/s",
             self._what,

@@ -10,13 +10,13 @@ from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
 from polarmask.errors import ConfigError
-from polarmask_components.cluster.connection import connect, own_namespace, patiently
+from polarmask_components.cluster.connection import call_api, connect, own_namespace
 from polarmask_components.errors import ClusterError, StorageError
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.run.job_settings import read_job_settings
 from polarmask_components.run.run_settings import check_shares
-from polarmask_components.storage.file_manifest import manifest_of
-from polarmask_components.storage.s3 import read_uri
+from polarmask_components.storage.client import split_uri
+from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.training.job_launcher import PACE, Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.pytorchjob import TrainingJob, job_name
@@ -138,7 +138,7 @@ def make_job(
 
 def _require_object_storage(uri: str, what: str) -> None:
     try:
-        read_uri(uri, kind=StorageError)
+        split_uri(uri)
     except StorageError as error:
         raise ConfigError(f"{what}: {error}; pods on a cluster share no disk") from error
 
@@ -152,7 +152,7 @@ def _of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
     if not name:
         return TRAINER_IMAGE, None
     try:
-        pod = patiently(CoreV1Api(api).read_namespaced_pod, name, own_namespace())
+        pod = call_api(CoreV1Api(api).read_namespaced_pod, name, own_namespace())
     except ApiException as error:
         raise ClusterError(f"this step's own pod {name} can't be read: {error.reason}") from error
     images = {container.name: container.image for container in pod.spec.containers}

@@ -11,9 +11,9 @@ from typing import Any
 from kubernetes.client import ApiClient, CustomObjectsApi, V1DeleteOptions
 from kubernetes.client.exceptions import ApiException
 
-from polarmask_components.cluster.connection import patiently, refusal_of
-from polarmask_components.cluster.patience import PATIENCE_SECONDS
+from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.errors import ClusterError, LaunchError
+from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_components.run.signals import when_asked_to_end
 from polarmask_components.training.job_logs import JobLog
 from polarmask_components.training.job_pods import JobPods
@@ -177,13 +177,13 @@ class _Launched:
             raise
         return found
 
-    def _delete(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def _delete(self, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         try:
             self._ask(
                 self._custom.delete_namespaced_custom_object,
                 name=self._job.name,
                 body=V1DeleteOptions(propagation_policy="Foreground"),
-                patience_seconds=patience_seconds,
+                deadline_seconds=deadline_seconds,
             )
         except ApiException as error:
             if error.status != 404:
@@ -191,7 +191,7 @@ class _Launched:
 
     def _ask(self, method: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401  # whatever the API answers
         kind: dict[str, Any] = {"group": GROUP, "version": VERSION, "plural": PLURAL}
-        return patiently(method, namespace=self._job.namespace, **kind, **options)
+        return call_api(method, namespace=self._job.namespace, **kind, **options)
 
     def _wait_until_gone(self) -> None:
         give_up = time.monotonic() + self._pace.removal

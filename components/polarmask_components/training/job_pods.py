@@ -13,7 +13,7 @@ from typing import Any
 from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
-from polarmask_components.cluster.connection import patiently
+from polarmask_components.cluster.connection import call_api
 from polarmask_components.errors import ClusterError
 from polarmask_components.training.pytorchjob import CONTAINER, JOB_LABEL, TrainingJob
 from polarmask_components.training.training_pod import REFUSED
@@ -83,7 +83,7 @@ class JobPods:
 
     def look(self) -> None:
         """Note what is new."""
-        found = patiently(
+        found = call_api(
             self._core.list_namespaced_pod,
             self._job.namespace,
             label_selector=f"{JOB_LABEL}={self._job.name}",
@@ -118,14 +118,14 @@ class JobPods:
 
     def _tail(self, pod: str, *, previous: bool) -> str:
         with suppress(ApiException, ClusterError):
-            text: str = patiently(
+            text: str = call_api(
                 self._core.read_namespaced_pod_log,
                 pod,
                 self._job.namespace,
                 container=CONTAINER,
                 previous=previous,
                 tail_lines=_TAIL_LINES,
-                patience_seconds=5.0,
+                deadline_seconds=5.0,
             )
             return text
         return "(its log can't be had)"
@@ -169,11 +169,11 @@ class JobPods:
     def _warnings(self) -> list[str]:
         """Return the last warnings about the job and its pods."""
         try:
-            found = patiently(
+            found = call_api(
                 self._core.list_namespaced_event,
                 self._job.namespace,
                 field_selector="type=Warning",
-                patience_seconds=5.0,
+                deadline_seconds=5.0,
             ).items
         except (ApiException, ClusterError):
             return []

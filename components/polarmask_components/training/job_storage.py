@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from polarmask.training.run_folder import CHECKPOINT
-from polarmask_components.cluster.patience import PATIENCE_SECONDS
 from polarmask_components.errors import StorageError
-from polarmask_components.storage.file_manifest import (
+from polarmask_components.retry import DEADLINE_SECONDS
+from polarmask_components.storage.manifest import (
     FileFacts,
     Manifest,
     from_plain,
     manifest_of,
     to_plain,
 )
-from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.storage.transfer import download_files, upload_files
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,11 @@ class JobStorage:
     """The place of one job."""
 
     def __init__(
-        self, storage: str, job: str, *, patience_seconds: float = PATIENCE_SECONDS
+        self, storage: str, job: str, *, deadline_seconds: float = DEADLINE_SECONDS
     ) -> None:
         place = f"{storage.rstrip('/')}/{job}"
-        self._folder = ObjectFolder.from_uri(place, patience_seconds=patience_seconds)
-        self.where = self._folder.where
+        self._objects = S3Objects.from_uri(place, deadline_seconds=deadline_seconds)
+        self.where = self._objects.where
 
     def write_inputs(self, inputs: Mapping[str, Manifest]) -> None:
         """Say what the pods are to find: a manifest for each input."""
@@ -110,7 +111,7 @@ class JobStorage:
         plain = [{"step": each.step, "files": to_plain(each.files)} for each in kept]
         self._write(_LATEST, {"snapshots": plain})
         needed = {facts.sha256 for each in kept for facts in each.files.values()}
-        self._folder.delete(_object(sha256) for sha256 in known - needed)
+        self._objects.delete(_object(sha256) for sha256 in known - needed)
 
     def restore_snapshot(self, to: Path, *, newer_than: int) -> int | None:
         """Fetch the newest snapshot that is whole, if it is newer; return its step.
@@ -170,7 +171,7 @@ class JobStorage:
         kept = {
             _object(each.sha256) for files in (result.model, result.run) for each in files.values()
         }
-        self._folder.delete(set(self._folder.names()) - kept - {_RESULT})
+        self._objects.delete(set(self._objects.names()) - kept - {_RESULT})
 
     def _store(self, files: Manifest, folder: Path, known: set[str], *, what: str) -> None:
         paths = {
@@ -178,21 +179,23 @@ class JobStorage:
             for name, facts in files.items()
             if facts.sha256 not in known
         }
-        self._folder.upload(paths, what=what)
+        upload_files(self._objects, paths, what=what)
 
     def _fetch(self, files: Manifest, to: Path, *, what: str) -> None:
-        self._folder.download(files, to, what=what, name_of=lambda _, facts: _object(facts.sha256))
+        download_files(
+            self._objects, files, to, what=what, name_of=lambda _, facts: _object(facts.sha256)
+        )
 
     def _write(self, name: str, plain: Mapping[str, Any]) -> None:
         text = json.dumps({"format_version": FORMAT_VERSION, **plain}, indent=1)
-        self._folder.write(name, text.encode())
+        self._objects.put(name, text.encode())
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        data = self._folder.read(name)
-        if data is None:
+        found = self._objects.read(name)
+        if found is None:
             return None
         try:
-            plain: dict[str, Any] = json.loads(data)
+            plain: dict[str, Any] = json.loads(found[0])
             version = plain.pop("format_version", None)
         except (ValueError, AttributeError) as error:
             raise StorageError(

@@ -15,7 +15,7 @@ from polarmask_components.training.job_storage import JobStorage
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_PATIENCE_SECONDS = 60.0
+_DEADLINE_SECONDS = 60.0
 """The next look tries again."""
 
 
@@ -31,7 +31,7 @@ def snapshots_of(run: Path, storage: str, job: str) -> Iterator[None]:
         storage: s3://bucket/prefix of all jobs.
         job: Name of this one.
     """
-    keeper = _Keeper(run, JobStorage(storage, job, patience_seconds=_PATIENCE_SECONDS))
+    keeper = _Keeper(run, JobStorage(storage, job, deadline_seconds=_DEADLINE_SECONDS))
     done = threading.Event()
 
     def look() -> None:

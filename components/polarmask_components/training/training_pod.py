@@ -23,7 +23,8 @@ from uuid import uuid4
 
 from polarmask_components.errors import ComponentError, LaunchError, StorageError
 from polarmask_components.run.signals import when_asked_to_end
-from polarmask_components.storage.object_folder import ObjectFolder
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.storage.transfer import download_files
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.snapshots import snapshots_of
 from polarmask_components.training.torchrun import run_to_end
@@ -92,8 +93,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     inputs = storage.inputs()
     for name in ("data", "labels"):
-        source = ObjectFolder.from_uri(getattr(options, name))
-        source.download(inputs[name], options.workspace / name, what=name)
+        source = S3Objects.from_uri(getattr(options, name))
+        download_files(source, inputs[name], options.workspace / name, what=name)
     run = run_folder(options.workspace)
     refusal_file(options.workspace).unlink(missing_ok=True)
     if not (run / "model").is_dir():  # else the pod was killed while it stored the result

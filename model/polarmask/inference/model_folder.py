@@ -15,9 +15,11 @@ from polarmask.config.settings import RunConfig, from_dict, to_dict
 from polarmask.data.coco import Category
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.network.detector import PolarMask
-from polarmask.system.files import atomic_path
+from polarmask.system.files import atomic_path, sha256_of_files, tree_sha256
 
 FORMAT_VERSION = 1
+_VERSION_DIGITS = 12
+"""Hex digits: enough for 10 million models, and short enough for a URL."""
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 
@@ -56,6 +58,18 @@ def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
 def is_model_folder(folder: Path) -> bool:
     """Tell whether a model lies there whole."""
     return (folder / WEIGHTS_FILE).is_file() and (folder / CARD_FILE).is_file()
+
+
+def version_of(folder: Path) -> str:
+    """Return the version of a model: 12 hex digits that follow from the content of its folder.
+
+    Raises:
+        ModelFormatError: The folder holds no files.
+    """
+    files = sha256_of_files(folder)
+    if not files:
+        raise ModelFormatError(f"{folder} holds no files; give a model folder, as RUN/model")
+    return tree_sha256(files)[:_VERSION_DIGITS]
 
 
 def read_card(folder: Path) -> ModelCard:

@@ -8,14 +8,14 @@ import boto3
 import pytest
 
 from polarmask_components.errors import StorageError
-from polarmask_components.storage.file_manifest import (
+from polarmask_components.storage.manifest import (
     FileFacts,
-    facts_of_file,
     from_plain,
     manifest_of,
 )
-from polarmask_components.storage.object_folder import ObjectFolder
 from polarmask_components.storage.parallel import in_parallel
+from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.storage.transfer import download_files, upload_files
 from polarmask_components.training.job_storage import JobStorage
 
 BUCKET = "polarmask"
@@ -38,9 +38,9 @@ def files(tmp_path):
 
 
 def upload(place, folder):
-    remote = ObjectFolder.from_uri(place)
+    remote = S3Objects.from_uri(place)
     names = manifest_of(folder)
-    remote.upload({name: folder / name for name in names}, what="files")
+    upload_files(remote, {name: folder / name for name in names}, what="files")
     return remote, names
 
 
@@ -55,19 +55,19 @@ def key(place, name):
 def test_a_folder_comes_back_as_it_went(place, files, tmp_path):
     remote, manifest = upload(place, files)
     assert sorted(remote.names()) == ["big", "deep/er/a b.txt", "empty"]
-    remote.download(manifest, tmp_path / "back", what="files")
+    download_files(remote, manifest, tmp_path / "back", what="files")
     assert manifest_of(tmp_path / "back") == manifest
-    minio = ObjectFolder.from_uri(place.replace("s3://", "minio://"))
+    minio = S3Objects.from_uri(place.replace("s3://", "minio://"))
     assert minio.names() == remote.names()
 
 
 def test_what_is_there_whole_is_not_fetched_again(place, files, tmp_path):
     remote, manifest = upload(place, files)
     back = tmp_path / "back"
-    remote.download(manifest, back, what="files")
+    download_files(remote, manifest, back, what="files")
     (back / "empty").write_text("no longer so")
     objects().delete_object(**key(place, "big"))
-    remote.download(manifest, back, what="files")
+    download_files(remote, manifest, back, what="files")
     assert (back / "big").stat().st_size == manifest["big"].size
     assert (back / "empty").read_bytes() == b""
 
@@ -76,21 +76,21 @@ def test_a_changed_object_is_refused_by_name_and_leaves_nothing(place, files, tm
     remote, manifest = upload(place, files)
     objects().put_object(**key(place, "big"), Body=b"something else")
     with pytest.raises(StorageError, match=r"big is not what was stored: 14 bytes"):
-        remote.download(manifest, tmp_path / "back", what="files")
+        download_files(remote, manifest, tmp_path / "back", what="files")
     assert not list((tmp_path / "back").glob("*big*"))
 
 
 def test_a_missing_object_is_named(place, files, tmp_path):
     remote, manifest = upload(place, files)
     objects().delete_object(**key(place, "empty"))
-    with pytest.raises(StorageError, match=r"holds no empty; run the step"):
-        remote.download(manifest, tmp_path / "back", what="files")
+    with pytest.raises(StorageError, match=r"holds no empty;.*run the step"):
+        download_files(remote, manifest, tmp_path / "back", what="files")
 
 
 @pytest.mark.parametrize("uri", ["runs/here", "gs://bucket/x", "s3://", ""])
 def test_another_place_than_object_storage_is_refused(uri):
     with pytest.raises(StorageError, match="write s3://bucket/prefix"):
-        ObjectFolder.from_uri(uri)
+        S3Objects.from_uri(uri)
 
 
 def test_a_list_that_points_out_of_its_folder_is_refused():
@@ -156,19 +156,19 @@ def test_a_lost_connection_costs_what_was_not_received_yet(
     proxy = CuttingProxy(int(s3_environment["AWS_ENDPOINT_URL"].rsplit(":")[-1]), 3, 1_500_000)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
     try:
-        remote = ObjectFolder.from_uri(place)
-        facts = {"big": facts_of_file(files / "big")}
-        remote.download(facts, tmp_path / "back", what="files")
+        remote = S3Objects.from_uri(place)
+        facts = {"big": manifest_of(files)["big"]}
+        download_files(remote, facts, tmp_path / "back", what="files")
         assert proxy.cuts == 0
         assert manifest_of(tmp_path / "back") == facts
     finally:
         proxy.close()
 
 
-def test_a_storage_that_is_not_there_is_named_when_patience_ends(monkeypatch, s3_environment):
+def test_a_storage_that_is_not_there_is_named_after_the_deadline(monkeypatch, s3_environment):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match=r"s3://polarmask/x: .*check the bucket"):
-        ObjectFolder.from_uri("s3://polarmask/x", patience_seconds=1).read("a")
+    with pytest.raises(StorageError, match=r"s3://polarmask/x: .*check that it exists"):
+        S3Objects.from_uri("s3://polarmask/x", deadline_seconds=1).read("a")
 
 
 def test_the_first_error_ends_all_and_does_not_wait_for_the_others():
@@ -201,7 +201,7 @@ def test_the_last_two_snapshots_stay_and_share_what_is_equal(storage, tmp_path, 
         write_run(tmp_path / "run", step)
         storage.save_snapshot(tmp_path / "run", step)
     assert [snapshot.step for snapshot in storage.snapshots()] == [3, 2]
-    stored = ObjectFolder.from_uri(f"{place}/job").names()
+    stored = S3Objects.from_uri(f"{place}/job").names()
     assert len(stored) == 1 + 2 + 2 + 1  # latest.json; two checkpoints, two logs, best once
     write_run(tmp_path / "old", 2)
     storage.save_snapshot(tmp_path / "old", 2)
@@ -260,4 +260,4 @@ def test_what_another_release_or_a_fault_left_is_named(storage, place):
 def test_facts_are_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert facts_of_file(tmp_path / "a") == FileFacts(digest, 3)
+    assert manifest_of(tmp_path) == {"a": FileFacts(digest, 3)}

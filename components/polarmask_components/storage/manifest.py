@@ -1,13 +1,11 @@
-"""What files a folder has to hold, to the last byte."""
+"""Which files a folder has to hold, with hash and size."""
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from polarmask.system.files import sha256_of_file
+from polarmask.system.files import leaves_folder, sha256_of_file, sha256_of_files
 from polarmask_components.errors import StorageError
 
 
@@ -18,6 +16,11 @@ class FileFacts:
     sha256: str
     size: int
     """Bytes."""
+
+    def fit(self, path: Path) -> bool:
+        """Return whether a file is this one."""
+        is_there = path.is_file() and path.stat().st_size == self.size
+        return is_there and sha256_of_file(path) == self.sha256
 
 
 Manifest = Mapping[str, FileFacts]
@@ -30,17 +33,13 @@ def manifest_of(folder: Path) -> dict[str, FileFacts]:
     Raises:
         StorageError: There are none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not paths:
+    manifest = {
+        name: FileFacts(sha256, (folder / name).stat().st_size)
+        for name, sha256 in sha256_of_files(folder).items()
+    }
+    if not manifest:
         raise StorageError(f"{folder} holds no files: the step before this one left nothing there")
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip(names, threads.map(facts_of_file, paths), strict=True))
-
-
-def facts_of_file(path: Path) -> FileFacts:
-    """Describe one file."""
-    return FileFacts(sha256_of_file(path), path.stat().st_size)
+    return manifest
 
 
 def to_plain(manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -58,7 +57,6 @@ def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, FileFacts]:
         manifest = {name: FileFacts(**facts) for name, facts in plain.items()}
     except (AttributeError, TypeError) as error:
         raise StorageError(f"this is no list of files: {error}") from error
-    for name in manifest:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise StorageError(f"{name!r} lies outside of the folder that it is listed for")
+    for name in filter(leaves_folder, manifest):
+        raise StorageError(f"{name!r} lies outside of the folder that it is listed for")
     return manifest

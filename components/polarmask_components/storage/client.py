@@ -1,0 +1,134 @@
+"""The S3 client: connection settings, retries, URIs, and errors in our words.
+
+Endpoint and credentials come from the environment, as boto3 reads it. Every call goes through
+`S3Bucket.call`: boto3 sends a request up to four times, and `retry` repeats the call until the
+deadline, while the storage is busy or can't be reached.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+
+from polarmask_components.errors import StorageError
+from polarmask_components.retry import BUSY_STATUSES, DEADLINE_SECONDS, retry
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+SHORT_DEADLINE_SECONDS = 20.0
+"""For calls that somebody waits for, or that are repeated by their caller."""
+_SCHEMES = ("s3", "minio")
+"""minio is what Kubeflow calls its own store; it speaks S3."""
+_MISSING = {"NoSuchKey", "404"}
+_CONDITION_FAILED = {
+    "PreconditionFailed",
+    "ConditionalRequestConflict",
+    "NoSuchKey",  # AWS, for If-Match on an object that was deleted
+    "412",
+    "409",
+}
+
+# Servers other than AWS may not know the checksums that boto3 adds by default.
+_CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=30,
+    max_pool_connections=32,
+    retries={"mode": "standard", "total_max_attempts": 4},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class S3Bucket:
+    """A bucket, as a client sees it; threads may share it."""
+
+    client: "S3Client"
+    name: str
+    deadline_seconds: float
+
+    @classmethod
+    def connect(cls, name: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> Self:
+        """Return a bucket without a request to it."""
+        logging.getLogger("botocore").setLevel(logging.WARNING)  # it logs where credentials are
+        return cls(boto3.client("s3", config=_CONFIG), name, deadline_seconds)
+
+    def call(self, call: Callable[[], Answer], *, where: str) -> Answer:
+        """Make a call with retries.
+
+        Args:
+            call: Uses `client`; may be repeated.
+            where: For messages: what is read or written.
+
+        Raises:
+            StorageError: The storage can't be reached or refuses.
+        """
+        try:
+            return retry(
+                call,
+                is_passing=_is_passing,
+                deadline_seconds=self.deadline_seconds,
+                server=where,
+            )
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            raise StorageError(
+                f"{where}: {error}; check that it exists, AWS_ENDPOINT_URL and the credentials "
+                "in the environment"
+            ) from error
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of `s3://bucket/key` or `minio://bucket/key`; the key may be "".
+
+    Raises:
+        StorageError: It is something else.
+    """
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not separator or scheme not in _SCHEMES or not bucket:
+        raise StorageError(f"{uri!r} is no place in object storage; write s3://bucket/prefix")
+    return bucket, key.strip("/")
+
+
+def is_object_storage(uri: str) -> bool:
+    """Return whether a URI names object storage rather than a folder."""
+    return uri.partition("://")[0] in _SCHEMES and "://" in uri
+
+
+def is_missing(error: ClientError) -> bool:
+    """Return whether there is no such object."""
+    return _code_of(error) in _MISSING
+
+
+def is_condition_failed(error: ClientError) -> bool:
+    """Return whether a conditional write was refused because the object is another one."""
+    return _code_of(error) in _CONDITION_FAILED
+
+
+def _code_of(error: ClientError) -> str:
+    """Return S3's name for an error, such as NoSuchKey."""
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, Boto3Error):  # an upload's, around the reason
+        reason = error.__cause__ or error.__context__
+        error = reason if isinstance(reason, Exception) else error
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status in BUSY_STATUSES
+    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError)

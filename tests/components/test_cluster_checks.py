@@ -14,7 +14,7 @@ from kubernetes.config import kube_config
 from data_repository import make_data_repository
 from kube.faults import Fault
 from kube.server import KubeServer
-from polarmask_components.checks import bucket_check, cluster_checks
+from polarmask_components.checks import cluster_checks
 from polarmask_components.checks.cluster_access import (
     NAMESPACE_ACCESS,
     NODES_ACCESS,
@@ -183,7 +183,7 @@ def cluster_alone(monkeypatch, no_data_check):
 def test_cluster_that_is_away_is_one_line(cluster_alone, enter, monkeypatch, tmp_path):
     with KubeServer() as server:
         enter(server)
-    monkeypatch.setattr(cluster_checks, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster_checks, "DEADLINE_SECONDS", 0.5)
     (line,) = problems(use(tmp_path, job=JobSettings(), target=TARGET))
     assert "the Kubernetes API gave no answer" in line
 
@@ -384,7 +384,7 @@ def test_server_that_ignores_conditions_is_told(
 
     careless = type("Careless", (), {"put_object": staticmethod(put_whatever)})()
     careless.get_object, careless.delete_object = client.get_object, client.delete_object
-    monkeypatch.setattr(bucket_check, "s3_client", lambda: careless)
+    monkeypatch.setattr(boto3, "client", lambda *_, **__: careless)
     lines = problems(use(tmp_path, registry="s3://polarmask/probed"))
     assert [word for line in lines for word in line.split() if word.startswith("If")] == [
         "IfNoneMatch",

@@ -147,7 +147,7 @@ def test_next_deployment_puts_the_promoted_champion_into_service_first(place, mo
 def test_champion_that_cannot_be_fetched_blocks_no_deployment(place):
     folder = place[0]
     old, _ = state(place)
-    record = folder / "registry" / "models" / old / "record.json"
+    record = folder / "registry" / "models" / f"{old}.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format_version": 9}))
     assert state(place) == (old, old)  # it answers, so it goes on answering
     new = put(place, make_model(folder / "after damage", 8), expected=old)

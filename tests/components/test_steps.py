@@ -1,12 +1,12 @@
 """Steps as functions, with real files; KFP's own runner is tested with the whole pipeline."""
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -23,7 +23,7 @@ from polarmask.errors import DataError
 from polarmask.inference.model_folder import read_card
 from polarmask.labels.store import LabelStore
 from polarmask.system.files import sha256_of_file
-from polarmask_components.deploy.deployment import facts_of
+from polarmask_components.deploy.deployment import facts_of, register
 from polarmask_components.errors import (
     LaunchError,
     NotARepositoryError,
@@ -406,7 +406,8 @@ def test_damaged_val_image_is_left_out_and_a_bitmap_is_sent_as_png(trained, tmp_
     # The champion is judged on the same images.
     registry = open_registry(str(tmp_path / "registry"))
     model = Path(trained.model.path)
-    record = registry.add(model, facts_of(model, {"mask_ap": 0.7}))
+    facts = facts_of(model, {"mask_ap": 0.7})
+    record = register(model, facts, name="polarmask", registry=registry)
     registry.promote(record.version, expected=None)
     score = measure_champion(registry, data=folder, data_hash="other.dir", code_version="v1")
     assert score.mask_ap == outputs["metrics"].metadata["mask_ap"]
@@ -422,7 +423,8 @@ def registry(trained, tmp_path):
     """A registry whose champion is the trained model, registered with mask AP 0.7."""
     registry = open_registry(str(tmp_path / "registry"))
     model = Path(trained.model.path)
-    record = registry.add(model, facts_of(model, {"mask_ap": 0.7}))
+    facts = facts_of(model, {"mask_ap": 0.7})
+    record = register(model, facts, name="polarmask", registry=registry)
     registry.promote(record.version, expected=None)
     return registry
 
@@ -461,32 +463,31 @@ def test_champion_of_the_same_categories_lets_the_run_go_on(registry, dataset, t
     assert check_same_task(empty, Path(dataset.path)) == "there is no champion yet"
 
 
-def damage_record(folder):
-    (folder / "record.json").write_text("{")
+def damage_record(place, tmp_path):
+    place.with_suffix(".json").write_text("{")
 
 
-def damage_card(folder):
-    """As a release with another format would have registered it."""
-    (folder / "model" / "model.json").write_text('{"format_version": 0}')
-    record = json.loads((folder / "record.json").read_text())
-    record["files"]["model.json"] = sha256_of_file(folder / "model" / "model.json")
-    text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(record["files"].items()))
-    record["version"] = hashlib.sha256(text.encode()).hexdigest()[:12]
-    (folder / "record.json").write_text(json.dumps(record))
-    folder.rename(folder.with_name(record["version"]))
-    champion = folder.parents[1] / "champion.json"
-    champion.write_text(champion.read_text().replace(folder.name, record["version"]))
+def damage_card(place, tmp_path):
+    """As a release with another format of models would have registered it."""
+    archive, record = place.with_suffix(".mar"), place.with_suffix(".json")
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / "new.mar", "w") as new:
+        for name in old.namelist():
+            is_card = name == "model/model.json"
+            new.writestr(name, '{"format_version": 0}' if is_card else old.read(name))
+    (tmp_path / "new.mar").replace(archive)
+    sha256 = sha256_of_file(archive)
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"archive_sha256": sha256}))
 
 
-def damage_weights(folder):
-    (folder / "model" / "model.safetensors").write_bytes(b"")
+def damage_archive(place, tmp_path):
+    place.with_suffix(".mar").write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [damage_record, damage_card, damage_weights])
+@pytest.mark.parametrize("damage", [damage_record, damage_card, damage_archive])
 def test_champion_that_cannot_be_loaded_is_named_and_leaves_the_floor_to_decide(
     registry, dataset, tmp_path, damage
 ):
-    damage(Path(registry.where) / "models" / registry.champion_version())
+    damage(Path(registry.where) / "models" / registry.champion_version(), tmp_path)
     mask_ap, version, reason = evaluate_champion.python_func(
         dataset=dataset,
         registry=registry.where,
@@ -498,7 +499,7 @@ def test_champion_that_cannot_be_loaded_is_named_and_leaves_the_floor_to_decide(
     assert gate_model.python_func(
         mask_ap=0.3, floor_ap=0.25, champion_ap=mask_ap, champion_reason=reason, verdict=page
     )
-    assert f"champion {version} can't be measured" in Path(page.path).read_text()
+    assert f"champion {version} can't be evaluated" in Path(page.path).read_text()
     check_champion.python_func(dataset=dataset, registry=registry.where)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -127,7 +128,8 @@ def test_a_bad_model_is_rolled_back(cluster, tmp_path, monkeypatch, behaviour, k
 def archives_of(cluster):
     bucket, _, prefix = urlsplit(cluster.registry.where).geturl()[5:].partition("/")
     objects = boto3.resource("s3").Bucket(bucket).objects
-    return {each.key: each.Object() for each in objects.filter(Prefix=f"{prefix}/archives/")}
+    found = objects.filter(Prefix=f"{prefix}/models/")
+    return {each.key: each.Object() for each in found if each.key.endswith(".mar")}
 
 
 def break_new_archives(cluster, change):
@@ -227,7 +229,9 @@ def test_d14_a_run_that_was_overtaken_leaves_the_other_alone(cluster, candidate)
         cluster.deploy(candidate)
     acting.join()
     champion = cluster.registry.fetch(cluster.registry.champion_version(), candidate / "champion")
-    cluster.deploy(champion)  # the other run's business in truth
+    with zipfile.ZipFile(champion) as archive:
+        archive.extractall(candidate / "unpacked")
+    cluster.deploy(candidate / "unpacked" / "model")  # the other run's business in truth
 
 
 def test_d15_a_run_that_is_asked_to_end_rolls_back(cluster, tmp_path):

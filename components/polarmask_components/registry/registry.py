@@ -36,8 +36,8 @@ _PROBE = "probe"
 _FORMAT = JsonFormat(
     2,
     UnusableModelError,
-    "set deploy_registry to a new place, promote another version, or use the release that wrote it; "
-    "nothing was changed",
+    "set deploy_registry to a new place, promote another version, or use the release that wrote "
+    "it; nothing was changed",
 )
 
 

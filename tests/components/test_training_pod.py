@@ -122,7 +122,7 @@ def write_checkpoint(run, text):
 
 def test_a_storage_that_is_away_holds_up_no_training(tmp_path, s3_environment, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("polarmask_components.training.snapshots._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("polarmask_components.training.snapshots._DEADLINE_SECONDS", 0.1)
     monkeypatch.setattr("polarmask.training.checkpoint.read_step", lambda _: 1)
     began = time.monotonic()
     with snapshots_of(tmp_path / "run", "s3://polarmask/away", "job"):

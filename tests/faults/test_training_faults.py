@@ -26,7 +26,7 @@ from polarmask_components.training.pytorchjob import TrainingJob
 
 pytestmark = pytest.mark.faults
 
-PACE = Pace(look=0.1, stuck=1.0, removal=20.0, cleanup_patience=2.0)
+PACE = Pace(look=0.1, stuck=1.0, removal=20.0, cleanup_deadline=2.0)
 NAME = "polarmask-train-0123456789"
 
 
@@ -184,7 +184,7 @@ def test_t09_api_server_restarts_during_training_and_nothing_is_lost(cluster, la
     assert lines == ALL_STEPS
 
 
-def test_t10_api_stays_away_until_patience_ends_then_the_next_try_takes_the_job_over(
+def test_t10_api_stays_away_until_the_deadline_then_the_next_try_takes_the_job_over(
     cluster, launch, good, monkeypatch
 ):
     for module in ("job_launcher", "job_pods"):

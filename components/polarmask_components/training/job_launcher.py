@@ -41,7 +41,7 @@ class Pace:
     """A pod whose image or secret is missing may still get it."""
     removal: float = 180.0
     """Pods have two minutes to stop."""
-    cleanup_patience: float = 20.0
+    cleanup_deadline: float = 20.0
     """With an API that gives no answer, when a job has to be removed: half a minute may be all."""
 
 
@@ -111,7 +111,7 @@ class _Launched:
         asked_to_end = kind is not None and not issubclass(kind, Exception)
         try:
             with when_asked_to_end(lambda *_: None):  # that is what is being done
-                self._delete(self._pace.cleanup_patience)
+                self._delete(self._pace.cleanup_deadline)
             if not asked_to_end:  # then every second counts
                 self._wait_until_gone()
         except (ClusterError, ApiException, LaunchError) as error:

@@ -29,7 +29,8 @@ from polarmask.labels.image_labels import label_image, label_view
 from polarmask.labels.precompute import precompute
 from polarmask.labels.symmetry import Symmetry, apply_to_labels
 from polarmask.network import losses
-from polarmask.network.detector import PolarMask, loss_divisors, loss_sums, normalise_losses
+from polarmask.network.detector import PolarMask
+from polarmask.network.losses import loss_divisors, loss_sums, normalise_losses
 from polarmask.training.dataset import StepSampler, TrainingImages, collate
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"

@@ -18,14 +18,8 @@ from harness import Result, main, race, wrong
 
 from polarmask.config.presets import coco_r50_1x
 from polarmask.config.settings import LossConfig
-from polarmask.network.detector import (
-    PolarMask,
-    Targets,
-    loss_divisors,
-    loss_sums,
-    normalise_losses,
-)
-from polarmask.network.losses import total
+from polarmask.network.detector import PolarMask
+from polarmask.network.losses import Targets, loss_divisors, loss_sums, normalise_losses, total
 from polarmask.training.optim import make_optimizer
 
 CANVAS = (768, 1280)

@@ -32,15 +32,15 @@ from polarmask.labels.image_labels import label_image, label_view
 from polarmask.labels.store import LabelStore
 from polarmask.labels.symmetry import Symmetry
 from polarmask.labels.targets import level_points
-from polarmask.network.detector import (
-    PolarMask,
+from polarmask.network.detector import PolarMask
+from polarmask.network.head import Predictions
+from polarmask.network.losses import (
     Targets,
     loss_divisors,
     loss_sums,
     normalise_losses,
+    quadrant_quality,
 )
-from polarmask.network.head import Predictions
-from polarmask.network.losses import soft_polar_centerness
 from polarmask.network.postprocess import postprocess
 from polarmask.original.rays import MISSING, binned_rays, largest_contour
 from polarmask.training.dataset import Place, Request, Sample, TrainingImages, collate
@@ -371,7 +371,7 @@ def test_w20_soft_polar_centerness_of_the_follow_up_paper_is_there():
     rays[0, 4] = 0.1
     predictions, targets = one_image(rays)
     weight = loss_sums(predictions, targets, LossConfig(centerness="soft"))["weight"]
-    assert weight.item() == pytest.approx(soft_polar_centerness(rays).item())
+    assert weight.item() == pytest.approx(quadrant_quality(rays).item())
     assert weight.item() > 0.9
 
 
@@ -411,7 +411,7 @@ def shares(halves, config, processes, monkeypatch):
     by_process = [total] if processes == 1 else per_image
     # What is summed over processes is positives, then weight.
     totals = iter([total["positives"], total["weight"]] * processes)
-    monkeypatch.setattr("polarmask.network.detector.all_sum", lambda value: next(totals))
-    monkeypatch.setattr("polarmask.network.detector.world_size", lambda: processes)
+    monkeypatch.setattr("polarmask.network.losses.all_sum", lambda value: next(totals))
+    monkeypatch.setattr("polarmask.original.losses.world_size", lambda: processes)
     parts = [normalise_losses(sums, loss_divisors(sums, config)) for sums in by_process]
     return {name: sum(part[name].item() for part in parts) for name in parts[0]}

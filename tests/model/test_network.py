@@ -10,8 +10,9 @@ from polarmask.errors import ConfigError
 from polarmask.geometry.rays import decode_rays
 from polarmask.network.backbone import Pyramid
 from polarmask.network.backbone_weights import load_backbone_weights
-from polarmask.network.detector import PolarMask, Targets, loss_sums
+from polarmask.network.detector import PolarMask
 from polarmask.network.head import PolarHead, Predictions
+from polarmask.network.losses import Targets, loss_sums
 from polarmask.network.postprocess import all_points, postprocess
 
 

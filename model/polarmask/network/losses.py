@@ -1,12 +1,119 @@
-"""What the network minimises: focal, polar IoU, box IoU, quality. All return one value per row.
+"""The whole loss: predictions and targets of a batch to the number that training minimises.
+
+`loss_sums` adds up focal, polar IoU, box IoU and quality losses over locations, `loss_divisors`
+says what to divide them by, over all processes, and `total` adds the results.
 
 Dimension key
-    P: positive locations    R: rays    4: distances left, top, right, bottom    C: categories
+    B: images    L: locations    P: positive locations of the batch    C: categories    R: rays
+    I: ignored locations         4: distances left, top, right, bottom
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from polarmask.config.settings import LossConfig
+from polarmask.network.head import Predictions
+from polarmask.original import losses as original
+from polarmask.system.distributed import all_sum
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the predictions of a batch are compared with; flat over images.
+
+    Attributes:
+        image_P: Image of each positive.
+        location_P: Location of each positive, counted over all levels of the batch's canvas.
+        category_P: Category index, 0 to C - 1.
+        ray_PR: Ray lengths in pixels.
+        box_P4: Distances to the box sides in pixels.
+        ignored_I2: (image, location) pairs that are neither object nor background.
+    """
+
+    image_P: Tensor
+    location_P: Tensor
+    category_P: Tensor
+    ray_PR: Tensor
+    box_P4: Tensor
+    ignored_I2: Tensor
+
+    def to(self, device: torch.device) -> "Targets":
+        """Return a copy on `device`."""
+        return Targets(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+    """Return unnormalised losses and the sums that normalise them.
+
+    Keys: `class`, `ray`, `quality`, `box` (with a box branch), and `positives`, `weight`, `images`
+    for `loss_divisors`. Without positives all but `class` are zero and keep the graph.
+    """
+    at = (targets.image_P, targets.location_P)
+    wanted_BLC = torch.zeros_like(predictions.class_BLC)
+    wanted_BLC[(*at, targets.category_P)] = 1
+    class_BLC = focal_loss(
+        predictions.class_BLC.float(),
+        wanted_BLC.float(),
+        alpha=config.focal_alpha,
+        gamma=config.focal_gamma,
+    )
+    class_BLC[targets.ignored_I2[:, 0], targets.ignored_I2[:, 1]] = 0
+    quality_P = positive_quality(predictions, targets, config)
+    ray_P = polar_iou_loss(predictions.ray_BLR[at], targets.ray_PR)
+    sums = {
+        "class": class_BLC.sum(),
+        "ray": (quality_P * ray_P).sum(),
+        "quality": quality_loss(predictions.quality_BL[at].float(), quality_P).sum(),
+    }
+    if predictions.box_BL4 is not None:
+        margin = _BOX_MARGIN[config.normalizer]
+        box_P = box_iou_loss(predictions.box_BL4[at] + margin, targets.box_P4 + margin)
+        sums["box"] = (quality_P * box_P).sum()
+    sums["positives"] = torch.tensor(float(len(quality_P)), device=quality_P.device)
+    sums["weight"] = quality_P.detach().sum()
+    sums["images"] = sums["positives"].new_tensor(float(len(predictions.class_BLC)))
+    return sums
+
+
+def positive_quality(
+    predictions: Predictions | None, targets: Targets, config: LossConfig
+) -> Tensor:
+    """Return the quality target (P,), in (0, 1]; only `polar_iou` looks at the predictions."""
+    if config.centerness == "polar_iou":
+        assert predictions is not None  # noqa: S101  # see the docstring
+        pred_PR = predictions.ray_BLR[targets.image_P, targets.location_P].detach()
+        return polar_iou(pred_PR, targets.ray_PR)
+    return _QUALITY_OF_RAYS[config.centerness](targets.ray_PR)
+
+
+def loss_divisors(counts: dict[str, Tensor], config: LossConfig) -> dict[str, Tensor]:
+    """Return what divides each loss sum, so that the results of all processes add up to the loss.
+
+    Args:
+        counts: `positives`, `weight` and `images` of this process's part of the step.
+        config: How to normalise: by counts of all processes, so that any split of the batch gives
+            the same loss, or as the paper's code.
+    """
+    return _DIVISORS[config.normalizer](counts)
+
+
+def _global_divisors(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    positives = all_sum(counts["positives"]).clamp(min=1)
+    weight = all_sum(counts["weight"]).clamp(min=1e-6)
+    return {"class": positives, "quality": positives, "ray": weight, "box": weight}
+
+
+def normalise_losses(sums: dict[str, Tensor], divisors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Divide the loss sums that there are."""
+    return {name: sums[name] / value for name, value in divisors.items() if name in sums}
+
+
+def total(parts: dict[str, Tensor]) -> Tensor:
+    """Sum the named losses; all weights are 1 (SPEC of the paper: no loss weights)."""
+    return torch.stack(list(parts.values())).sum()
 
 
 def focal_loss(logit: Tensor, target: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -49,15 +156,10 @@ def box_iou_loss(pred_P4: Tensor, target_P4: Tensor) -> Tensor:
     return -iou_P.clamp(min=1e-6).log()
 
 
-def polar_centerness(ray_PR: Tensor) -> Tensor:
-    """sqrt(shortest / longest ray), in (0, 1] (PolarMask, section 3.3)."""
-    return (ray_PR.amin(dim=1) / ray_PR.amax(dim=1)).sqrt()
+def quadrant_quality(ray_PR: Tensor) -> Tensor:
+    """Compare the mean rays of opposite quadrants, in (0, 1] (soft centerness of PolarMask++).
 
-
-def soft_polar_centerness(ray_PR: Tensor) -> Tensor:
-    """Centerness from the mean rays of opposite quadrants, in (0, 1] (PolarMask++).
-
-    One short ray no longer condemns a location. Equals FCOS centerness for four rays.
+    One short ray hardly lowers it. For four rays it equals the centerness of FCOS.
     """
     per_quadrant = ray_PR.shape[1] // 4
     mean_P4 = ray_PR[:, : 4 * per_quadrant].reshape(len(ray_PR), 4, per_quadrant).mean(dim=2)
@@ -71,6 +173,6 @@ def quality_loss(logit_P: Tensor, target_P: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logit_P, target_P, reduction="none")
 
 
-def total(parts: dict[str, Tensor]) -> Tensor:
-    """Sum the named losses; all weights are 1 (SPEC of the paper: no loss weights)."""
-    return torch.stack(list(parts.values())).sum()
+_QUALITY_OF_RAYS = {"polar": original.polar_centerness, "soft": quadrant_quality}
+_DIVISORS = {"global": _global_divisors, "original": original.loss_divisors}
+_BOX_MARGIN = {"global": 0.0, "original": original.BOX_MARGIN}

@@ -21,7 +21,7 @@ from polarmask.data.preprocess import canvas_hw, resize, resized_hw, to_canvas
 from polarmask.labels.image_labels import label_view
 from polarmask.labels.store import ImageLabels, LabelStore
 from polarmask.labels.symmetry import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
-from polarmask.network.detector import Targets
+from polarmask.network.losses import Targets
 
 
 class Place(NamedTuple):

@@ -17,13 +17,8 @@ from polarmask.data.preprocess import normalise
 from polarmask.errors import CheckpointError, TrainingError
 from polarmask.network import losses
 from polarmask.network.backbone_weights import load_backbone_weights
-from polarmask.network.detector import (
-    PolarMask,
-    loss_divisors,
-    loss_sums,
-    normalise_losses,
-    positive_quality,
-)
+from polarmask.network.detector import PolarMask
+from polarmask.network.losses import loss_divisors, loss_sums, normalise_losses, positive_quality
 from polarmask.system.device import half_precision
 from polarmask.system.distributed import all_gather, all_sum, is_first, world_size
 from polarmask.training.checkpoint import TrainingState, Validated, save_checkpoint

@@ -1,5 +1,6 @@
 """The documentation is right: its commands run, its targets, files and links exist."""
 
+import ast
 import os
 import re
 import runpy
@@ -110,3 +111,32 @@ def test_every_fault_is_in_the_reference():
     }
     assert listed == sorted(tested, key=lambda fault: (fault[0] == "D", fault))
     assert len(listed) >= 40
+
+
+def texts_of(path):
+    """Return the texts in a module, with "..." in place of values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if hasattr(part, "value") and isinstance(part, ast.Constant) else "..."
+                for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_the_code_has_every_message_of_the_troubleshooting_page():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    areas = (
+        "model/polarmask",
+        "serving/polarmask_serving",
+        "components/polarmask_components",
+        "pipelines/polarmask_pipelines",
+    )
+    texts = [
+        text for area in areas for path in (ROOT / area).rglob("*.py") for text in texts_of(path)
+    ]
+    patterns = {m: re.compile(".*".join(map(re.escape, m.split("...")))) for m in messages}
+    assert len(messages) > 20
+    assert [m for m, pattern in patterns.items() if not any(map(pattern.search, texts))] == []

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -10,7 +12,13 @@ from polarmask.data.coco import Category
 from polarmask.data.preprocess import canvas_hw, normalise, resize, resized_hw, to_canvas
 from polarmask.errors import ModelFormatError
 from polarmask.geometry.rays import ray_directions
-from polarmask.inference.model_folder import ModelCard, load_model, read_card, save_model
+from polarmask.inference.model_folder import (
+    ModelCard,
+    load_model,
+    read_card,
+    save_model,
+    version_of,
+)
 from polarmask.inference.predictor import Predictor
 from polarmask.inference.stage_clock import StageClock
 from polarmask.network.detector import PolarMask
@@ -150,7 +158,7 @@ def test_an_unknown_format_version_is_refused_by_name(model, tmp_path):
 def test_damaged_weights_are_refused(model, tmp_path):
     (tmp_path / "model.json").write_bytes((model / "model.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
-    with pytest.raises(ModelFormatError, match=r"model\.safetensors can't be used"):
+    with pytest.raises(ModelFormatError, match=r"model\.safetensors can't be read"):
         load_model(tmp_path)
 
 
@@ -172,3 +180,14 @@ def test_padding_normalises_to_about_zero(small_config):
     normal = normalise(torch.from_numpy(canvas)[None], small_config.input)
     assert normal.shape == (1, 3, 32, 32)
     assert normal[:, :, 10:].abs().max() < 0.01
+
+
+def test_the_version_follows_the_content_of_the_folder(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    version = version_of(model)
+    assert re.fullmatch("[0-9a-f]{12}", version)
+    assert version_of(copy) == version
+    (copy / "model.json").write_text((copy / "model.json").read_text() + "\n")
+    assert version_of(copy) != version
+    with pytest.raises(ModelFormatError, match="holds no files"):
+        version_of(tmp_path / "absent")

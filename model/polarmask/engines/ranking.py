@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from polarmask.errors import ModelFormatError
+from polarmask.system.formats import JsonFormat
 
-FORMAT_VERSION = 1
+_FORMAT = JsonFormat(
+    1, ModelFormatError, "measure the engines again: `python -m polarmask_serving measure`"
+)
 RANKING_FILE = "engines.json"
 """Within the model folder."""
 
@@ -60,36 +63,28 @@ class EngineRanking:
 
     def to_plain(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        plain = {"format_version": FORMAT_VERSION, **asdict(self), "ranking": self.fastest_first}
-        return plain | {"engines": [asdict(engine) for engine in self.engines]}
+        plain = {**asdict(self), "ranking": self.fastest_first}
+        return _FORMAT.stamp(plain | {"engines": [asdict(engine) for engine in self.engines]})
 
     def to_json(self) -> str:
-        """Return JSON text."""
+        """Return the content of `engines.json`."""
         return json.dumps(self.to_plain(), indent=1) + "\n"
 
     @classmethod
-    def from_plain(cls, plain: object, *, where: str) -> "EngineRanking":
+    def from_plain(cls, plain: object, *, where: object) -> "EngineRanking":
         """Read what `to_plain` returned.
 
         Raises:
             ModelFormatError: Damaged, or of an unknown format version; `where` names the file.
         """
-        version = plain.get("format_version") if isinstance(plain, dict) else None
-        if not isinstance(plain, dict) or version != FORMAT_VERSION:
-            raise ModelFormatError(
-                f"{where} has format version {version}, this code reads {FORMAT_VERSION}; "
-                "measure the engines again: `python -m polarmask_serving measure`"
-            )
-        values = {k: v for k, v in plain.items() if k not in ("format_version", "ranking")}
+        values = _FORMAT.check(plain, where=where)
         try:
+            del values["ranking"]  # follows from the engines
             rows, columns = values.pop("canvas_hw")
             engines = tuple(EngineResult(**engine) for engine in values.pop("engines"))
             return cls(**values, canvas_hw=(rows, columns), engines=engines)
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFormatError(
-                f"{where} is damaged ({error}); "
-                "measure the engines again: `python -m polarmask_serving measure`"
-            ) from error
+            raise _FORMAT.damaged(where, error) from error
 
 
 def read_ranking(path: Path) -> EngineRanking:
@@ -99,10 +94,7 @@ def read_ranking(path: Path) -> EngineRanking:
         ModelFormatError: The file is missing or can't be used.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ModelFormatError(
-            f"{path} is no engine ranking ({error}); "
-            "`python -m polarmask_serving measure` writes one"
-        ) from error
-    return EngineRanking.from_plain(plain, where=str(path))
+        raise _FORMAT.damaged(path, error) from error
+    return EngineRanking.from_plain(plain, where=path)

@@ -1,9 +1,8 @@
-"""The finished model on disk: weights, settings, categories and where it came from.
+"""The model folder: `model.safetensors` (weights) and `model.json` (settings, categories, origin).
 
-A folder with `model.safetensors` and `model.json`. Reading it executes no code.
+Reading it executes no code.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from polarmask.data.coco import Category
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.network.detector import PolarMask
 from polarmask.system.files import atomic_path, sha256_of_files, tree_sha256
+from polarmask.system.formats import JsonFormat
 
-FORMAT_VERSION = 1
+_FORMAT = JsonFormat(1, ModelFormatError, "train the model again, or fetch it again")
 _VERSION_DIGITS = 12
 """Hex digits: enough for 10 million models, and short enough for a URL."""
 WEIGHTS_FILE = "model.safetensors"
@@ -26,22 +26,21 @@ CARD_FILE = "model.json"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model is and how it came to be."""
+    """What a model is and how it was made."""
 
     config: RunConfig
     categories: tuple[Category, ...]
     """In the order of the network's outputs."""
     provenance: dict[str, str] = field(default_factory=dict)
-    """data_commit, data_hash, code_commit, code_version; "" when unknown."""
+    """data_commit, data_hash, code_commit, code_version; "" if unknown."""
     training: dict[str, float] = field(default_factory=dict)
-    """Steps, epochs, images, processes, seconds, last loss; where the best weights measured were
-    kept, `kept_step` and `val_mask_ap`."""
+    """Steps, epochs, images, processes, seconds, last loss; of a run with validation also
+    `kept_step` and `val_mask_ap` of the best weights, which were kept."""
 
 
 def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
-    """Write a model folder; it appears whole or not at all."""
+    """Write a model folder, atomically."""
     plain = {
-        "format_version": FORMAT_VERSION,
         "config": to_dict(card.config),
         "categories": [asdict(category) for category in card.categories],
         "provenance": card.provenance,
@@ -51,12 +50,12 @@ def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         save_file(weights, temporary / WEIGHTS_FILE)
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its owner
-        (temporary / CARD_FILE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors writes it as 0600
+        (temporary / CARD_FILE).write_text(_FORMAT.dump(plain), encoding="utf-8")
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Tell whether a model lies there whole."""
+    """Return whether the folder holds both files of a model."""
     return (folder / WEIGHTS_FILE).is_file() and (folder / CARD_FILE).is_file()
 
 
@@ -73,24 +72,17 @@ def version_of(folder: Path) -> str:
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read what a model is, without its weights.
+    """Read `model.json`, without the weights.
 
     Raises:
-        ModelFormatError: No model folder, or of an unknown format version.
+        ModelFormatError: No model folder, or one of an unknown format version.
     """
     path = folder / CARD_FILE
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFormatError(
-            f"{folder} is no model folder ({error}); `polarmask train` writes one to RUN/model"
-        ) from error
-    version = plain.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ModelFormatError(
-            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
-            "use the release that wrote it or train again"
-        )
+        text = path.read_bytes()
+    except OSError as error:
+        raise _no_model_folder(folder, error) from error
+    plain = _FORMAT.load(text, where=path)
     try:
         return ModelCard(
             config=from_dict(plain["config"]),
@@ -99,11 +91,17 @@ def read_card(folder: Path) -> ModelCard:
             training=plain["training"],
         )
     except (KeyError, TypeError, ConfigError) as error:
-        raise ModelFormatError(f"{path} is damaged ({error}); train or fetch it again") from error
+        raise _FORMAT.damaged(path, error) from error
+
+
+def _no_model_folder(folder: Path, error: OSError) -> ModelFormatError:
+    return ModelFormatError(
+        f"{folder} is not a model folder ({error}); `polarmask train` writes one to RUN/model"
+    )
 
 
 def load_model(folder: Path, *, device: str | torch.device = "cpu") -> tuple[PolarMask, ModelCard]:
-    """Build the network and fill it; eval mode, channels-last.
+    """Return the network with its weights, in eval mode and channels-last, and its card.
 
     Raises:
         ModelFormatError: Card or weights can't be used.
@@ -114,6 +112,6 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Pol
     try:
         detector.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelFormatError(f"{path} can't be used: {error}; train or fetch it again") from error
+        raise _FORMAT.damaged(path, error) from error
     detector.to(device).to(memory_format=torch.channels_last)
     return detector.eval(), card

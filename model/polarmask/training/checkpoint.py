@@ -1,4 +1,7 @@
-"""Training state on disk: atomic, with the config inside, read without executing code."""
+"""The checkpoint: all that an exact resume needs, in one file that is read without executing code.
+
+`train` writes it after every epoch and when it is stopped, see `train.py`.
+"""
 
 import json
 from dataclasses import dataclass
@@ -11,16 +14,17 @@ from polarmask.config.settings import RunConfig, from_dict, to_dict
 from polarmask.data.coco import Category
 from polarmask.errors import CheckpointError
 from polarmask.system.files import atomic_path
+from polarmask.system.formats import JsonFormat
 
-FORMAT_VERSION = 2
+_FORMAT = JsonFormat(2, CheckpointError, "choose another run folder, or delete this one")
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What validation has found so far."""
+    """Results of validation so far."""
 
     step: int = 0
-    """Of the last measurement; 0 before the first."""
+    """Step of the last evaluation; 0 before the first."""
     best_step: int = 0
     best_ap: float = -1.0
     """Mask AP in [0, 1]."""
@@ -34,12 +38,12 @@ class TrainingState:
     categories: tuple[Category, ...]
     """In the order of the network's outputs."""
     data_hash: str
-    """sha256 of the training annotations: weights of other data must not be continued on these."""
+    """sha256 of the training annotations: a run can't resume on other data."""
     step: int
     """Optimiser steps done."""
     detector: dict[str, Any]
     average: dict[str, Any] | None
-    """Averaged weights, if the run averages."""
+    """State of `AveragedModel`, if the run averages weights."""
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     validated: Validated
@@ -57,52 +61,46 @@ class TrainingState:
 
 
 def save_checkpoint(path: Path, state: TrainingState) -> None:
-    """Write atomically: a kill at any time leaves the old checkpoint or the new one."""
+    """Write atomically: a kill at any time leaves the old checkpoint or the new one, whole."""
     plain = {
         **vars(state),
         "config": json.dumps(to_dict(state.config)),
         "categories": [[category.id, category.name] for category in state.categories],
         "validated": vars(state.validated),
-        "format_version": FORMAT_VERSION,
     }
     with atomic_path(path) as temporary:
-        torch.save(plain, temporary)
+        torch.save(_FORMAT.stamp(plain), temporary)
 
 
 def read_step(path: Path) -> int:
-    """Return the optimiser steps done by a checkpoint, without reading its weights.
+    """Return the step of a checkpoint, without reading its weights.
 
     Raises:
         CheckpointError: Unreadable file.
     """
     try:
-        plain = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(plain["step"])
-    except Exception as error:  # as in load_checkpoint
-        raise CheckpointError(f"{path} can't be read ({error})") from error
+        return int(_read(path, mmap=True)["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _FORMAT.damaged(path, error) from error
 
 
 def load_checkpoint(path: Path) -> TrainingState:
     """Read a checkpoint to the CPU.
 
     Raises:
-        CheckpointError: Unreadable file or unknown format version.
+        CheckpointError: Unreadable file, or unknown format version.
     """
-    try:
-        plain = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from pickle to zip errors on damaged files
-        raise CheckpointError(
-            f"{path} can't be read ({error}); delete it to start the run afresh"
-        ) from error
-    version = plain.pop("format_version", None) if isinstance(plain, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
-            "choose another run folder"
-        )
+    plain = _FORMAT.check(_read(path), where=path)
     typed = {
         "config": from_dict(json.loads(plain["config"])),
         "categories": tuple(Category(*pair) for pair in plain["categories"]),
         "validated": Validated(**plain["validated"]),
     }
     return TrainingState(**{**plain, **typed})
+
+
+def _read(path: Path, *, mmap: bool = False) -> Any:  # noqa: ANN401  # whatever is in the file
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch raises anything from pickle to zip errors on damaged files
+        raise _FORMAT.damaged(path, error) from error

@@ -15,9 +15,10 @@ from pycocotools.coco import COCO
 from torchvision.ops import nms
 
 from polarmask.config.settings import PostprocessConfig
+from polarmask.geometry.locations import all_points
 from polarmask.geometry.masks import rle_from_bitmap, rles_from_polygons, rles_from_whole_pixels
 from polarmask.network.head import Predictions
-from polarmask.network.postprocess import all_points, postprocess
+from polarmask.network.postprocess import postprocess
 from polarmask.original.rays import original_directions
 
 CANVAS, STRIDES = (768, 1280), (8, 16, 32, 64, 128)

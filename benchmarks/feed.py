@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader
 from polarmask.config.presets import tiny
 from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
 from polarmask.data.coco import load_coco
+from polarmask.data.labels import apply_to_labels
 from polarmask.data.preprocess import normalise
+from polarmask.geometry.symmetry import Symmetry
 from polarmask.labels.image_labels import label_image, label_view
 from polarmask.labels.precompute import precompute
-from polarmask.labels.symmetry import Symmetry, apply_to_labels
 from polarmask.network import losses
 from polarmask.network.detector import PolarMask
 from polarmask.network.losses import loss_divisors, loss_sums, normalise_losses

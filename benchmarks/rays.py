@@ -19,12 +19,14 @@ from harness import Result, main, race, wrong
 from polarmask.config.presets import tiny
 from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
 from polarmask.data.coco import load_coco
+from polarmask.geometry.locations import all_locations, level_points
 from polarmask.geometry.masks import bitmap_from_rle, rle_from_segmentation, rles_from_polygons
 from polarmask.geometry.outlines import read_outline
 from polarmask.geometry.rays import Polygons
 from polarmask.labels.compiled_targets import assign_native
 from polarmask.labels.image_labels import label_image
-from polarmask.labels.targets import all_locations, assign_batch, assign_original, level_points
+from polarmask.labels.targets import assign_batch
+from polarmask.original.labels import assign_original
 from polarmask.original.rays import binned_rays, largest_contour, mass_center
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"

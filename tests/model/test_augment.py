@@ -10,11 +10,12 @@ from factories import make_tiny_coco
 from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig, RunConfig
 from polarmask.data.coco import load_coco
 from polarmask.data.images import read_image
+from polarmask.data.labels import apply_to_labels
 from polarmask.data.preprocess import to_canvas
+from polarmask.geometry.locations import level_points
 from polarmask.geometry.rays import decode_rays
+from polarmask.geometry.symmetry import Symmetry, apply_to_image, draw_symmetry
 from polarmask.labels.image_labels import label_image
-from polarmask.labels.symmetry import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
-from polarmask.labels.targets import level_points
 
 CONFIG = RunConfig(
     name="test",

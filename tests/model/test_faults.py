@@ -23,15 +23,15 @@ from polarmask.data.preprocess import canvas_hw, resized_hw
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import ConfigError
 from polarmask.evaluation.evaluate import evaluate_predictions
+from polarmask.geometry.locations import level_points
 from polarmask.geometry.masks import rles_from_polygons
 from polarmask.geometry.outlines import read_outline
 from polarmask.geometry.rays import Polygons, cast_rays, decode_rays
+from polarmask.geometry.symmetry import Symmetry
 from polarmask.inference.model_folder import ModelCard
 from polarmask.inference.predictor import Predictor
 from polarmask.labels.image_labels import label_image, label_view
 from polarmask.labels.store import LabelStore
-from polarmask.labels.symmetry import Symmetry
-from polarmask.labels.targets import level_points
 from polarmask.network.detector import PolarMask
 from polarmask.network.head import Predictions
 from polarmask.network.losses import (

@@ -7,13 +7,14 @@ from torchvision.ops import box_iou
 
 from polarmask.config.settings import LossConfig, ModelConfig, PostprocessConfig
 from polarmask.errors import ConfigError
+from polarmask.geometry.locations import all_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.network.backbone import Pyramid
 from polarmask.network.backbone_weights import load_backbone_weights
 from polarmask.network.detector import PolarMask
 from polarmask.network.head import PolarHead, Predictions
 from polarmask.network.losses import Targets, loss_sums
-from polarmask.network.postprocess import all_points, postprocess
+from polarmask.network.postprocess import postprocess
 
 
 def count(module):

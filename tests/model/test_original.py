@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from polarmask.config.settings import LabelConfig, ModelConfig, PostprocessConfig
+from polarmask.geometry.locations import Assignment, all_locations, level_points
 from polarmask.geometry.masks import bitmap_from_rle, rles_from_whole_pixels
-from polarmask.labels.targets import Assignment, all_locations, assign_original, level_points
 from polarmask.network.head import Predictions
 from polarmask.network.postprocess import postprocess
+from polarmask.original.labels import assign_original
 from polarmask.original.rays import binned_rays, largest_contour, mass_center
 
 GOLDEN = Path(__file__).parents[1] / "golden"

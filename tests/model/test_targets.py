@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from polarmask.config.settings import LabelConfig, ModelConfig
+from polarmask.geometry.locations import Assignment, all_locations, level_points
 from polarmask.geometry.rays import Polygons
 from polarmask.labels.compiled_targets import assign_native
-from polarmask.labels.targets import Assignment, all_locations, assign_batch, level_points
+from polarmask.labels.targets import assign_batch
 from reference.polar_loops import contains
 
 MODEL = ModelConfig(strides=(4, 8), num_rays=36, channels=32)

@@ -13,12 +13,12 @@ from polarmask.config.settings import override
 from polarmask.data.coco import Annotation, ImageRecord, load_coco
 from polarmask.data.preprocess import normalise
 from polarmask.errors import ConfigError
+from polarmask.geometry.locations import level_points
 from polarmask.geometry.masks import bitmap_from_rle, rle_area, rle_box, rle_from_bitmap
 from polarmask.geometry.masks import rle_from_segmentation as rle_of
+from polarmask.geometry.symmetry import Symmetry, apply_to_image
 from polarmask.labels.image_labels import label_image, label_view
 from polarmask.labels.store import LabelStore
-from polarmask.labels.symmetry import Symmetry, apply_to_image
-from polarmask.labels.targets import level_points
 from polarmask.training.dataset import Place, Request, TrainingImages
 from polarmask.training.train import TrainOptions, train
 

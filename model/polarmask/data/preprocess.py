@@ -24,6 +24,12 @@ def resized_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
 
+def input_scale(image_hw: tuple[int, int], config: InputConfig) -> NDArray[np.float64]:
+    """Return pixels of the network's input per pixel of the image, (x, y)."""
+    rows, columns = resized_hw(image_hw, config)
+    return np.array([columns / image_hw[1], rows / image_hw[0]])
+
+
 def canvas_hw(
     content_hw: tuple[int, int], strides: tuple[int, ...], multiple: int = 32
 ) -> tuple[int, int]:

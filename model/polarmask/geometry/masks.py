@@ -76,17 +76,15 @@ def rles_from_whole_pixels(
 def _rle_of_crop(crop: NDArray[np.uint8], low_2: tuple[int, int], hw: tuple[int, int]) -> Rle:
     """Encode a bitmap whose second row lies in a larger, empty one at `low_2`, (x, y)."""
     image_height, image_width = hw
-    # Where a pixel differs from the one above it, a run begins or ends.
+    # A run begins or ends where a pixel differs from the one above it: pixels by column, then row.
     row_N, column_N = np.divmod(np.flatnonzero(crop[1:] != crop[:-1]), crop.shape[1])
     border_N = (column_N + low_2[0]) * image_height + row_N + low_2[1]
-    border_N.sort()
-    # At the image's lower border a run may end where one at the upper border of the next begins.
-    apart = border_N[1:] != border_N[:-1]
-    # What reaches the last pixel ends with the image; an empty run after it would be another RLE.
-    stays_N = border_N < image_height * image_width
-    stays_N[1:] &= apart
-    stays_N[:-1] &= apart
-    runs = np.diff(np.concatenate([[0], border_N[stays_N], [image_height * image_width]]))
+    # A run that ends at the lower border of a column goes on where the next begins at the top: the
+    # two borders are one position and cancel. The last run ends with the image.
+    position_N, count_N = np.unique(border_N, return_counts=True)
+    num_pixels = image_height * image_width
+    stays_N = position_N[(count_N == 1) & (position_N < num_pixels)]
+    runs = np.diff(stays_N, prepend=0, append=num_pixels)
     rle = {"size": [image_height, image_width], "counts": runs}
     return _with_text_counts(coco_mask.frPyObjects(rle, image_height, image_width))
 

@@ -33,12 +33,12 @@ from polarmask.data.coco import (
     describe_problems,
     load_coco,
 )
+from polarmask.data.labels import ImageLabels
 from polarmask.errors import DataError
 from polarmask.labels.image_labels import label_images
 from polarmask.labels.store import (
     FORMAT,
     SHARD_IMAGES,
-    ImageLabels,
     LabelStore,
     LabelSummary,
     label_settings,

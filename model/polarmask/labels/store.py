@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from polarmask.config.settings import RunConfig, to_dict
+from polarmask.data.labels import ImageLabels
 from polarmask.errors import LabelStoreError
 from polarmask.system.files import atomic_path, sha256_of_file, write_text
 from polarmask.system.formats import JsonFormat
@@ -29,35 +30,6 @@ SHARD_IMAGES = 128
 _STEPS_PER_OCTAVE = 2900
 _LOWEST_OCTAVE = -10  # below rays.MIN_LENGTH
 _HIGHEST_CODE = 2**16 - 1
-
-
-@dataclass(frozen=True, eq=False)
-class ImageLabels:
-    """What the network should learn from one image.
-
-    Attributes:
-        image_id: COCO image id.
-        canvas_hw: Rows and columns of the padded input that the locations belong to.
-        location_P3: Level, row, column of each positive, int64.
-        object_P: Index of the positive's object, int64.
-        ray_PR: Ray lengths in pixels of the network's input, float32, > 0.
-        category_G: Category index of each object, int64.
-        box_G4: x0, y0, x1, y1 of each object in pixels of the network's input, float32.
-        annotation_G: COCO annotation id of each object, int64.
-        iou_G: Mask IoU that the labels of each object reach when decoded, float32; 0 without one.
-        ignored_I3: Locations that are neither object nor background (crowds, specks).
-    """
-
-    image_id: int
-    canvas_hw: tuple[int, int]
-    location_P3: NDArray[np.int64]
-    object_P: NDArray[np.int64]
-    ray_PR: NDArray[np.float32]
-    category_G: NDArray[np.int64]
-    box_G4: NDArray[np.float32]
-    annotation_G: NDArray[np.int64]
-    iou_G: NDArray[np.float32]
-    ignored_I3: NDArray[np.int64]
 
 
 _COUNTED_BY = {

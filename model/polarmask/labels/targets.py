@@ -1,12 +1,12 @@
-"""Which location learns which object, and the ray lengths it learns.
+"""Which location learns which object, and the ray lengths it learns: the rules, in torch.
 
-`assign_batch` does whole batches of images in torch, on any device and without a loop over
-objects; `native_targets` does the same for one image at a time on one CPU core, faster there.
-Both compute in float64 what decides, and agree.
+`assign_batch` takes whole batches of images on any device, without a loop over objects.
+`compiled_targets` does the same for one image on one CPU core, faster there. Both compute in
+float64 what decides, and agree.
 
 Dimension key
     I: images    G: objects of all images    K: candidate (object, location) pairs
-    P: positive locations    R: rays    C: locations that an object may get in need
+    P: positive locations    R: rays    C: pairs of an object without a location and a place for it
     2: (x, y) in pixels of the network's input    4: x0, y0, x1, y1
 """
 
@@ -16,42 +16,37 @@ import torch
 from torch import Tensor
 
 from polarmask.config.settings import LabelConfig, ModelConfig
+from polarmask.geometry.locations import (
+    Assignment,
+    Grid,
+    in_level_range,
+    level_points,
+    near_centers,
+    smallest_wins,
+)
 from polarmask.geometry.rays import Polygons, cast_rays
-from polarmask.original.rays import binned_rays
+
+CELLS_AROUND = 2
+"""Cells of the finest level, each way, around the centre of an object without a location inside."""
 
 
 @dataclass(frozen=True, eq=False)
-class Assignment:
-    """Positive locations of one image or of a batch.
+class _Objects:
+    """The objects of all images."""
 
-    Attributes:
-        location_P3: Level, row and column, int64.
-        object_P: Index of the object that the location learns, int64.
-        ray_PR: Ray lengths in pixels, > 0.
-    """
+    polygons: Polygons
+    image_G: Tensor
+    center_G2: Tensor
+    box_G4: Tensor
 
-    location_P3: Tensor
-    object_P: Tensor
-    ray_PR: Tensor
+    @classmethod
+    def of(cls, polygons: Polygons, image_G: Tensor) -> "_Objects":
+        _, center_G2 = polygons.area_and_centroid()
+        return cls(polygons, image_G, center_G2, polygons.boxes().double())
 
-
-def level_points(location_K3: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return the pixel coordinates (K, 2) of locations given as level, row, column."""
-    stride_K1 = torch.tensor(strides, device=location_K3.device)[location_K3[:, :1]]
-    return (location_K3[:, [2, 1]] + 0.5) * stride_K1
-
-
-def all_locations(canvas_hw: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
-    """Return level, row, column (L, 3) of every location, finest level first, row by row."""
-    levels = [
-        torch.cartesian_prod(
-            torch.tensor([level]),
-            torch.arange(canvas_hw[0] // stride),
-            torch.arange(canvas_hw[1] // stride),
-        )
-        for level, stride in enumerate(strides)
-    ]
-    return torch.cat(levels)
+    def contain(self, location_K3: Tensor, object_K: Tensor, strides: tuple[int, ...]) -> Tensor:
+        """Return which locations lie inside their object."""
+        return cast_rays(level_points(location_K3, strides), object_K, self.polygons, 1)[1]
 
 
 def assign_batch(
@@ -85,252 +80,154 @@ def assign_batch(
         nothing = torch.zeros(0, dtype=torch.long, device=image_G.device)
         rays = torch.zeros(0, model.num_rays, device=image_G.device)
         return Assignment(nothing.reshape(0, 3), nothing, rays)
-    grid = _Grid.of(canvas_I2, model.strides)
-    _, center_G2 = polygons.area_and_centroid()
-    box_G4 = polygons.boxes().double()
-    location_K3, object_K = _near_centers(
-        center_G2, canvas_I2[image_G], model.strides, labels.center_radius
-    )
-    in_range_K = _in_level_range(location_K3, box_G4[object_K], model.strides, labels.level_ranges)
-    location_K3, object_K = location_K3[in_range_K], object_K[in_range_K]
-    inside_K = _is_inside(location_K3, object_K, polygons, model.strides)
-    location_K3, object_K = location_K3[inside_K], object_K[inside_K]
-    area_G = (box_G4[:, 2] - box_G4[:, 0]) * (box_G4[:, 3] - box_G4[:, 1])
-    place_K = grid.place(location_K3, image_G[object_K])
-    won_K = _smallest_wins(place_K, object_K, area_G)
-    location_P3, object_P = _rescue(
-        location_K3[won_K], object_K[won_K], polygons, image_G, center_G2, box_G4, grid, labels
-    )
-    ray_PR, _ = cast_rays(
-        level_points(location_P3, model.strides), object_P, polygons, model.num_rays
-    )
+    grid = Grid.of(canvas_I2, model.strides)
+    objects = _Objects.of(polygons, image_G)
+    location_K3, object_K = _candidates(objects, canvas_I2, model, labels)
+    width_G, height_G = (objects.box_G4[:, 2:] - objects.box_G4[:, :2]).T
+    number_K = grid.number(location_K3, image_G[object_K])
+    won_P = smallest_wins(number_K, object_K, width_G * height_G)
+    location_P3, object_P = _rescue(location_K3[won_P], object_K[won_P], objects, grid, labels)
+    point_P2 = level_points(location_P3, model.strides)
+    ray_PR, _ = cast_rays(point_P2, object_P, polygons, model.num_rays)
     return Assignment(location_P3, object_P, ray_PR)
 
 
-def assign_original(
-    contours: list[Tensor],
-    center_G2: Tensor,
-    box_G4: Tensor,
-    canvas_hw: tuple[int, int],
-    *,
-    model: ModelConfig,
-    labels: LabelConfig,
-) -> Assignment:
-    """Choose positives as the original does: inside or outside the object, and maybe none.
-
-    Args:
-        contours: One (V, 2) tensor of contour pixels per object.
-        center_G2: Mass centres in whole pixels, float.
-        box_G4: Boxes that end on their last pixel: one less wide and high than ours.
-        canvas_hw: Rows and columns of the padded input, multiples of the coarsest stride.
-        model: Strides and ray count.
-        labels: Radius and level ranges.
-
-    Returns:
-        The assignment, ordered by object. It is empty if the first object's mass centre has x 0:
-        the original takes that for an image without objects.
-    """
-    if not contours or center_G2[0, 0] == 0:
-        nothing = torch.zeros(0, dtype=torch.long)
-        return Assignment(nothing.reshape(0, 3), nothing, torch.zeros(0, model.num_rays))
-    canvas_I2 = torch.tensor([canvas_hw])
-    location_K3, object_K = _near_centers(
-        center_G2, canvas_I2.expand(len(center_G2), 2), model.strides, labels.center_radius
-    )
-    in_range_K = _in_level_range(location_K3, box_G4[object_K], model.strides, labels.level_ranges)
-    location_K3, object_K = location_K3[in_range_K], object_K[in_range_K]
-    area_G = (box_G4[:, 2] - box_G4[:, 0] + 1) * (box_G4[:, 3] - box_G4[:, 1] + 1)
-    place_K = _Grid.of(canvas_I2, model.strides).place(location_K3, torch.zeros_like(object_K))
-    won_P = _smallest_wins(place_K, object_K, area_G)
-    location_P3, object_P = location_K3[won_P], object_K[won_P]
-    point_P2 = level_points(location_P3, model.strides)
-    return Assignment(
-        location_P3, object_P, binned_rays(point_P2, object_P, contours, model.num_rays)
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Grid:
-    """All locations of all images counted through: image, level, row, column."""
-
-    strides: tuple[int, ...]
-    hw_IL2: Tensor
-    """Rows and columns of each image's levels."""
-    first_IL: Tensor
-    """Number of the first location of each image's levels."""
-    total: int
-
-    @classmethod
-    def of(cls, canvas_I2: Tensor, strides: tuple[int, ...]) -> "_Grid":
-        stride_L1 = torch.tensor(strides, device=canvas_I2.device)[:, None]
-        hw_IL2 = canvas_I2[:, None] // stride_L1
-        count_IL = hw_IL2.prod(dim=2)
-        first_IL = (count_IL.flatten().cumsum(0) - count_IL.flatten()).reshape(count_IL.shape)
-        return cls(strides, hw_IL2, first_IL, int(count_IL.sum()))
-
-    def place(self, location_K3: Tensor, image_K: Tensor) -> Tensor:
-        level_K, row_K, column_K = location_K3.unbind(dim=1)
-        columns_K = self.hw_IL2[image_K, level_K, 1]
-        return self.first_IL[image_K, level_K] + row_K * columns_K + column_K
-
-
-def _near_centers(
-    center_G2: Tensor, canvas_G2: Tensor, strides: tuple[int, ...], radius: float
+def _candidates(
+    objects: _Objects, canvas_I2: Tensor, model: ModelConfig, labels: LabelConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return all on-canvas locations strictly within the sampling square of every level."""
-    reach = int(radius) + 1
-    offset = torch.arange(-reach, reach + 1, device=center_G2.device)
-    step_N2 = torch.cartesian_prod(offset, offset)
-    yx_G2 = center_G2[:, [1, 0]].double()
-    locations, owners = [], []
-    for level, stride in enumerate(strides):
-        cell_GN2 = (yx_G2 / stride).floor().long()[:, None] + step_N2
-        distance_GN2 = (cell_GN2.double() + 0.5) * stride - yx_G2[:, None]
-        keep_GN = (
-            (distance_GN2.abs().amax(dim=2) < radius * stride)
-            & (cell_GN2 >= 0).all(dim=2)
-            & (cell_GN2 < (canvas_G2 // stride)[:, None]).all(dim=2)
-        )
-        owner_K, nth_K = keep_GN.nonzero(as_tuple=True)
-        cell_K2 = cell_GN2[owner_K, nth_K]
-        locations.append(torch.cat([torch.full_like(cell_K2[:, :1], level), cell_K2], dim=1))
-        owners.append(owner_K)
-    return torch.cat(locations), torch.cat(owners)
-
-
-def _in_level_range(
-    location_K3: Tensor,
-    box_K4: Tensor,
-    strides: tuple[int, ...],
-    ranges: tuple[tuple[float, float], ...],
-) -> Tensor:
-    point_K2 = level_points(location_K3, strides)
-    side_K4 = torch.cat([point_K2 - box_K4[:, :2], box_K4[:, 2:] - point_K2], dim=1)
-    farthest_K = side_K4.amax(dim=1)
-    range_K2 = torch.tensor(ranges, device=box_K4.device)[location_K3[:, 0]]
-    return (
-        (side_K4.amin(dim=1) > 0) & (farthest_K >= range_K2[:, 0]) & (farthest_K <= range_K2[:, 1])
+    """Return the locations that objects want: near the centre, of the right level, inside."""
+    location_K3, object_K = near_centers(
+        objects.center_G2, canvas_I2[objects.image_G], model.strides, labels.center_radius
     )
-
-
-def _is_inside(
-    location_K3: Tensor, object_K: Tensor, polygons: Polygons, strides: tuple[int, ...]
-) -> Tensor:
-    return cast_rays(level_points(location_K3, strides), object_K, polygons, 1)[1]
-
-
-def _smallest_wins(place_K: Tensor, object_K: Tensor, area_G: Tensor) -> Tensor:
-    """Return the pair indices that win their place, ordered by object, then by place."""
-    order_K = area_G[object_K].argsort(stable=True)
-    order_K = order_K[place_K[order_K].argsort(stable=True)]
-    sorted_place_K = place_K[order_K]
-    first_K = torch.ones_like(sorted_place_K, dtype=torch.bool)
-    first_K[1:] = sorted_place_K[1:] != sorted_place_K[:-1]
-    winner_P = order_K[first_K]
-    return winner_P[object_K[winner_P].argsort(stable=True)]
+    box_K4 = objects.box_G4[object_K]
+    fits_K = in_level_range(location_K3, box_K4, model.strides, labels.level_ranges)
+    location_K3, object_K = location_K3[fits_K], object_K[fits_K]
+    inside_K = objects.contain(location_K3, object_K, model.strides)
+    return location_K3[inside_K], object_K[inside_K]
 
 
 def _rescue(
-    location_P3: Tensor,
-    object_P: Tensor,
-    polygons: Polygons,
-    image_G: Tensor,
-    center_G2: Tensor,
-    box_G4: Tensor,
-    grid: _Grid,
-    labels: LabelConfig,
+    location_P3: Tensor, object_P: Tensor, objects: _Objects, grid: Grid, labels: LabelConfig
 ) -> tuple[Tensor, Tensor]:
     """Give every object without a positive one location, if any is free; the first object first.
 
     All choose at once, a place keeps the first object that wants it, the others choose again: the
     outcome is that of choosing one after the other, because all places prefer the same order.
     """
-    is_lost_G = torch.ones_like(image_G, dtype=torch.bool)
+    is_lost_G = torch.ones_like(objects.image_G, dtype=torch.bool)
     is_lost_G[object_P] = False
     lost_G = is_lost_G.nonzero().flatten()
     if not len(lost_G):
         return location_P3, object_P
-    location_C3, object_C, order_C = _candidates(lost_G, image_G, center_G2, box_G4, grid, labels)
-    place_C = grid.place(location_C3, image_G[object_C])
-    free = torch.ones(grid.total, dtype=torch.bool, device=image_G.device)
-    free[grid.place(location_P3, image_G[object_P])] = False
-    location_C3, object_C, order_C = (
-        value[free[place_C]] for value in (location_C3, object_C, order_C)
-    )
-    inside_C = _is_inside(location_C3, object_C, polygons, grid.strides)
-    offset_C2 = level_points(location_C3, grid.strides).double() - center_G2[object_C]
-    distance_C = offset_C2[:, 0] * offset_C2[:, 0] + offset_C2[:, 1] * offset_C2[:, 1]
-    # Inside: the object's own level first, then by distance there (around the centre: as listed).
-    # Outside: by distance alone. Stable sorts, last key first, keep the listed order of equals.
-    around_C = order_C == len(grid.strides)
-    wish_C = torch.where(inside_C & around_C, 0.0, distance_C).argsort(stable=True)
-    for key_C in (torch.where(inside_C, order_C, 0), ~inside_C, object_C):
-        wish_C = wish_C[key_C[wish_C].long().argsort(stable=True)]
-    location_C3, object_C = location_C3[wish_C], object_C[wish_C]
-    chosen = _choose(grid.place(location_C3, image_G[object_C]), object_C, len(image_G), grid.total)
+    is_free = torch.ones(grid.total, dtype=torch.bool, device=lost_G.device)
+    is_free[grid.number(location_P3, objects.image_G[object_P])] = False
+    location_C3, object_C = _wishes(lost_G, is_free, objects, grid, labels)
+    number_C = grid.number(location_C3, objects.image_G[object_C])
+    chosen = _choose(number_C, object_C, len(objects.image_G), grid.total)
     location_P3 = torch.cat([location_P3, location_C3[chosen]])
     object_P = torch.cat([object_P, object_C[chosen]])
     order_P = object_P.argsort(stable=True)
     return location_P3[order_P], object_P[order_P]
 
 
-def _choose(place_C: Tensor, object_C: Tensor, num_objects: int, num_places: int) -> Tensor:
+def _wishes(
+    lost_G: Tensor, is_free: Tensor, objects: _Objects, grid: Grid, labels: LabelConfig
+) -> tuple[Tensor, Tensor]:
+    """Return free locations (C, 3) for objects without one, and the object of each, best first.
+
+    Best are those inside the object: of its own level first, then of the next finer one, and so
+    on, by distance to the centre; then those around the centre, as listed. Outside, distance alone
+    counts. Equals keep the order in which they are listed.
+    """
+    location_C3, object_C, level_order_C = _listed(lost_G, objects, grid, labels)
+    free_C = is_free[grid.number(location_C3, objects.image_G[object_C])]
+    location_C3, object_C, level_order_C = (
+        each[free_C] for each in (location_C3, object_C, level_order_C)
+    )
+    inside_C = objects.contain(location_C3, object_C, grid.strides)
+    offset_C2 = level_points(location_C3, grid.strides).double() - objects.center_G2[object_C]
+    distance_C = offset_C2[:, 0] * offset_C2[:, 0] + offset_C2[:, 1] * offset_C2[:, 1]
+    around_C = level_order_C == len(grid.strides)
+    order_C = _sorted_by(
+        object_C,
+        (~inside_C).long(),
+        torch.where(inside_C, level_order_C, 0),
+        torch.where(inside_C & around_C, 0.0, distance_C),
+    )
+    return location_C3[order_C], object_C[order_C]
+
+
+def _sorted_by(*keys_C: Tensor) -> Tensor:
+    """Return the order by the first key, among equals by the second, and so on; stable."""
+    order_C = keys_C[-1].argsort(stable=True)
+    for key_C in reversed(keys_C[:-1]):
+        order_C = order_C[key_C[order_C].argsort(stable=True)]
+    return order_C
+
+
+def _listed(
+    lost_G: Tensor, objects: _Objects, grid: Grid, labels: LabelConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """List the locations in lost objects' boxes, and those around their centres.
+
+    Returns:
+        Locations (C, 3), the object of each, and by how many levels it is finer than the object's
+        own level; the number of levels for those around the centre.
+    """
+    half_side = (objects.box_G4[lost_G, 2:] - objects.box_G4[lost_G, :2]).amax(dim=1) / 2
+    high_L = torch.tensor([high for _, high in labels.level_ranges], device=lost_G.device)
+    own_level = (half_side[:, None] > high_L).sum(dim=1)
+    found = []
+    for level in range(len(grid.strides) - 1, -1, -1):
+        has = own_level >= level
+        location_C3, row_C = _cells_in_boxes(level, lost_G[has], objects, grid)
+        found.append((location_C3, lost_G[has][row_C], own_level[has][row_C] - level))
+    location_C3, row_C = _cells_around_centers(lost_G, objects, grid)
+    found.append((location_C3, lost_G[row_C], torch.full_like(row_C, len(grid.strides))))
+    locations, owners, orders = zip(*found, strict=True)
+    return torch.cat(locations), torch.cat(owners), torch.cat(orders)
+
+
+def _cells_in_boxes(
+    level: int, lost_G: Tensor, objects: _Objects, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Return a level's locations (C, 3) in objects' boxes, and the row of each in `lost_G`."""
+    box_G4, last_cell_G2 = objects.box_G4[lost_G], grid.hw_IL2[objects.image_G[lost_G], level] - 1
+    stride = grid.strides[level]
+    first_G2 = (box_G4[:, [1, 0]] / stride - 0.5).ceil().long().clamp(min=0)
+    last_G2 = (box_G4[:, [3, 2]] / stride - 0.5).floor().long().minimum(last_cell_G2)
+    size_G2 = (last_G2 - first_G2 + 1).clamp(min=0)
+    count_G = size_G2.prod(dim=1)
+    row_C = torch.repeat_interleave(count_G)
+    nth_C = torch.arange(len(row_C), device=row_C.device) - (count_G.cumsum(0) - count_G)[row_C]
+    columns_C = size_G2[row_C, 1]
+    cell_C2 = torch.stack([nth_C // columns_C, nth_C % columns_C], dim=1) + first_G2[row_C]
+    return torch.cat([torch.full_like(cell_C2[:, :1], level), cell_C2], dim=1), row_C
+
+
+def _cells_around_centers(lost_G: Tensor, objects: _Objects, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return locations (C, 3) of the finest level, as `_cells_in_boxes`; on the canvas."""
+    last_cell_G2 = grid.hw_IL2[objects.image_G[lost_G], 0] - 1
+    offset = torch.arange(-CELLS_AROUND, CELLS_AROUND + 1, device=lost_G.device)
+    step_N2 = torch.cartesian_prod(offset, offset)
+    middle_G2 = (objects.center_G2[lost_G][:, [1, 0]].double() / grid.strides[0]).floor().long()
+    cell_GN2 = (middle_G2[:, None] + step_N2).clamp(min=0).minimum(last_cell_G2[:, None])
+    cell_C2 = cell_GN2.reshape(-1, 2)
+    row_C = torch.arange(len(lost_G), device=lost_G.device).repeat_interleave(len(step_N2))
+    return torch.cat([torch.zeros_like(cell_C2[:, :1]), cell_C2], dim=1), row_C
+
+
+def _choose(number_C: Tensor, object_C: Tensor, num_objects: int, num_locations: int) -> Tensor:
     """Return one row per object from their wishes, sorted by object, best first; no place twice."""
     count_G = torch.bincount(object_C, minlength=num_objects)
     end_G = count_G.cumsum(0)
     next_G = end_G - count_G
-    holder = torch.full((num_places,), num_objects, device=place_C.device)
+    holder = torch.full((num_locations,), num_objects, device=number_C.device)
     while True:
         asking = (next_G < end_G).nonzero().flatten()
-        place = place_C[next_G[asking]]
+        place = number_C[next_G[asking]]
         holder.scatter_reduce_(0, place, asking, "amin")
         refused = asking[holder[place] != asking]
         if not len(refused):
             return next_G[asking]
         next_G[refused] += 1
-
-
-def _candidates(
-    lost_G: Tensor,
-    image_G: Tensor,
-    center_G2: Tensor,
-    box_G4: Tensor,
-    grid: _Grid,
-    labels: LabelConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """List locations in lost objects' boxes from their own level down to the finest.
-
-    The last ones are those of the finest level around the centre, box or no box.
-
-    Returns:
-        Locations (C, 3), the object of each, and which levels to prefer: lower first, the number
-        of levels for those around the centre.
-    """
-    box_C4, image_C = box_G4[lost_G], image_G[lost_G]
-    half_side = (box_C4[:, 2:] - box_C4[:, :2]).amax(dim=1) / 2
-    high_L = torch.tensor([high for _, high in labels.level_ranges], device=box_G4.device)
-    own = (half_side[:, None] > high_L).sum(dim=1)
-    found = []
-    for level in range(len(grid.strides) - 1, -1, -1):
-        stride = grid.strides[level]
-        first_2 = (box_C4[:, [1, 0]] / stride - 0.5).ceil().long().clamp(min=0)
-        last_2 = (box_C4[:, [3, 2]] / stride - 0.5).floor().long()
-        last_2 = last_2.minimum(grid.hw_IL2[image_C, level] - 1)
-        size_2 = (last_2 - first_2 + 1).clamp(min=0) * (own >= level)[:, None]
-        count = size_2.prod(dim=1)
-        row_C = torch.repeat_interleave(count)
-        nth_C = torch.arange(len(row_C), device=row_C.device) - (count.cumsum(0) - count)[row_C]
-        columns_C = size_2[row_C, 1]
-        cell_C2 = torch.stack([nth_C // columns_C, nth_C % columns_C], dim=1) + first_2[row_C]
-        location_C3 = torch.cat([torch.full_like(cell_C2[:, :1], level), cell_C2], dim=1)
-        found.append((location_C3, lost_G[row_C], own[row_C] - level))
-    offset = torch.arange(-2, 3, device=box_G4.device)
-    middle_2 = (center_G2[lost_G][:, [1, 0]].double() / grid.strides[0]).floor().long()
-    cell_N2 = middle_2[:, None] + torch.cartesian_prod(offset, offset)
-    cell_N2 = cell_N2.clamp(min=0).minimum(grid.hw_IL2[image_C, 0][:, None] - 1)
-    around_C2 = cell_N2.reshape(-1, 2)
-    location_C3 = torch.cat([torch.zeros_like(around_C2[:, :1]), around_C2], dim=1)
-    owner_C = lost_G.repeat_interleave(len(offset) ** 2)
-    found.append((location_C3, owner_C, torch.full_like(owner_C, len(grid.strides))))
-    locations, owners, orders = zip(*found, strict=True)
-    return torch.cat(locations), torch.cat(owners), torch.cat(orders)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, nms
 
 from polarmask.config.settings import PostprocessConfig
+from polarmask.geometry.locations import all_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.network.head import Predictions
 from polarmask.original.rays import original_directions
@@ -52,18 +53,6 @@ class RawInstances:
     score_N: Tensor
     category_N: Tensor
     instance_N: Tensor
-
-
-def all_points(
-    level_hws: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """Return the pixel coordinates (L, 2) of all locations, finest level first, row by row."""
-    points = []
-    for (rows, columns), stride in zip(level_hws, strides, strict=True):
-        y = (torch.arange(rows, device=device) + 0.5) * stride
-        x = (torch.arange(columns, device=device) + 0.5) * stride
-        points.append(torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 2))
-    return torch.cat(points)
 
 
 def postprocess(

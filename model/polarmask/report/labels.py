@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
 from polarmask.data.images import read_image
+from polarmask.data.labels import ImageLabels
 from polarmask.data.preprocess import resized_hw
+from polarmask.geometry.locations import level_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.inference.drawing import SKY, YELLOW, Shape, draw_shapes
-from polarmask.labels.store import ImageLabels, LabelStore, LabelSummary
-from polarmask.labels.targets import level_points
+from polarmask.labels.store import LabelStore, LabelSummary
 from polarmask.report.page import Picture, Tile, make_pictures, render
 
 _PICTURES = 12

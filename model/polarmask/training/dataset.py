@@ -17,10 +17,11 @@ from torch.utils.data import Dataset, Sampler
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import CocoData, ImageRecord
 from polarmask.data.images import read_image
+from polarmask.data.labels import ImageLabels, apply_to_labels
 from polarmask.data.preprocess import canvas_hw, resize, resized_hw, to_canvas
+from polarmask.geometry.symmetry import Symmetry, apply_to_image, draw_symmetry
 from polarmask.labels.image_labels import label_view
-from polarmask.labels.store import ImageLabels, LabelStore
-from polarmask.labels.symmetry import Symmetry, apply_to_image, apply_to_labels, draw_symmetry
+from polarmask.labels.store import LabelStore
 from polarmask.network.losses import Targets
 
 

@@ -11,6 +11,7 @@ import torch
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
 from polarmask.errors import ConfigError
+from polarmask.geometry.locations import all_locations, level_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.inference.drawing import (
     SKY,
@@ -21,7 +22,6 @@ from polarmask.inference.drawing import (
     shapes_of_instances,
 )
 from polarmask.inference.predictor import Instances
-from polarmask.labels.targets import all_locations, level_points
 from polarmask.system.distributed import is_first
 from polarmask.training.dataset import Batch
 

@@ -11,8 +11,6 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.labels.store import ImageLabels
-
 Cell = TypeVar("Cell", np.int64, np.float64)
 
 
@@ -57,39 +55,6 @@ def ray_order(num_rays: int, symmetry: Symmetry) -> NDArray[np.int64]:
     return old % num_rays
 
 
-def apply_to_labels(
-    labels: ImageLabels, symmetry: Symmetry, strides: tuple[int, ...]
-) -> ImageLabels:
-    """Transform locations, rays and boxes of a canvas."""
-    rows, columns = labels.canvas_hw
-    box_G4 = labels.box_G4
-    if symmetry.transpose:
-        rows, columns = columns, rows
-        box_G4 = box_G4[:, [1, 0, 3, 2]]
-    if symmetry.flip_x:
-        box_G4 = np.stack(
-            [columns - box_G4[:, 2], box_G4[:, 1], columns - box_G4[:, 0], box_G4[:, 3]], axis=1
-        )
-    if symmetry.flip_y:
-        box_G4 = np.stack(
-            [box_G4[:, 0], rows - box_G4[:, 3], box_G4[:, 2], rows - box_G4[:, 1]], axis=1
-        )
-    stride = np.asarray(strides)
-    level_hw = np.stack([rows // stride, columns // stride], axis=1)
-    return ImageLabels(
-        image_id=labels.image_id,
-        canvas_hw=(rows, columns),
-        location_P3=_move(labels.location_P3, symmetry, level_hw),
-        object_P=labels.object_P,
-        ray_PR=labels.ray_PR[:, ray_order(labels.ray_PR.shape[1], symmetry)],
-        category_G=labels.category_G,
-        box_G4=box_G4,
-        annotation_G=labels.annotation_G,
-        iou_G=labels.iou_G,
-        ignored_I3=_move(labels.ignored_I3, symmetry, level_hw),
-    )
-
-
 def apply_to_pixels(
     pixel_K2: NDArray[Cell], hw: tuple[int, int] | NDArray[np.int64], symmetry: Symmetry
 ) -> NDArray[Cell]:
@@ -109,11 +74,3 @@ def apply_to_pixels(
     if symmetry.flip_y:
         y_K = last_yx[..., 0] - y_K
     return np.stack([x_K, y_K], axis=1)
-
-
-def _move(
-    location_K3: NDArray[np.int64], symmetry: Symmetry, level_hw: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    level_K = location_K3[:, 0]
-    cell_K2 = apply_to_pixels(location_K3[:, [2, 1]], level_hw[level_K], symmetry)
-    return np.concatenate([level_K[:, None], cell_K2[:, ::-1]], axis=1)

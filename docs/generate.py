@@ -11,7 +11,6 @@ A test compares the committed pages with what this module returns.
 import argparse
 import ast
 import inspect
-import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ import polarmask_serving.torchserve
 from polarmask import cli as model_cli
 from polarmask.config.settings import RunConfig
 from polarmask_pipelines import __main__ as pipelines_cli
-from polarmask_pipelines.parameters import pipeline_parameters
+from polarmask_pipelines.parameters import pipeline_parameters, write_value
 from polarmask_serving import __main__ as serving_cli
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -192,14 +191,10 @@ def _parameters() -> Iterator[str]:
     yield _table(
         ("parameter", "type", "default", "meaning"),
         [
-            (_code(each.name), each.type.__name__, _code(_written_value(each.default)), each.text)
+            (_code(each.name), each.type.__name__, _code(write_value(each.default)), each.text)
             for each in pipeline_parameters().values()
         ],
     )
-
-
-def _written_value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 # Metrics

@@ -1,4 +1,7 @@
-"""Five cron fields to Kubeflow's six: it counts seconds first, and misreads five."""
+"""Cron expressions: five fields, checked, to the six that Kubeflow needs (seconds first).
+
+Kubeflow misreads five fields without an error.
+"""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ class _Field:
     lowest: int
     highest: int
     names: tuple[str, ...] = ()
-    """Of the values, from the lowest on."""
+    """Names of the values, from the lowest on."""
 
 
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
@@ -28,10 +31,10 @@ _LONGEST_MONTH_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def with_seconds(expression: str) -> str:
-    """Return a five-field cron expression as Kubeflow reads it: at second 0.
+    """Return a five-field cron expression with a sixth field for Kubeflow: second 0.
 
     Raises:
-        CronError: Not five fields, a value out of range, or a day that never comes.
+        CronError: It has not five fields, a value is out of range, or the day never comes.
     """
     fields = expression.split()
     if len(fields) != len(_FIELDS):
@@ -49,7 +52,7 @@ def with_seconds(expression: str) -> str:
 
 
 def _values(text: str, field: _Field) -> set[int]:
-    """Return the values that a field stands for."""
+    """Return the values that match a field."""
     values: set[int] = set()
     for part in text.split(","):
         found = _PART.fullmatch(part)

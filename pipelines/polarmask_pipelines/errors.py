@@ -1,23 +1,23 @@
-"""What can go wrong between a command line and Kubeflow, by whose hand it is mended.
+"""Exceptions, and what the user does about them.
 
 PipelineError
-    ParameterError     write the parameter of the pipeline as it says
-    CronError          write the schedule as it says
-    KubeflowError      Kubeflow Pipelines can't be reached, or refuses
+    ParameterError     correct the value of --param
+    CronError          correct the value of --cron
+    KubeflowError      check the address, the token or what is on the server
 """
 
 
 class PipelineError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of all exceptions that this package raises on purpose."""
 
 
 class ParameterError(PipelineError):
-    """No parameter of the pipeline, or a value of another type."""
+    """The pipeline has no such parameter, or the value is of another type."""
 
 
 class CronError(PipelineError):
-    """No schedule that ever comes, or one that Kubeflow would read otherwise."""
+    """The schedule never comes, or Kubeflow would read it otherwise."""
 
 
 class KubeflowError(PipelineError):
-    """Kubeflow Pipelines can't be reached, refuses, or holds what this command must not touch."""
+    """Kubeflow Pipelines can't be reached, refuses, or the recurring run is not ours."""

@@ -1,9 +1,7 @@
-"""What Kubeflow Pipelines is asked for: pipeline versions, experiments, runs, recurring runs."""
+"""The pipeline, its runs and its recurring runs in an experiment of Kubeflow Pipelines."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,258 +11,135 @@ from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_calls import KubeflowCalls
 from polarmask_pipelines.package import Package
 
-_SECONDS_BETWEEN_LOOKS = 5.0
+_PAGE_SIZE = 200
+_POLL_SECONDS = 5.0
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
 
 
-@dataclass(frozen=True)
-class Version:
-    """A pipeline version on the server."""
-
-    pipeline_id: str
-    version_id: str
-
-
-@dataclass(frozen=True)
-class RunState:
-    """How a run is, or ended."""
-
-    state: str
-    """As Kubeflow says: PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED, CANCELING, CANCELED, ..."""
-    failed: tuple[str, ...]
-    """Names of the tasks that failed."""
-    error: str
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the run ended well."""
-        return self.state in ("SUCCEEDED", "SKIPPED")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecurringRun:
-    """A recurring run on the server."""
-
-    id: str
-    name: str
-    description: str
-    cron: str
-    """Six fields, seconds first; "" if it is no cron schedule."""
-    enabled: bool
-    version_id: str
-    parameters: dict[str, Any]
-
-
 class Kubeflow:
-    """One Kubeflow Pipelines API server, as one user."""
+    """A Kubeflow Pipelines server, as one user sees one experiment.
 
-    def __init__(self, host: str, *, namespace: str = "", token: str = "") -> None:
+    Attributes:
+        client: `kfp.Client`; a call that fails raises KubeflowError.
+        experiment_id: None if the experiment does not exist.
+    """
+
+    def __init__(self, host: str, *, experiment: str, namespace: str = "", token: str = "") -> None:
         """Connect.
 
         Args:
             host: http(s) address of Kubeflow Pipelines' UI or API.
-            namespace: Of the user, where Kubeflow serves several; else empty.
-            token: Bearer token; empty for none.
+            experiment: Its name.
+            namespace: The user's, where Kubeflow serves several users; else "".
+            token: Bearer token; "" for none.
 
         Raises:
-            KubeflowError: It can't be reached, or the token or namespace does not do.
+            KubeflowError: The server can't be reached, or refuses the token or the namespace; or
+                the experiment is archived.
         """
         self._calls = KubeflowCalls(host, token=token)
-        self._api, self._models = self._calls.api, self._calls.models
-        self._namespace = {"namespace": namespace} if namespace else {}
-        if self._calls.is_multi_user() and not namespace:
+        self.client = self._calls.client
+        if self._calls.is_multi_user and not namespace:
             raise KubeflowError(
                 f"{self._calls.host} serves several users: give --namespace or set KFP_NAMESPACE"
             )
+        self._namespace = {"namespace": namespace} if namespace else {}
+        self._experiment = experiment
+        self.experiment_id = self._find_experiment()
 
-    def find_version(self, package: Package) -> Version | None:
-        """Return the version of this content, if it was uploaded."""
-        pipeline_id = self._find_pipeline(package.name)
-        if pipeline_id is None:
-            return None
-        versions = self._calls.all(
-            self._api.pipelines.pipeline_service_list_pipeline_versions,
-            "pipeline_versions",
-            pipeline_id=pipeline_id,
-        )
-        for each in versions:
-            if each.name == package.version:
-                return Version(pipeline_id, each.pipeline_version_id)
-        return None
-
-    def upload(self, package: Package) -> Version:
-        """Upload a package as a new version of its pipeline, which is made if there is none."""
-        pipeline_id = self._find_pipeline(package.name)
-        if pipeline_id is None:
-            pipeline = self._models.V2beta1Pipeline(
-                name=package.name, display_name=package.name, **self._namespace
-            )
-            pipeline_id = self._calls.write(
-                self._api.pipelines.pipeline_service_create_pipeline, pipeline=pipeline
-            ).pipeline_id
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "pipeline.yaml"
-            path.write_text(package.text, encoding="utf-8")
-            version = self._calls.write(
-                self._api.pipeline_uploads.upload_pipeline_version,
-                uploadfile=str(path),
-                name=package.version,
-                pipelineid=pipeline_id,
-            )
-        return Version(pipeline_id, version.pipeline_version_id)
-
-    def _find_pipeline(self, name: str) -> str | None:
-        pipelines = self._calls.all(
-            self._api.pipelines.pipeline_service_list_pipelines, "pipelines", **self._namespace
-        )
-        return next((each.pipeline_id for each in pipelines if each.name == name), None)
-
-    def find_experiment(self, name: str) -> str | None:
-        """Return the id of an experiment, if there is one of this name."""
-        experiments = self._calls.all(
-            self._api.experiments.experiment_service_list_experiments,
-            "experiments",
-            **self._namespace,
-        )
-        for each in experiments:
-            found = each.display_name == name
-            if found and each.storage_state == "ARCHIVED":
-                raise KubeflowError(
-                    f"experiment {name} is archived; restore it in the UI of {self._calls.host} "
-                    "or give another --experiment"
-                )
-            if found:
+    def _find_experiment(self) -> str | None:
+        # client.list_experiments would send a namespace to a server of one user, too.
+        experiments = self.client.experiments.experiment_service_list_experiments
+        for each in _all(experiments, "experiments", **self._namespace):
+            if each.display_name == self._experiment:
+                if each.storage_state == "ARCHIVED":
+                    raise KubeflowError(
+                        f"experiment {self._experiment} is archived; restore it in the UI of "
+                        f"{self._calls.host} or give another --experiment"
+                    )
                 return str(each.experiment_id)
         return None
 
-    def create_experiment(self, name: str) -> str:
-        """Make an experiment; return its id."""
-        experiment = self._models.V2beta1Experiment(display_name=name, **self._namespace)
-        made = self._calls.write(
-            self._api.experiments.experiment_service_create_experiment, experiment=experiment
+    def find_version(self, package: Package) -> str | None:
+        """Return the id of the version with the package's content, if it was uploaded."""
+        pipeline_id = self._find_pipeline(package)
+        if pipeline_id is None:
+            return None
+        versions = _all(
+            self.client.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline_id
         )
-        return str(made.experiment_id)
+        ids = (str(each.pipeline_version_id) for each in versions if each.name == package.version)
+        return next(ids, None)
 
-    def create_run(
-        self,
-        name: str,
-        *,
-        experiment_id: str,
-        version: Version,
-        parameters: Mapping[str, Any],
-        service_account: str = "",
-    ) -> str:
-        """Start a run; return its id."""
-        run = self._models.V2beta1Run(
-            display_name=name,
-            **self._what_runs(experiment_id, version, parameters, service_account),
-        )
-        return str(self._calls.write(self._api.runs.run_service_create_run, run=run).run_id)
+    def _find_pipeline(self, package: Package) -> str | None:
+        pipelines = _all(self.client.list_pipelines, "pipelines", **self._namespace)
+        ids = (str(each.pipeline_id) for each in pipelines if each.name == package.name)
+        return next(ids, None)
 
-    def address_of_run(self, run_id: str) -> str:
-        """Return where people look at a run."""
-        return f"{self._calls.host}/#/runs/details/{run_id}"
+    def create_missing(self, package: Package) -> dict[str, str]:
+        """Create experiment, pipeline and version, if they do not exist.
 
-    def follow(self, run_id: str, tell: Callable[[str], None]) -> RunState:
-        """Wait until a run ended; tell each state it comes to."""
-        told = ""
-        while True:
-            now = self._state(run_id)
-            if now.state != told:
-                tell(now.state.lower())
-                told = now.state
-            if now.state in _ENDED:
-                return now
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-    def _state(self, run_id: str) -> RunState:
-        run = self._calls.read(
-            partial(self._api.runs.run_service_get_run, run_id=run_id),
-            deadline_seconds=DEADLINE_SECONDS,
-        )
-        tasks = (run.run_details and run.run_details.task_details) or []
-        failed = [each.display_name for each in tasks if each.state == "FAILED"]
-        message = (run.error and run.error.message) or ""
-        return RunState(run.state or "PENDING", tuple(failed), message)
-
-    def recurring_runs(self, experiment_id: str) -> list[RecurringRun]:
-        """Return all recurring runs of an experiment, whoever made them."""
-        found = self._calls.all(
-            self._api.recurring_runs.recurring_run_service_list_recurring_runs,
-            "recurring_runs",
-            experiment_id=experiment_id,
-        )
-        return [_recurring_run(each) for each in found]
-
-    def create_recurring_run(
-        self,
-        name: str,
-        *,
-        description: str,
-        cron: str,
-        enabled: bool,
-        experiment_id: str,
-        version: Version,
-        parameters: Mapping[str, Any],
-        service_account: str = "",
-    ) -> None:
-        """Make a recurring run: one run at a time, and none for times that passed."""
-        schedule = self._models.V2beta1CronSchedule(cron=cron)
-        recurring_run = self._models.V2beta1RecurringRun(
-            display_name=name,
-            description=description,
-            trigger=self._models.V2beta1Trigger(cron_schedule=schedule),
-            mode="ENABLE" if enabled else "DISABLE",
-            max_concurrency="1",
-            no_catchup=True,  # a new one looks as if it had missed all times before
-            **self._what_runs(experiment_id, version, parameters, service_account),
-        )
-        self._calls.write(
-            self._api.recurring_runs.recurring_run_service_create_recurring_run,
-            recurring_run=recurring_run,
-        )
-
-    def switch_recurring_run(self, identity: str, *, enabled: bool) -> None:
-        """Switch a recurring run on or off."""
-        service = self._api.recurring_runs
-        on = service.recurring_run_service_enable_recurring_run
-        off = service.recurring_run_service_disable_recurring_run
-        self._calls.write(on if enabled else off, recurring_run_id=identity)
-
-    def delete_recurring_run(self, identity: str) -> None:
-        """Delete a recurring run; runs that it started go on."""
-        self._calls.write(
-            self._api.recurring_runs.recurring_run_service_delete_recurring_run,
-            recurring_run_id=identity,
-        )
-
-    def _what_runs(
-        self,
-        experiment_id: str,
-        version: Version,
-        parameters: Mapping[str, Any],
-        service_account: str,
-    ) -> dict[str, Any]:
-        """Return the fields that runs and recurring runs share."""
+        Returns:
+            Their ids by name, as arguments of `client.run_pipeline` and
+            `client.create_recurring_run`.
+        """
+        client, models = self.client, self.client.api_models
+        if self.experiment_id is None:
+            experiment = client.experiments.experiment_service_create_experiment(
+                experiment=models.V2beta1Experiment(
+                    display_name=self._experiment, **self._namespace
+                )
+            )
+            self.experiment_id = str(experiment.experiment_id)
+        pipeline_id = self._find_pipeline(package)
+        if pipeline_id is None:
+            pipeline = client.pipelines.pipeline_service_create_pipeline(
+                pipeline=models.V2beta1Pipeline(
+                    name=package.name, display_name=package.name, **self._namespace
+                )
+            )
+            pipeline_id = pipeline.pipeline_id
         return {
-            "experiment_id": experiment_id,
-            "pipeline_version_reference": self._models.V2beta1PipelineVersionReference(
-                pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
-            ),
-            "runtime_config": self._models.V2beta1RuntimeConfig(parameters=dict(parameters)),
-            "service_account": service_account or None,
+            "experiment_id": self.experiment_id,
+            "pipeline_id": pipeline_id,
+            "version_id": self.find_version(package) or self._upload(package, pipeline_id),
         }
 
+    def _upload(self, package: Package, pipeline_id: str) -> str:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "pipeline.yaml"
+            path.write_text(package.text, encoding="utf-8")
+            version = self.client.pipeline_uploads.upload_pipeline_version(
+                uploadfile=str(path), name=package.version, pipelineid=pipeline_id
+            )
+        return str(version.pipeline_version_id)
 
-def _recurring_run(found: Any) -> RecurringRun:  # noqa: ANN401
-    reference, config = found.pipeline_version_reference, found.runtime_config
-    schedule = found.trigger and found.trigger.cron_schedule
-    return RecurringRun(
-        id=found.recurring_run_id,
-        name=found.display_name,
-        description=found.description or "",
-        cron=(schedule and schedule.cron) or "",
-        enabled=found.mode == "ENABLE",
-        version_id=(reference and reference.pipeline_version_id) or "",
-        parameters=(config and config.parameters) or {},
-    )
+    def follow(self, run_id: str, report: Callable[[str], None]) -> Any:  # noqa: ANN401  # untyped client
+        """Wait until a run ended, and return it; report each new state."""
+        self._calls.retry_seconds = DEADLINE_SECONDS
+        reported = ""
+        while True:
+            run = self.client.get_run(run_id)
+            state = run.state or "PENDING"
+            if state != reported:
+                report(state.lower())
+                reported = state
+            if state in _ENDED:
+                return run
+            time.sleep(_POLL_SECONDS)
+
+    def recurring_runs(self) -> list[Any]:
+        """Return all recurring runs of the experiment, those of others included."""
+        if self.experiment_id is None:
+            return []
+        runs = self.client.list_recurring_runs
+        return list(_all(runs, "recurring_runs", experiment_id=self.experiment_id))
+
+
+def _all(list_page: Callable[..., Any], field: str, **arguments: str) -> Iterator[Any]:
+    """Yield the items of all pages of a list."""
+    token: str | None = ""
+    while token is not None:
+        page = list_page(page_size=_PAGE_SIZE, page_token=token, **arguments)
+        yield from getattr(page, field) or []
+        token = page.next_page_token or None

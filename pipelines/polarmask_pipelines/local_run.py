@@ -1,8 +1,6 @@
-"""Run the pipeline on this machine, with Kubeflow's local runner and processes as steps."""
+"""Run the pipeline on this machine: processes as steps, a local server, summary.json."""
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from kfp import local
 
 from polarmask.errors import ConfigError
 from polarmask_components.deploy.local_server import Deployment, is_serving, stop_server
@@ -19,31 +16,14 @@ from polarmask_components.errors import ComponentError
 from polarmask_components.registry.registry import open_registry
 from polarmask_components.run.signals import when_asked_to_end
 from polarmask_components.training.lifeline import lifeline
-from polarmask_pipelines.console import Console, console
-from polarmask_pipelines.results import Summary, deployed_in, summarize
-from polarmask_pipelines.train_and_deploy import train_and_deploy
-from polarmask_pipelines.watch import watched
+from polarmask_pipelines.console import console
+from polarmask_pipelines.local_runner import run_pipeline, step_names
+from polarmask_pipelines.parameters import pipeline_parameters
+from polarmask_pipelines.summary import Summary, deployed_in, summarize
 from polarmask_serving.errors import ServingError
 
 LOG = "run.log"
 LOCK = ".lock"
-STEPS = (
-    "preflight",
-    "resolve-data",
-    "check-changed",
-    "ingest-coco",
-    "check-champion",
-    "precompute-part",
-    "precompute-rays",
-    "train",
-    "evaluate",
-    "evaluate-champion",
-    "gate-model",
-    "measure-engines",
-    "deploy-torchserve",
-    "remember-run",
-    "notify",
-)
 _SECONDS_TO_END = 45
 """Training asks its workers to end, and kills them after 30 s."""
 
@@ -52,19 +32,13 @@ _SECONDS_TO_END = 45
 class Outcome:
     """How a run went."""
 
-    succeeded: bool
     summary: Summary
     error: str
-    """Of the step that failed, or ""."""
+    """Of the step that failed, or "" if the run succeeded."""
     server: Path
     """Folder of the server."""
-    served: Deployment | None
-    """The champion that answers after the run."""
-
-
-def shared_folder(out: Path) -> Path:
-    """Return where runs beside each other keep champion, server and reusable results."""
-    return out.resolve().parent / "shared"
+    url: str
+    """Where the champion answers after the run; "" if nothing was deployed yet."""
 
 
 def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
@@ -72,17 +46,18 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
 
     Args:
         out: Run folder.
-        parameters: Of the pipeline. Registry and server lie in `shared_folder(out)` unless named.
+        parameters: Of the pipeline. Runs beside each other share the champion registry, the server
+            and reusable results, in the folder `shared` beside `out`, unless others are named.
 
     Raises:
-        ConfigError: The model is to be served elsewhere.
-        LaunchError: Another run is going on in the folder.
+        ConfigError: `deploy_target` is a cluster.
+        LaunchError: Another run uses the folder.
         KeyboardInterrupt: On SIGINT, SIGTERM and SIGHUP, after all processes of the run ended.
     """
     out = out.resolve()
-    shared = shared_folder(out)
+    shared = out.parent / "shared"
     parameters = {
-        "deploy_model_name": "polarmask",
+        **{name: each.default for name, each in pipeline_parameters().items()},
         "deploy_registry": str(shared / "registry"),
         "deploy_target": str(shared / "server"),
         "train_on": "here",
@@ -94,25 +69,32 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
             "machine, from a folder; take `submit` to run and serve in a cluster"
         )
     target = Path(parameters["deploy_target"])
-    with lifeline(out / LOCK), console(out / LOG) as person, _no_process_stays(target):
-        began = time.monotonic()
-        succeeded = _run_pipeline(out, shared / "cache", parameters, person)
-        seconds = time.monotonic() - began
-        summary = summarize(person.results, STEPS, seconds=seconds, out=out)
-        served = deployed_in(person.results)
-        if succeeded and served is None and summary.sample:
+    with lifeline(out / LOCK), console(out / LOG) as screen, _no_process_stays(target):
+        start = time.monotonic()
+        failure = run_pipeline(
+            parameters,
+            artifacts=out / "artifacts",
+            cache=shared / "cache",
+            begins=screen.task_begins,
+            ends=screen.task_ends,
+        )
+        seconds = time.monotonic() - start
+        error = failure and (screen.error or failure)
+        summary = summarize(screen.results, step_names(), seconds=seconds, out=out)
+        served = deployed_in(screen.results)
+        if not error and served is None and summary.sample:
             try:
-                served = _ask(parameters, Path(summary.sample))
-            except (ServingError, ComponentError, OSError) as error:
-                succeeded, person.error = False, f"the champion does not answer: {error}"
+                served = _ask_champion(parameters, Path(summary.sample))
+            except (ServingError, ComponentError, OSError) as problem:
+                error = f"the champion does not answer: {problem}"
         if served:
             summary.champion, summary.server_answer = served.version, served.answer
         summary.write(out)
-    return Outcome(succeeded, summary, person.error, target, served)
+    return Outcome(summary, error, target, served.url if served else "")
 
 
-def _ask(parameters: Mapping[str, Any], sample: Path) -> Deployment | None:
-    # Brings torch with it, which no other part of this process needs.
+def _ask_champion(parameters: Mapping[str, Any], sample: Path) -> Deployment | None:
+    # Imports torch, which no other part of this process needs.
     from polarmask_components.deploy.deployment import ask_champion
 
     return ask_champion(
@@ -123,43 +105,9 @@ def _ask(parameters: Mapping[str, Any], sample: Path) -> Deployment | None:
     )
 
 
-def _run_pipeline(out: Path, cache: Path, parameters: Mapping[str, Any], person: Console) -> bool:
-    with _steps_find_python(), watched(person):
-        # Anew for each run: the workspace of the last one is gone.
-        local.init(
-            local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(out / "artifacts"),
-            enable_caching=True,
-            cache_root=str(cache),
-        )
-        try:
-            train_and_deploy(**parameters)
-        except RuntimeError as error:
-            # So the runner says that a step failed; which, and why, the console knows.
-            person.error = person.error or str(error)
-            return False
-    return True
-
-
-@contextmanager
-def _steps_find_python() -> Iterator[None]:
-    """Let steps find our Python on PATH.
-
-    The runner writes the path of the executable into a shell command without quotes, which breaks
-    in a folder with a space in its name.
-    """
-    executable, path = sys.executable, os.environ["PATH"]
-    sys.executable = "python3"
-    os.environ["PATH"] = f"{Path(executable).parent}{os.pathsep}{path}"
-    try:
-        yield
-    finally:
-        sys.executable, os.environ["PATH"] = executable, path
-
-
 @contextmanager
 def _no_process_stays(target: Path) -> Iterator[None]:
-    """Turn signals that ask to end into KeyboardInterrupt; end what a cut-off block started."""
+    """Raise KeyboardInterrupt on signals to end; end what an interrupted block started."""
     served_before = is_serving(target)
     with when_asked_to_end(signal.default_int_handler):
         try:
@@ -172,7 +120,7 @@ def _no_process_stays(target: Path) -> Iterator[None]:
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """End processes: asked first, then killed."""
+    """Terminate processes, and kill those that do not end in time."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()

@@ -22,13 +22,12 @@ class Package:
     """A pipeline as Kubeflow reads it."""
 
     name: str
-    """Of the pipeline."""
     text: str
     """YAML."""
 
     @property
     def version(self) -> str:
-        """The hash of the content: equal pipelines are one version."""
+        """Hash of the content, so that equal pipelines are one version."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:_VERSION_DIGITS]
 
 
@@ -36,10 +35,10 @@ def compile_package(defaults: Mapping[str, Any]) -> Package:
     """Compile the pipeline.
 
     Args:
-        defaults: Values that its parameters have unless a run says otherwise.
+        defaults: Defaults of its parameters, where they differ from those of the signature.
 
     Raises:
-        ParameterError: An image of the steps has no name, or none of one version.
+        ParameterError: An image of the steps has no valid name, or does not name one version.
     """
     images = {"POLARMASK_TRAINER_IMAGE": TRAINER_IMAGE, "POLARMASK_OPS_IMAGE": OPS_IMAGE}
     for variable, image in images.items():

@@ -60,6 +60,11 @@ def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def write_value(value: object) -> str:
+    """Return a value as `read_parameters` reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):

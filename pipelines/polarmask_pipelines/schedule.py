@@ -1,8 +1,8 @@
-"""Recurring runs as they are wanted: applying twice is applying once.
+"""Bring a recurring run to its wanted state; applied again, nothing changes.
 
-Kubeflow can't change a recurring run, and lets several have one name. So ours carry a mark with a
-hash of what was wanted: equal stays, different is made anew before the old one is deleted, and
-recurring runs that others made are left alone.
+Kubeflow can't change a recurring run, and allows several of one name. So the description of ours
+holds a hash of the wanted state. Equal: kept. Different: a new one is created, then the old one is
+deleted. Recurring runs without the hash belong to others and are left alone.
 """
 
 import hashlib
@@ -13,109 +13,108 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from polarmask_pipelines.cron import with_seconds
-from polarmask_pipelines.kfp_client import Kubeflow, RecurringRun, Version
+from polarmask_pipelines.kfp_client import Kubeflow
+from polarmask_pipelines.package import Package
 
 _MARK = "made by `polarmask_pipelines schedule apply`, state "
 _MARKED = re.compile(re.escape(_MARK) + "([0-9a-f]{16})")
 
-Action = Literal["create", "replace", "switch on", "switch off", "remove doubles of", "keep"]
+Action = Literal["create", "replace", "switch on", "switch off", "remove duplicates of", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A recurring run that is wanted."""
+    """The wanted state of a recurring run."""
 
     name: str
     cron: str
     """Five fields, in the time zone of the cluster."""
     parameters: dict[str, Any]
-    """Of the pipeline, besides its defaults."""
+    """Of the pipeline; the others keep their defaults."""
     service_account: str = ""
-    """That runs get; empty for Kubeflow's default."""
+    """Account of the steps; "" for Kubeflow's default."""
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        """Reject a schedule that Kubeflow would read otherwise."""
+        """Reject a schedule that Kubeflow would misread."""
         with_seconds(self.cron)
 
     @property
     def state(self) -> str:
-        """Hash of all that can't be changed later, the pipeline's version left out."""
+        """Hash of all that can't be changed later, without the pipeline's version."""
         wanted = [with_seconds(self.cron), self.parameters, self.service_account]
         return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def description(self) -> str:
-        """What people see in the UI, with the mark."""
-        return f"PolarMask retraining, {self.cron}; {_MARK}{self.state}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What it takes until a schedule is as wanted."""
+    """What to change on the server."""
 
-    action: Action
     schedule: Schedule
-    kept: RecurringRun | None
-    """The one that is as wanted, but for being switched on or off."""
-    outdated: tuple[RecurringRun, ...]
+    kept: Any
+    """The recurring run in the wanted state, except that it may have to be switched on or off;
+    None if there is none."""
+    outdated: tuple[Any, ...]
 
-    def carry_out(self, kubeflow: Kubeflow, *, experiment_id: str, version: Version) -> None:
-        """Bring the server to what is wanted; when cut off, the next time mends the rest."""
-        wanted = self.schedule
+    @property
+    def action(self) -> Action:
+        """The change in a word."""
         if self.kept is None:
-            # Before the old one goes: a failure between must not leave no schedule at all.
-            kubeflow.create_recurring_run(
-                wanted.name,
-                description=wanted.description,
-                cron=with_seconds(wanted.cron),
+            return "replace" if self.outdated else "create"
+        if self._must_switch:
+            return "switch on" if self.schedule.enabled else "switch off"
+        return "remove duplicates of" if self.outdated else "keep"
+
+    @property
+    def _must_switch(self) -> bool:
+        return bool(self.schedule.enabled != (self.kept.mode == "ENABLE"))
+
+    def carry_out(self, kubeflow: Kubeflow, package: Package) -> None:
+        """Change the server; after an interruption, the next `schedule apply` does the rest."""
+        client, wanted = kubeflow.client, self.schedule
+        if self.kept is None:
+            # Before the old one is deleted: a failure in between must not leave no schedule.
+            client.create_recurring_run(
+                **kubeflow.create_missing(package),
+                job_name=wanted.name,
+                description=f"PolarMask retraining, {wanted.cron}; {_MARK}{wanted.state}",
+                cron_expression=with_seconds(wanted.cron),
+                no_catchup=True,  # a new one looks as if it had missed all times before
+                params=wanted.parameters,
                 enabled=wanted.enabled,
-                experiment_id=experiment_id,
-                version=version,
-                parameters=wanted.parameters,
-                service_account=wanted.service_account,
+                service_account=wanted.service_account or None,
             )
-        elif self.kept.enabled != wanted.enabled:
-            kubeflow.switch_recurring_run(self.kept.id, enabled=wanted.enabled)
+        elif self._must_switch:
+            switch = client.enable_recurring_run if wanted.enabled else client.disable_recurring_run
+            switch(self.kept.recurring_run_id)
         for each in self.outdated:
-            kubeflow.delete_recurring_run(each.id)
+            client.delete_recurring_run(each.recurring_run_id)
 
 
-def make_plan(
-    wanted: Schedule, existing: Sequence[RecurringRun], *, version: Version | None
-) -> Plan:
-    """Compare what is wanted with what is there.
+def make_plan(wanted: Schedule, existing: Sequence[Any], *, version_id: str | None) -> Plan:
+    """Compare the wanted schedule with the existing ones.
 
     Args:
         wanted: The schedule.
         existing: All recurring runs of the experiment.
-        version: Of the pipeline that is to run; None if it is not uploaded yet.
+        version_id: Of the pipeline to run; None if it is not uploaded yet.
     """
-    ours = [each for each in existing if each.name == wanted.name and is_ours(each)]
-    same = [
+    ours = [each for each in existing if each.display_name == wanted.name and is_ours(each)]
+    same = (
         each
         for each in ours
-        if version is not None
-        and each.version_id == version.version_id
+        if each.pipeline_version_reference.pipeline_version_id == version_id
         and _state_of(each) == wanted.state
-    ]
-    kept = same[0] if same else None
-    outdated = tuple(each for each in ours if each is not kept)
-    action: Action = "keep"
-    if kept is None:
-        action = "replace" if outdated else "create"
-    elif kept.enabled != wanted.enabled:
-        action = "switch on" if wanted.enabled else "switch off"
-    elif outdated:
-        action = "remove doubles of"
-    return Plan(action, wanted, kept, outdated)
+    )
+    kept = next(same, None)
+    return Plan(wanted, kept, tuple(each for each in ours if each is not kept))
 
 
-def is_ours(run: RecurringRun) -> bool:
-    """Tell whether a recurring run was made by `schedule apply`."""
+def is_ours(run: Any) -> bool:  # noqa: ANN401  # the generated client has no types
+    """Return whether a recurring run was made by `schedule apply`."""
     return bool(_state_of(run))
 
 
-def _state_of(run: RecurringRun) -> str:
-    found = _MARKED.search(run.description)
+def _state_of(run: Any) -> str:  # noqa: ANN401
+    found = _MARKED.search(run.description or "")
     return found[1] if found else ""

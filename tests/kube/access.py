@@ -1,8 +1,8 @@
-"""Who may do what: Roles and bindings in the store, enforced as the API server does."""
+"""Access rules: Roles and bindings in the store, enforced as the API server does."""
 
 
 def user_name(account, namespace):
-    """Return how the server spells a service account; the empty one is the administrator."""
+    """Return the user name of a service account; "" is the administrator."""
     return f"system:serviceaccount:{namespace}:{account}" if account else "admin"
 
 
@@ -18,9 +18,9 @@ def bind(store, account, rules, namespace):
 
 
 def is_allowed(store, user, verb, *, group, resource, namespace, name=""):
-    """Tell whether a user may do this; `resource` carries a subresource: `pods/log`.
+    """Return whether a user may do this; `resource` carries a subresource: `pods/log`.
 
-    `namespace` is empty for all namespaces and for what has none.
+    `namespace` is "" for all namespaces, and for kinds without one.
     """
     if user == "admin":
         return True

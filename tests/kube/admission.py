@@ -1,4 +1,4 @@
-"""Pods that are valid and still not let in: account missing, not restricted, no quota left."""
+"""Admission of pods: their service account exists, Pod Security allows them, the quota suffices."""
 
 from kube.errors import ApiError
 from kube.pod_security import enforces_restricted, violations

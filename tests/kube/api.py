@@ -1,4 +1,4 @@
-"""From a request to an answer: addresses, verbs, access, patches, watches."""
+"""The API without HTTP: addresses, verbs, access, patches, watches."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from kube.selectors import matches_fields, matches_labels
 
 @dataclass(frozen=True)
 class Request:
-    """What came over HTTP."""
+    """An HTTP request."""
 
     method: str
     path: str
@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back: a JSON `body`, or `lines` (str) as they come."""
+    """An HTTP response: a JSON `body`, or a stream of `lines` (str)."""
 
     body: object = None
     lines: object = None
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Address:
-    """What a path means."""
+    """A parsed path."""
 
     kind: Kind
     namespace: str  # empty: all, or none
@@ -54,7 +54,7 @@ class Api:
     Args:
         store: The objects.
         logs: What containers printed.
-        namespace: Where service accounts live.
+        namespace: Namespace of the service accounts.
         is_over: Called by streams: whether the server stops.
     """
 
@@ -213,7 +213,7 @@ class Api:
         return Answer(_scale_of(obj) if address.subresource == "scale" else obj)
 
     def _apply(self, request, address):
-        """Do a server-side apply: what this manager set before and leaves out now goes."""
+        """Do a server-side apply: fields that this manager no longer sets are removed."""
         manager = request.query.get("fieldManager")
         if not manager:
             raise ApiError(400, "BadRequest", "fieldManager is required for apply patch")
@@ -254,7 +254,7 @@ class Api:
         return Answer({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 
     def user_of(self, authorization, impersonated):
-        """Return who asks: `Bearer ACCOUNT` is a service account, nobody the administrator."""
+        """Return the user: `Bearer ACCOUNT` is a service account, no token the administrator."""
         if impersonated:
             return impersonated
         account = (authorization or "").removeprefix("Bearer ").strip()
@@ -281,7 +281,7 @@ def _event(type_, obj):
 
 
 def _seen_through(change, query, address):
-    """Return a change as a watch with these selectors sees it, or None."""
+    """Return a change as a watch with these selectors reports it, or None."""
     if change.kind != address.kind.name or address.namespace not in ("", change.namespace):
         return None
 

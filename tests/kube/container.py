@@ -10,12 +10,12 @@ from kube.environment import ConfigError, environment_of, expand
 from kube.probes import Prober, run_hook
 from kube.process import Processes
 
-_RETRY = 0.1  # seconds between looks for a missing image or Secret
+_RETRY = 0.1  # seconds between checks for a missing image or Secret
 _LONGEST_BACKOFF = 30.0
 
 
 class Container:
-    """One container of a pod; `run` lasts as long as the container may be restarted.
+    """One container of a pod; `run` returns when the container is not restarted any more.
 
     Args:
         pod: The `PodRunner` that it belongs to.
@@ -26,11 +26,11 @@ class Container:
     def __init__(self, pod, spec, restart):
         self.pod = pod
         self.spec = spec
-        self.exit_code = None  # of the end that is not followed by a restart
+        self.exit_code = None  # of the last run
         self.started = False
         self.ready = False
         self.environment = {}
-        self.ending = ""  # why it is ended on purpose
+        self.ending = ""  # why it was stopped on purpose
         self._restart = restart
         self._restarts = 0
         self._state = {"waiting": {"reason": "ContainerCreating"}}
@@ -56,7 +56,7 @@ class Container:
         }
 
     def run(self):
-        """Run the container until it has ended for good, or the pod stops."""
+        """Run the container until it is not restarted any more, or the pod stops."""
         backoff = 0.0
         while not self.pod.stopping.is_set():
             if not self._prepare():
@@ -74,7 +74,7 @@ class Container:
             self._restarts += 1
 
     def _prepare(self):
-        """Make ready what a start needs; False if something is missing, after a pause."""
+        """Prepare a start; return False, after a pause, if something is missing."""
         images = self.pod.kubelet.images
         if images is not None and self.spec["image"] not in images:
             message = f'Back-off pulling image "{self.spec["image"]}"'
@@ -100,7 +100,7 @@ class Container:
         return False
 
     def command(self, given):
-        """Return a command line as the processes get it: variables and mount paths replaced."""
+        """Return a command line with its variables and mount paths replaced."""
         mapping = self.pod.volumes().mapping(self.spec)
         return [mapping(expand(part, self.environment)) for part in given]
 
@@ -134,11 +134,11 @@ class Container:
         return self._end(code, reason, started_at)
 
     def _start(self, given, write):
-        with self._lock:  # who wants to signal or stop it waits until it is there
+        with self._lock:  # `signal` and `stop` wait until it is there
             self._processes = Processes(
                 *(self.command(given), self.environment, self.folder, write)
             )
-            if self.pod.stopping.is_set():  # `stop` may have looked just before
+            if self.pod.stopping.is_set():  # `stop` may have checked just before
                 self._processes.signal(signal.SIGKILL)
             return self._processes
 
@@ -153,7 +153,7 @@ class Container:
         return code
 
     def signal(self, number, reason=""):
-        """Send a signal as from outside; `reason` is what the status says of the end."""
+        """Send a signal from outside; `reason` is the reason in the container's status."""
         with self._lock:
             processes = self._processes
         if processes is not None:
@@ -185,7 +185,7 @@ class Container:
             processes.signal(signal.SIGKILL)
 
     def execute(self, command, timeout):
-        """Run a command in it, for at most `timeout` seconds; tell whether it succeeded."""
+        """Run a command in it, for at most `timeout` seconds; return whether it succeeded."""
         with self._lock:
             processes = self._processes
         return processes is not None and processes.execute(self.command(command), timeout)

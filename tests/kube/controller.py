@@ -1,4 +1,4 @@
-"""What all controllers share: look at the store after every change, and act."""
+"""Base of all controllers: reconcile after every change of the store."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ class Controller:
     """A thread that reconciles after every change of the store, for as long as its context lasts.
 
     Args:
-        server: The `KubeServer` whose objects it looks after; it needs no access rules.
+        server: The `KubeServer` with its objects; controllers need no access rules.
     """
 
     name = "controller"
@@ -35,7 +35,7 @@ class Controller:
             raise self._failure
 
     def reconcile(self):
-        """Bring the world closer to the objects; return in how many seconds to look again."""
+        """Act on the objects once; return after how many seconds to reconcile again."""
         raise NotImplementedError
 
     def _loop(self):
@@ -44,7 +44,7 @@ class Controller:
             seen = self.server.store.revision
             try:
                 pause = self.reconcile()
-            except ApiError:  # somebody was faster, or it is refused: look again
+            except ApiError:  # a conflict or a refusal: reconcile again
                 pause = 0.1
             except Exception as error:
                 self._failure = error
@@ -79,7 +79,7 @@ class Controller:
 
 
 def set_condition(conditions, type_, status, reason="", message=""):
-    """Set a condition in a list in place; its time of transition stays while its status does."""
+    """Set a condition in a list in place; keep its transition time if the status stays."""
     new = {"type": type_, "status": status, "lastTransitionTime": now()}
     new |= {"reason": reason, "message": message} if reason else {}
     for index, old in enumerate(conditions):
@@ -92,7 +92,7 @@ def set_condition(conditions, type_, status, reason="", message=""):
 
 
 def is_true(obj, type_):
-    """Tell whether an object's condition of this type is True."""
+    """Return whether an object's condition of this type is True."""
     conditions = obj.get("status", {}).get("conditions") or []
     return any(each["type"] == type_ and each["status"] == "True" for each in conditions)
 
@@ -110,6 +110,6 @@ def owner_of(obj):
 
 
 def is_controlled_by(obj, owner):
-    """Tell whether an object belongs to an owner."""
+    """Return whether an object belongs to an owner."""
     references = obj["metadata"].get("ownerReferences") or []
     return any(each["uid"] == owner["metadata"]["uid"] for each in references)

@@ -31,7 +31,7 @@ class DeploymentController(Controller):
         return min((each for each in pauses if each is not None), default=None)
 
     def _reconcile(self, deployment):
-        """Do one step of a rollout; return in how many seconds time alone changes something."""
+        """Do one step of a rollout; return after how many seconds it changes without an event."""
         sets = self._replica_sets(deployment)
         new = self._new_set(deployment, sets)
         old = [each for each in sets if each["metadata"]["name"] != new["metadata"]["name"]]
@@ -46,7 +46,7 @@ class DeploymentController(Controller):
         return [each for each in found if is_controlled_by(each, deployment)]
 
     def _new_set(self, deployment, sets):
-        """Return the ReplicaSet of the Deployment's template of now; make it, if there is none."""
+        """Return the ReplicaSet of the Deployment's current template; create it if needed."""
         template = deployment["spec"]["template"]
         text = json.dumps(template, sort_keys=True).encode()
         digest = hashlib.sha256(text).hexdigest()[:10]
@@ -93,7 +93,7 @@ class DeploymentController(Controller):
         self._shrink_old(deployment, new, old, pods, total - (wanted - unavailable))
 
     def _shrink_old(self, deployment, new, old, pods, spare):
-        """Take away old pods: first those that don't answer, then as many as can be spared."""
+        """Delete old pods: first those that are not ready, then as many as the strategy allows."""
         ready = self._available(deployment, pods[new["metadata"]["name"]])
         spare -= _size(new) - len(ready)
         for healthy in (False, True):
@@ -132,7 +132,7 @@ class DeploymentController(Controller):
             self.server.delete("Pod", pod["metadata"]["name"], meta["namespace"])
 
     def _pods_of(self, replica_set):
-        """Return a ReplicaSet's pods that are not on their way out."""
+        """Return a ReplicaSet's pods that are not terminating."""
         labels = f"{_HASH}={replica_set['metadata']['labels'][_HASH]}"
         found = self.server.list("Pod", labels, namespace=replica_set["metadata"]["namespace"])
         return [
@@ -142,11 +142,11 @@ class DeploymentController(Controller):
         ]
 
     def _available(self, deployment, pods):
-        patience = deployment["spec"].get("minReadySeconds", 0)
-        return [pod for pod in pods if _ready_for(pod) >= patience]
+        min_ready = deployment["spec"].get("minReadySeconds", 0)
+        return [pod for pod in pods if _ready_for(pod) >= min_ready]
 
     def _report(self, deployment, new, old):
-        """Write the Deployment's status; return in how many seconds it changes by itself."""
+        """Write the status; return after how many seconds it changes without an event."""
         wanted, _, unavailable = _limits(deployment)
         updated = self._pods_of(new)
         pods = [*updated, *(pod for each in old for pod in self._pods_of(each))]
@@ -164,7 +164,7 @@ class DeploymentController(Controller):
         enough = "True" if available >= wanted - unavailable else "False"
         reason = "MinimumReplicasAvailable" if enough == "True" else "MinimumReplicasUnavailable"
         set_condition(conditions, "Available", enough, reason, "")
-        left = self._judge_progress(deployment, conditions, new, counts, done)
+        left = self._set_progress(deployment, conditions, new, counts, done)
         status = {name: number for name, number in counts.items() if number}
         status["conditions"] = conditions
         meta = deployment["metadata"]
@@ -176,7 +176,7 @@ class DeploymentController(Controller):
         waiting = deployment["spec"].get("minReadySeconds") and available < counts["readyReplicas"]
         return 0.2 if waiting else left
 
-    def _judge_progress(self, deployment, conditions, new, counts, done):
+    def _set_progress(self, deployment, conditions, new, counts, done):
         """Set the condition Progressing; return the seconds until its deadline, if one runs."""
         uid = deployment["metadata"]["uid"]
         seen, since = self._progress.get(uid, (None, 0.0))
@@ -193,7 +193,7 @@ class DeploymentController(Controller):
             for each in conditions
         )
         if finished and deployment["status"]["observedGeneration"] == counts["observedGeneration"]:
-            return None  # a pod is ill after a rollout that came to its end
+            return None  # a pod failed after a finished rollout
         deadline = deployment["spec"].get("progressDeadlineSeconds", 600)
         left = deadline - (time.monotonic() - since)
         if left > 0:
@@ -218,7 +218,7 @@ def _strategy(deployment):
 
 
 def _limits(deployment):
-    """Return how many pods are wanted, how many more and how many fewer there may be."""
+    """Return the wanted number of pods, the surplus and the shortage allowed."""
     wanted = deployment["spec"].get("replicas", 1)
     rolling = _strategy(deployment).get("rollingUpdate") or {}
     surge = _share(rolling.get("maxSurge", "25%"), wanted, math.ceil)
@@ -233,7 +233,7 @@ def _share(value, wanted, rounded):
 
 
 def _ready_for(pod):
-    """Return for how many seconds a pod has been Ready; -1 if it is not."""
+    """Return for how many seconds a pod has been Ready; -1 if it is not ready."""
     for each in pod["status"].get("conditions", []):
         if each["type"] == "Ready" and each["status"] == "True":
             return max(0.0, seconds_since(each["lastTransitionTime"]))

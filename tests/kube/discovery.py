@@ -1,4 +1,4 @@
-"""What clients ask before they ask for objects: versions, groups, resources, schemas."""
+"""Discovery documents: versions, groups, resources, schemas."""
 
 from kube.errors import ApiError
 from kube.kinds import KINDS
@@ -8,13 +8,13 @@ _REVIEWS = "authorization.k8s.io"
 
 
 def is_defined(kind, store):
-    """Tell whether a custom kind has its CustomResourceDefinition."""
+    """Return whether a custom kind has its CustomResourceDefinition."""
     name = f"metadata.name={kind.resource}"
     return bool(store.list("CustomResourceDefinition", fields=name))
 
 
 def document(path, store):
-    """Return the discovery document at a path, or None if the path is none."""
+    """Return the discovery document at a path, or None."""
     parts = path.strip("/").split("/")
     served = [kind for kind in KINDS if not kind.custom or is_defined(kind, store)]
     versions = {kind.api_version: kind for kind in served if kind.group}
@@ -69,7 +69,7 @@ def _resources(api_version, served):
 
 
 def _schemas(path, served, versions):
-    """Tell kubectl, which reads this before it applies, that the server itself validates."""
+    """Return a schema from which kubectl learns that the server validates."""
     if not path:
         places = ["api/v1", *(f"apis/{each}" for each in versions)]
         return {"paths": {place: {"serverRelativeURL": f"/openapi/v3/{place}"} for place in places}}

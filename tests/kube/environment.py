@@ -1,4 +1,4 @@
-"""What a container sees: its environment, its volumes, its command line."""
+"""Environment, volumes and command line of a container."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from kube.errors import ApiError
 from kube.quantity import quantity
 
 _SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
-# Stand for what a container has of its own: a network and a limit of cores.
+# Replace what a real container has: a network of its own and a limit of cores.
 _OF_THE_MACHINE = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
@@ -28,7 +28,7 @@ class ConfigError(Exception):
 class Volumes:
     """The volumes of one pod as folders; they live as long as the pod.
 
-    Secrets and ConfigMaps look as the kubelet makes them: each entry is a link through `..data`,
+    Secrets and ConfigMaps look as on a real node: each entry is a link through `..data`,
     a link itself, which is replaced when they change.
     """
 
@@ -70,11 +70,11 @@ class Volumes:
         self._projected[path] = (kind, reference, entries, number)
 
     def refresh(self):
-        """Bring what changed in Secrets and ConfigMaps to the folders."""
+        """Write changed Secrets and ConfigMaps to the folders."""
         for path, (kind, reference, entries, number) in list(self._projected.items()):
             try:
                 now = read_map(self._server, kind, reference, self._namespace)
-            except ConfigError:  # deleted: pods keep what they have
+            except ConfigError:  # deleted: pods keep the last content
                 continue
             if now != entries:
                 self._project(path, kind, reference, number + 1)
@@ -83,7 +83,7 @@ class Volumes:
         """Return a function that replaces mount paths in a text by folders of this machine."""
         folders = {}
         for mount in container.get("volumeMounts", []):
-            if mount["mountPath"] != "/dev/shm":  # the machine's own serves as well
+            if mount["mountPath"] != "/dev/shm":  # the machine's own folder is used
                 folder = self._folders[mount["name"]] / mount.get("subPath", "")
                 folder.mkdir(parents=True, exist_ok=True)
                 folders[mount["mountPath"].rstrip("/")] = str(folder)
@@ -118,17 +118,17 @@ def read_map(server, kind, reference, namespace):
 
 
 def environment_of(server, pod, container, *, volumes, home):
-    """Return the environment of a container: clean but for what the pod declares.
+    """Return the environment of a container: only what the pod declares.
 
     Args:
-        server: Where Secrets and Services are.
-        pod: The pod with its status of now.
+        server: Holds Secrets and Services.
+        pod: The pod with its current status.
         container: The container's part of its spec.
         volumes: The pod's `Volumes`.
-        home: A folder of the pod: what a process leaves there goes with it.
+        home: A folder of the pod, removed with it.
 
     Raises:
-        ConfigError: Something that it refers to is not there (yet).
+        ConfigError: Something that it refers to does not exist (yet).
     """
     own = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), *_SYSTEM_PATH]),
@@ -207,7 +207,7 @@ def _resource(container, reference):
 def _with_address(server, namespace, value):
     """Replace the name of a headless Service, `name` or `name:port`, by its pod's address.
 
-    Stands for the cluster's DNS, which this machine does not ask. Until the pod has an address
+    Replaces the cluster's DNS, which this machine does not use. Until the pod has an address
     the container waits, as it does for the operator's init container.
     """
     name, colon, port = value.partition(":")

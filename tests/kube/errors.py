@@ -1,8 +1,8 @@
-"""What the API server answers when it refuses."""
+"""Errors of the API server."""
 
 
 class ApiError(Exception):
-    """A refusal: HTTP status, Kubernetes' reason word, and a sentence."""
+    """A refusal: HTTP status, Kubernetes' reason, and a message."""
 
     def __init__(self, status, reason, message):
         super().__init__(message)

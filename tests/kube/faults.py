@@ -1,4 +1,4 @@
-"""Faults that a test orders from the server: what to break, and how often."""
+"""Faults that a test injects into the server."""
 
 import re
 import threading
@@ -39,7 +39,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, fault):
-        """Order a fault; return it, so that a test can read its `hits`."""
+        """Add a fault; return it, so that a test can read its `hits`."""
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -49,7 +49,7 @@ class Faults:
             self._faults.clear()
 
     def strike(self, request):
-        """Return the fault that this request (`METHOD /path?query`) suffers, or None."""
+        """Return the fault for this request (`METHOD /path?query`), or None."""
         with self._lock:
             for fault in self._faults:
                 if fault.hits < fault.times and re.search(fault.match, request):

@@ -1,4 +1,4 @@
-"""HTTP around the API: requests in, answers and streams out, faults between."""
+"""HTTP for the API: requests, responses, streams, injected faults."""
 
 import json
 import socket
@@ -45,11 +45,11 @@ class HttpServer(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address):
-        """Say nothing of clients that went away."""
+        """Ignore clients that disconnected."""
 
 
 class _CutError(Exception):
-    """The connection is closed without a further word."""
+    """The connection is closed without a response."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, *_):
-        """Print nothing: the `requests` of the server have it."""
+        """Print nothing: the server records its `requests`."""
 
     def serve(self):
         line = f"{self.command} {self.path}"
@@ -80,11 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault.status:
                 reason = {409: "Conflict", 429: "TooManyRequests"}.get(fault.status, "Fault")
-                raise ApiError(fault.status, reason, "a fault that the test ordered")
+                raise ApiError(fault.status, reason, "an injected fault")
             answer = kube.api.answer(self._request(body))
         except ApiError as error:
             answer = Answer(error.body(), status=error.status)
-        except Exception:  # a bug of ours: the test shall see it, whatever the client does
+        except Exception:  # our own bug: reported to the test, whatever the client does
             kube.failures.append(f"{self.command} {self.path}: {traceback.format_exc()}")
             raise _CutError from None
         if fault.lose_answer:

@@ -1,6 +1,6 @@
 """What Kubeflow Pipelines' API server refuses: unknown fields, bad packages, parameters, cron.
 
-The tables name what callers may send; what only the server writes is left out on purpose.
+The tables list what clients may send; fields that only the server writes are left out.
 """
 
 import json
@@ -64,7 +64,7 @@ _CRON_FIELDS = (
 
 
 class RefusalError(Exception):
-    """The server answers with this status and message."""
+    """A refusal with this status and message."""
 
     def __init__(self, status, message):
         super().__init__(message)
@@ -138,10 +138,10 @@ def check_recurring_run(body):
 
 
 def check_cron(text):
-    """Raise ValueError unless robfig/cron v1 reads it: five fields would lack the weekday."""
+    """Raise ValueError unless robfig/cron v1 reads it: with five fields, the weekday is missing."""
     fields = text.split()
     if len(fields) != 6:
-        # The real server takes five as well, and means second, minute, hour, day and month.
+        # The real server accepts five fields, too, as second, minute, hour, day and month.
         raise ValueError(f"Expected 6 fields, found {len(fields)}: {text}")
     for field, (low, high, names) in zip(fields, _CRON_FIELDS, strict=True):
         for part in field.split(","):

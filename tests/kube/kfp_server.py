@@ -3,7 +3,7 @@
 with KfpServer() as server:
     client = kfp.Client(host=server.url)
 
-It remembers and refuses as the real one does (see `kfp_rules`); runs go on when a test says so.
+It stores and refuses as the real server does (see `kfp_rules`); a test sets the state of runs.
 """
 
 import json
@@ -35,8 +35,8 @@ class KfpServer:
 
     Attributes:
         requests: `METHOD /path` of all requests so far.
-        faults: See `kube.faults`; streams are not known here.
-        login_page: Whether something before the server answers all with a page of its own.
+        faults: See `kube.faults`; there are no streams here.
+        login_page: Whether a login page answers all requests.
         experiments, pipelines, versions, runs, recurring_runs: By id, as the API shows them.
     """
 
@@ -65,7 +65,7 @@ class KfpServer:
         self._http.server_close()
 
     def set_state(self, run_id, state, *, failed=(), error=""):
-        """Let a run come to a state; name the tasks that failed."""
+        """Set the state of a run and the names of the tasks that failed."""
         with self._lock:
             run = self.runs[run_id]
             run["state"] = state
@@ -82,7 +82,7 @@ class KfpServer:
         """Return the requests that change something."""
         return [each for each in self.requests if not each.startswith("GET")]
 
-    # One method for each thing that can be asked; `_ROUTES` says which.
+    # One method per request; see `_ROUTES`.
 
     def healthz(self, **_):
         return {"multi_user": True} if self.multi_user else {}
@@ -113,7 +113,7 @@ class KfpServer:
         begin = int(query.get("page_token") or 0)
         more = {"next_page_token": str(begin + size)} if begin + size < len(found) else {}
         page = {key: found[begin : begin + size], "total_size": len(found)} if found else {}
-        return page | more  # as protobuf, which leaves out what is empty
+        return page | more  # as protobuf, which omits empty fields
 
     def one_of(self, kind, identity, **_):
         table = getattr(self, kind)
@@ -192,7 +192,7 @@ class KfpServer:
             raise RefusalError(409, f"AlreadyExistError: {[body.get(key) for key in keys]}")
 
     def answer(self, method, path, query, body, upload):
-        """Return what the API answers, or raise RefusalError."""
+        """Return the response, or raise RefusalError."""
         for wanted, pattern, handle in _ROUTES:
             found = re.fullmatch(pattern, path.removeprefix(_PREFIX))
             if method == wanted and found and path.startswith(_PREFIX):
@@ -271,10 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             if fault.status:
-                raise RefusalError(fault.status, "a fault that the test ordered")
+                raise RefusalError(fault.status, "an injected fault")
             status, content = 200, json.dumps(self._answer(url, raw))
         except RefusalError as refusal:
-            status, content = refusal.status, json.dumps(_words(refusal, url.path))
+            status, content = refusal.status, json.dumps(_refusal_body(refusal, url.path))
         if fault.lose_answer:
             self.close_connection = True
         elif self.kfp.login_page:
@@ -303,8 +303,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _words(refusal, path):
-    """The upload API words its errors in a way of its own."""
+def _refusal_body(refusal, path):
+    """Return the body of a refusal; the upload API has a form of its own."""
     if "upload" in path:
         return {"error_message": str(refusal), "error_details": str(refusal)}
     return {"code": 3, "message": str(refusal), "details": []}

@@ -1,4 +1,4 @@
-"""The kinds of objects that the server knows, and how their addresses read."""
+"""The kinds of objects of the server, and their places in the API."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Kind:
 
     @property
     def resource(self):
-        """Return the plural with its group, as error messages and CRDs spell it."""
+        """Return the plural with its group, as in error messages and CRDs."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 

@@ -1,4 +1,4 @@
-"""Nodes that run pods as processes of this machine, and the scheduler that picks one."""
+"""Nodes that run pods as processes of this machine, and the scheduler."""
 
 import itertools
 import random
@@ -20,8 +20,8 @@ class Kubelet(Controller):
         images: What can be pulled, each with its entry point: `{"serving:1": ["python", "-m",
             "polarmask_serving.torchserve.pod"]}`; a test may add to it later. None: everything,
             without one.
-        nodes: Node name -> what it has of extended resources: `{"a": {"nvidia.com/gpu": 2}}`.
-            cpu and memory are checked where they are given.
+        nodes: Node name -> its extended resources: `{"a": {"nvidia.com/gpu": 2}}`.
+            cpu and memory are checked if given.
         backoff: Seconds before the second restart of a container; doubled at each further one.
     """
 
@@ -126,7 +126,7 @@ class Kubelet(Controller):
         return used
 
     def kill_pod(self, name, number=signal.SIGKILL, container=None, reason=""):
-        """Send a signal to the containers of a pod; `reason` is what the status says, OOMKilled."""
+        """Send a signal to the containers of a pod; `reason` is for the status: OOMKilled."""
         for each in self._runner(name).containers(container):
             each.signal(number, reason)
 
@@ -142,7 +142,7 @@ class Kubelet(Controller):
         raise KeyError(f"no pod {name} runs here: {[r.name for r in self._runners.values()]}")
 
     def lose_node(self, name):
-        """Let a node vanish, as a spot node does: no SIGTERM, then its pods are collected."""
+        """Remove a node like a spot node: without SIGTERM; its pods are deleted later."""
         self.server.update(
             *("Node", name, lambda node: node.setdefault("spec", {}).update(unschedulable=True))
         )
@@ -159,7 +159,7 @@ class Kubelet(Controller):
                     namespace=meta["namespace"],
                 )
                 self.server.delete("Pod", meta["name"], meta["namespace"], grace=0)
-            except ApiError:  # somebody deleted it meanwhile
+            except ApiError:  # deleted in the meantime
                 continue
         self.server.delete("Node", name)
 

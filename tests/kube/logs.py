@@ -1,4 +1,4 @@
-"""What containers printed, run by run, for the pods/log endpoint and for tests."""
+"""Output of containers by start, for the pods/log endpoint and for tests."""
 
 import bisect
 import threading
@@ -45,7 +45,7 @@ class LogBook:
             self.changed.notify_all()
 
     def text(self, pod, container=None):
-        """Return all that pods of this name ever printed, in the order of their starts."""
+        """Return all output of pods of this name, in the order of their starts."""
         with self.changed:
             return "".join(
                 text
@@ -87,7 +87,7 @@ class LogBook:
                 return
 
     def _first(self, run, query):
-        """Return from which line on a reader wants a run."""
+        """Return the first line that a reader wants."""
         with self.changed:
             first = 0
             if "tailLines" in query:

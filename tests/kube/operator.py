@@ -1,4 +1,4 @@
-"""What training-operator 1.9 does with PyTorchJobs."""
+"""PyTorchJobs as training-operator 1.9 handles them."""
 
 from copy import deepcopy
 
@@ -12,7 +12,7 @@ _ACTIVE = ("Running", "Pending")
 
 
 class TrainingOperator(Controller):
-    """Turns PyTorchJobs into pods and headless Services, and their ends into conditions.
+    """Creates pods and headless Services for PyTorchJobs, and sets the conditions of the jobs.
 
     Args:
         server: The `KubeServer`.
@@ -36,7 +36,7 @@ class TrainingOperator(Controller):
         return min((each for each in pauses if each is not None), default=None)
 
     def _reconcile(self, job):
-        """Look after one job; return in how many seconds its next deadline is due."""
+        """Reconcile one job; return after how many seconds its next deadline is."""
         policy = job["spec"].get("runPolicy", {})
         pods = self._owned(job, "Pod")
         status = job.setdefault("status", {})
@@ -64,7 +64,7 @@ class TrainingOperator(Controller):
         return None
 
     def _reconcile_replicas(self, job, pods):
-        """Make what is missing, delete what may be tried again, count the rest."""
+        """Create missing pods, delete those that may be retried, count the rest."""
         by_name = {_name(pod): pod for pod in pods}
         statuses = job["status"]["replicaStatuses"] = {}
         for type_, replica in _replicas_of(job).items():
@@ -80,7 +80,7 @@ class TrainingOperator(Controller):
             statuses[type_] = {key: number for key, number in counts.items() if number}
         for pod in by_name.values():  # the job was made smaller
             self._delete_replica(pod)
-        self._judge(job)
+        self._set_conditions(job)
 
     def _retry_if_it_may(self, job, type_, replica, pod):
         if pod["status"]["phase"] != "Failed":
@@ -94,7 +94,7 @@ class TrainingOperator(Controller):
         elif policy == "ExitCode":
             self._fail(job, f"job {_name(job)} is failing because {type_} replica(s) failed.")
 
-    def _judge(self, job):
+    def _set_conditions(self, job):
         """Set the job's conditions from the counts of its replicas."""
         replicas, name = _replicas_of(job), _name(job)
         leader = "Master" if "Master" in replicas else "Worker"
@@ -119,7 +119,7 @@ class TrainingOperator(Controller):
         self._set(job, "Failed", message)
 
     def _set(self, job, type_, message, status="True", verb=None):
-        """Set a condition; what excludes it goes, as upstream's list does."""
+        """Set a condition and remove those that exclude it, as upstream does."""
         conditions = job["status"]["conditions"]
         if is_true(job, "Failed") or is_true(job, "Succeeded"):
             return
@@ -145,7 +145,7 @@ class TrainingOperator(Controller):
         self._write(job)
 
     def _clean_up(self, job, policy, pods):
-        """Delete what a finished job leaves, as its policy says, and in the end the job."""
+        """Delete the pods of a finished job by its policy, and finally the job."""
         for pod in pods:
             clean = policy.get("cleanPodPolicy", "None")
             active = pod["status"]["phase"] in _ACTIVE

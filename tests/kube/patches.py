@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from kube.errors import ApiError
 
-# By which field the items of a list are told apart; lists that are not here are replaced whole.
+# Key of the items of each list; lists that are not here are replaced as a whole.
 _MERGE_KEYS = {
     "containers": ("name",),
     "initContainers": ("name",),

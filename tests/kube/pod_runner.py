@@ -148,13 +148,13 @@ class PodRunner:
             each.start()
         self._thread.join()
         meta = self.pod["metadata"]
-        with suppress(ApiError):  # somebody deleted it without grace
+        with suppress(ApiError):  # deleted without grace
             self.kubelet.server.delete(
                 "Pod", meta["name"], meta["namespace"], grace=0, uid=meta["uid"]
             )
 
     def kill(self):
-        """End all processes at once and say nothing of it: the node is gone, or the pod is."""
+        """Kill all processes without a report: the node or the pod is gone."""
         self._over = True
         self.stopping.set()
         for each in (*self._init, *self._main):

@@ -8,12 +8,12 @@ _VOLUMES = {
 
 
 def enforces_restricted(namespace):
-    """Tell whether a Namespace lets restricted pods in only."""
+    """Return whether a Namespace allows only restricted pods."""
     return namespace["metadata"].get("labels", {}).get(_LABEL) == "restricted"
 
 
 def violations(spec):
-    """Return what in a pod's spec is not `restricted`, in the API server's words."""
+    """Return the violations of `restricted` in a pod's spec, as the API server writes them."""
     found = [f"{name}=true" for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     for volume in spec.get("volumes", []):
         if not _VOLUMES & volume.keys():

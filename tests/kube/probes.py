@@ -1,4 +1,4 @@
-"""Probes and hooks: asking a container how it is, over HTTP or by a command in it."""
+"""Probes and hooks of containers, over HTTP or by a command."""
 
 import http.client
 import signal
@@ -7,7 +7,7 @@ import threading
 
 
 class Prober:
-    """Runs the probes of one start of a container, and acts on what they say."""
+    """Runs the probes of one start of a container, and acts on their results."""
 
     def __init__(self, container):
         self._container = container
@@ -121,10 +121,10 @@ def _port(container, port):
 
 
 def run_hook(container, hook, grace, ended):
-    """Run a preStop hook for at most `grace` seconds; nobody asks how it went.
+    """Run a preStop hook for at most `grace` seconds; its result is not used.
 
     Args:
-        container: The container that shall stop.
+        container: The container to stop.
         hook: Its hook.
         grace: Seconds.
         ended: Set when the container ends by itself.

@@ -13,7 +13,7 @@ _MARK = "KUBE_TESTS_CONTAINER"
 
 
 def is_alive(pid):
-    """Tell whether a process runs; a zombie that nobody has reaped does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -32,7 +32,7 @@ def _environment_at(path):
 
 
 class Processes:
-    """One start of a container: its first process and all that descend from it.
+    """One start of a container: its first process and all descendants.
 
     Descendants are found by a mark in their environment: torchrun puts its workers into
     sessions of their own, and what a dead parent leaves behind must end with its container,
@@ -74,7 +74,7 @@ class Processes:
         return self._first.poll() is None
 
     def wait(self):
-        """Wait for the first process, end what it left behind; return the exit code, as shells do.
+        """Wait for the first process, kill its descendants; return the exit code, as shells do.
 
         A process that a signal ended has 128 + the signal's number.
         """
@@ -85,7 +85,7 @@ class Processes:
         return 128 - code if code < 0 else code
 
     def execute(self, command, timeout):
-        """Run a command beside them, as `kubectl exec` does; tell whether it succeeded."""
+        """Run a command like `kubectl exec`; return whether it succeeded."""
         with suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
                 command,
@@ -118,7 +118,7 @@ class Processes:
         return sorted(found, key=lambda pid: (pid != self._first.pid, pid))
 
     def _end_all(self):
-        """Kill until nobody is left: a process may fork while its siblings die."""
+        """Kill until no process is left: one may fork while others die."""
         with suppress(ProcessLookupError):
             if self.is_alive:
                 os.kill(self._first.pid, signal.SIGKILL)

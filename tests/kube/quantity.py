@@ -14,7 +14,7 @@ def quantity(text):
 
 
 def requests_of(pod_spec):
-    """Return what a pod's containers ask for together; a limit stands for a missing request."""
+    """Return the sum of the containers' requests; a limit replaces a missing request."""
     total = {}
     for container in pod_spec["containers"]:
         resources = container.get("resources") or {}

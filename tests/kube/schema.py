@@ -1,4 +1,4 @@
-"""What the server refuses: unknown fields, missing fields, and the rules no schema states."""
+"""Validation: unknown fields, missing fields, and rules beyond the schema."""
 
 import re
 

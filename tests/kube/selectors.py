@@ -1,4 +1,4 @@
-"""Label and field selectors, as lists and watches take them."""
+"""Label and field selectors of lists and watches."""
 
 import re
 
@@ -6,7 +6,7 @@ _SET = re.compile(r"^([^\s!=]+)\s+(in|notin)\s+\(([^)]*)\)$")
 
 
 def matches_labels(selector, labels):
-    """Tell whether labels (a dict or None) satisfy `a=b,c!=d,e in (f,g),h,!i`."""
+    """Return whether labels (a dict or None) satisfy `a=b,c!=d,e in (f,g),h,!i`."""
     parts = re.split(r",(?![^(]*\))", selector) if selector else []
     return all(_holds(part.strip(), labels or {}) for part in parts if part.strip())
 
@@ -25,7 +25,7 @@ def _holds(part, labels):
 
 
 def matches_fields(selector, obj):
-    """Tell whether an object satisfies `metadata.name=a,status.phase!=Failed`."""
+    """Return whether an object satisfies `metadata.name=a,status.phase!=Failed`."""
     for part in (selector or "").split(","):
         if not part:
             continue
@@ -39,5 +39,5 @@ def matches_fields(selector, obj):
 
 
 def matches_map(wanted, labels):
-    """Tell whether labels hold all of a Service's or a Deployment's `matchLabels`."""
+    """Return whether labels include all of a Service's or a Deployment's `matchLabels`."""
     return all((labels or {}).get(key) == value for key, value in wanted.items())

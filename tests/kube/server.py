@@ -1,4 +1,4 @@
-"""The API server: HTTP around the store, with faults on order."""
+"""The API server: HTTP for the store, with injected faults."""
 
 import json
 import threading
@@ -22,10 +22,10 @@ class KubeServer:
     """An API server on 127.0.0.1, for as long as its context lasts.
 
     Args:
-        rules: Rules of a Role for each service account that shall exist:
+        rules: Service accounts, each with the rules of its Role:
             `{"polarmask-pipeline": role["rules"]}`. Roles and bindings that are created later
-            count, too. Who brings no token is the administrator.
-        namespace: Where `create`, `get` and so on work, and where service accounts live.
+            apply, too. A request without a token is the administrator's.
+        namespace: Namespace of `create`, `find` and so on, and of the service accounts.
     """
 
     def __init__(self, rules=None, namespace="ml"):
@@ -34,7 +34,7 @@ class KubeServer:
         self.logs = LogBook()
         self.faults = Faults()
         self.requests = []  # "METHOD /path?query", in their order
-        self.failures = []  # tracebacks of requests that our own code could not answer
+        self.failures = []  # tracebacks of bugs in our own code
         self._stopping = False
         self._clients = []
         self.api = Api(self.store, self.logs, namespace, lambda: self._stopping)
@@ -80,7 +80,7 @@ class KubeServer:
 
     @contextmanager
     def outage(self):
-        """Be gone, as an API server that restarts: connections are refused, streams cut."""
+        """Be away like an API server that restarts: refuse connections, cut streams."""
         self._hang_up()
         try:
             yield
@@ -116,7 +116,7 @@ class KubeServer:
         return Path(path)
 
     def create(self, kind, obj, namespace=None):
-        """Create an object as nobody in particular: no access rules, no HTTP."""
+        """Create an object without access rules and HTTP."""
         return self.store.create(kind, obj, self._where(kind, namespace))
 
     def get(self, kind, name, namespace=None):
@@ -127,7 +127,7 @@ class KubeServer:
         return self.store.list(kind, where, labels=labels, fields=fields)
 
     def update(self, kind, name, change, *, status=False, namespace=None):
-        """Let `change` alter the object in place; store its `status`, or all the rest."""
+        """Change the object in place with `change`; store its `status`, or all the rest."""
         where = self._where(kind, namespace)
         return self.store.update(kind, name, where, change, status=status)
 
@@ -148,21 +148,21 @@ class KubeServer:
         return {each["type"] for each in conditions if each["status"] == "True"}
 
     def wait_for(self, condition, timeout=20.0):
-        """Wait until `condition()` is true, asking after every change; return what it returned.
+        """Wait until `condition()` is true, checking after every change; return its result.
 
         Raises:
-            TimeoutError: It was not, in `timeout` seconds.
+            TimeoutError: It did not become true in `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while not (answer := condition()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not within {timeout} s; events: {self.events()}")
             with self.store.changed:
-                self.store.changed.wait(0.05)  # it may hang on what is no object, too
+                self.store.changed.wait(0.05)  # it may depend on more than objects
         return answer
 
     def events(self):
-        """Return what controllers reported: `Warning BackOff pod/x: ...`."""
+        """Return the Events of controllers: `Warning BackOff pod/x: ...`."""
         return [
             f"{each['type']} {each['reason']} {each['involvedObject']['kind'].lower()}/"
             f"{each['involvedObject']['name']}: {each['message']}"

@@ -1,4 +1,4 @@
-"""Services: an address each, and TCP that goes to pods that are ready and stay."""
+"""Services: one address each; TCP connections go to ready pods that do not terminate."""
 
 import itertools
 import random
@@ -12,18 +12,18 @@ from contextlib import suppress
 from kube.controller import Controller, is_true
 from kube.selectors import matches_map
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, as a refused connection looks
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, like a refused connection
 
 
 class ServiceProxy(Controller):
     """Gives Services a cluster IP of 127.x and forwards connections, as kube-proxy does.
 
     A connection goes to one pod that was ready and not terminating when it was made; it lasts
-    until one side ends it. Port numbers below 1024 need the rights for them.
+    until one side ends it. Ports below 1024 need permission.
 
     Args:
         server: The `KubeServer`.
-        lag: Seconds until a change of the pods reaches the proxy; some are usual in clusters,
+        lag: Seconds until a change of the pods reaches the proxy; usual in clusters,
             and the reason why pods sleep before they stop.
     """
 
@@ -103,7 +103,7 @@ class _Forwarder(socketserver.ThreadingTCPServer):
         self._thread.start()
 
     def finish_request(self, request, client_address):
-        """Carry bytes both ways until both sides have ended."""
+        """Copy bytes both ways until both sides closed."""
         targets = self.targets
         try:
             if not targets:
@@ -122,7 +122,7 @@ class _Forwarder(socketserver.ThreadingTCPServer):
         pod.close()
 
     def shutdown_request(self, request):
-        """Close without a polite end where the handler asked for a reset."""
+        """Close with a reset if the handler requested one."""
         request.close()
 
     def close(self):
@@ -134,14 +134,14 @@ class _Forwarder(socketserver.ThreadingTCPServer):
         self._thread.join()
 
     def handle_error(self, request, client_address):
-        """Say nothing of sides that went away."""
+        """Ignore sides that disconnected."""
 
 
 def _carry(source, target):
     try:
         while data := source.recv(65536):
             target.sendall(data)
-    except OSError:  # one side died: so shall the other see it
+    except OSError:  # one side died: reset the other
         for each in (source, target):
             with suppress(OSError):
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -1,4 +1,4 @@
-"""The objects, their versions and their history; deletion with finalizers and owners."""
+"""Objects, their versions and history; deletion with finalizers and owners."""
 
 import base64
 import bisect
@@ -36,13 +36,13 @@ class Change:
 class Store:
     """All objects of the server; safe to use from several threads.
 
-    `changed` is notified at every change: whoever waits for a state waits on it.
+    `changed` is notified at every change, for those who wait for a state.
     """
 
     def __init__(self):
         self.changed = threading.Condition(threading.RLock())
         self.revision = 100
-        self.oldest = self.revision  # the history goes back to here
+        self.oldest = self.revision  # first revision in the history
         self.history = []
         self._objects = {}
 
@@ -63,7 +63,7 @@ class Store:
             ]
 
     def create(self, kind, obj, namespace, *, dry_run=False):
-        """Add an object; its status is the controllers' business, so it is dropped."""
+        """Add an object; its status is dropped, because controllers write it."""
         api = kind_of(kind)
         obj = {"apiVersion": api.api_version, "kind": kind} | deepcopy(obj)
         meta = obj.setdefault("metadata", {})
@@ -107,7 +107,7 @@ class Store:
             self._find("Namespace", namespace, "")
 
     def update(self, kind, name, namespace, change, *, status=False):
-        """Let `change` alter a copy of an object in place, and store that; return it."""
+        """Change a copy of an object with `change`, store it and return it."""
         with self.changed:
             obj = self.get(kind, name, namespace)
             change(obj)
@@ -153,7 +153,7 @@ class Store:
         return {"apiVersion": api.api_version, "kind": api.name} | new
 
     def delete(self, kind, name, namespace, *, propagation="Background", grace=None, uid=None):
-        """Delete an object as its finalizers, its dependents and a running pod allow.
+        """Delete an object, respecting finalizers, dependents and running pods.
 
         Args:
             kind: For example `Pod`.
@@ -182,14 +182,14 @@ class Store:
             return obj
 
     def _let_the_kubelet_stop(self, key, pod, grace):
-        """Mark a pod that a kubelet runs for deletion; False if it may go at once."""
+        """Mark a pod on a node for deletion; return False if it can be removed at once."""
         finished = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
         if grace == 0 or finished or not pod["spec"].get("nodeName"):
             return False
         if grace is None:
             grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
         pod["metadata"]["deletionGracePeriodSeconds"] = grace
-        pod["metadata"].setdefault("deletionTimestamp", now(grace))  # when it has to be gone
+        pod["metadata"].setdefault("deletionTimestamp", now(grace))  # deadline of its removal
         self._mark_deleted(key, pod)
         return True
 
@@ -214,7 +214,7 @@ class Store:
         ]
 
     def _remove(self, key):
-        """Take an object away, then what it owned, then owners that waited for this."""
+        """Remove an object, then its dependents, then owners that waited for it."""
         old = self._objects[key]
         self._put("DELETED", key, deepcopy(old), old)
         for dependent in self._dependents(old):
@@ -257,7 +257,7 @@ class Store:
         self.changed.notify_all()
 
     def compact(self, keep=0):
-        """Forget the history but its last changes: watches from before are Gone (410)."""
+        """Drop the history but its last changes: watches from before are Gone (410)."""
         with self.changed:
             dropped = self.history[: len(self.history) - keep]
             if dropped:
@@ -275,7 +275,7 @@ class Store:
 
 
 def _encode(obj):
-    """Move a Secret's `stringData`, which nobody reads back, into its `data`."""
+    """Move a Secret's `stringData`, which is never returned, into its `data`."""
     if obj["kind"] == "Secret":
         plain = obj.pop("stringData", None) or {}
         coded = {key: base64.b64encode(text.encode()).decode() for key, text in plain.items()}

@@ -55,7 +55,7 @@ def test_a_role_reaches_its_own_namespace_as_an_object(server):
     assert status_of(core.read_namespace, "default") == 403
 
 
-def test_nobody_is_the_administrator_and_a_stranger_is_nobody(server):
+def test_no_token_is_the_administrator_and_an_unknown_account_has_no_rights(server):
     core = client.CoreV1Api(server.api_client())
     assert core.list_namespaced_secret("ml").items == []
     core = client.CoreV1Api(server.api_client("stranger"))

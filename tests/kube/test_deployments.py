@@ -1,4 +1,4 @@
-"""Deployments roll out pod by pod, and Services lead to pods that are ready and stay."""
+"""Deployments roll out pod by pod, and Services forward to ready pods that do not terminate."""
 
 import http.client
 import itertools
@@ -11,7 +11,7 @@ from kube.deployments import DeploymentController
 from kube.kubelet import Kubelet
 from kube.services import ServiceProxy
 
-# Answers with its version; ends at once when told to, as Java does.
+# Answers with its version; ends at once on SIGTERM, as Java does.
 SERVER = """
 import http.server, os, signal
 
@@ -85,7 +85,7 @@ def ask(url):
 
 
 def progress(server):
-    """Return the reason of the condition Progressing, of the spec of now."""
+    """Return the reason of the condition Progressing of the current spec."""
     deployment = server.get("Deployment", "web")
     status = deployment.get("status", {})
     if status.get("observedGeneration") != deployment["metadata"]["generation"]:
@@ -119,7 +119,7 @@ def test_a_new_version_comes_without_a_failed_request(cluster):
     assert status["updatedReplicas"] == status["availableReplicas"] == status["replicas"] == 2
 
 
-def test_no_pod_goes_before_its_successor_is_ready(cluster):
+def test_no_pod_is_deleted_before_its_successor_is_ready(cluster):
     deploy(cluster, "1")
     finish(cluster)
     deploy(cluster, "2")
@@ -196,7 +196,7 @@ def test_a_pod_that_terminates_gets_no_connections(cluster):
     deploy(cluster, "1", replicas=1, template=template_of("1", drain=20))
     url = make_service(cluster)
     finish(cluster)
-    cluster.wait_for(lambda: not fails(url))  # the proxy learns of pods a bit later
+    cluster.wait_for(lambda: not fails(url))  # the proxy learns of pods later
     assert ask(url) == "1"
     cluster.update("Deployment", "web", lambda obj: obj["spec"].update(replicas=0))
     cluster.wait_for(
@@ -204,7 +204,7 @@ def test_a_pod_that_terminates_gets_no_connections(cluster):
     )
     pod = cluster.list("Pod")[0]
     cluster.wait_for(lambda: fails(url))
-    # It still answers who asks it directly: it sleeps before it stops.
+    # It still answers direct connections: it sleeps before it stops.
     assert ask(f"http://{pod['status']['podIP']}:8080/") == "1"
     with pytest.raises(REFUSED):
         ask(url)

@@ -1,4 +1,4 @@
-"""What breaks on order, breaks for the official client."""
+"""Injected faults, as the official client sees them."""
 
 import time
 
@@ -39,17 +39,17 @@ def test_a_dropped_connection_does_nothing(server, core):
     assert server.list("ConfigMap") == []
 
 
-def test_a_lost_answer_leaves_the_deed_done(server, core):
+def test_a_lost_response_leaves_the_change_done(server, core):
     server.faults.add(Fault("POST", lose_answer=True))
     with pytest.raises(HTTPError):
         core.create_namespaced_config_map("ml", config_map("a-map"))
     assert server.find("ConfigMap", "a-map")
 
 
-def test_a_delay_runs_into_the_clients_limit(server, core):
+def test_a_delay_exceeds_the_clients_time_limit(server, core):
     server.faults.add(Fault("GET", delay=1.0))
     with pytest.raises(HTTPError):
-        # A pair: the client ignores a single float without a word.
+        # A pair: the client silently ignores a single float.
         core.list_namespaced_config_map("ml", _request_timeout=(0.1, 0.1))
     assert core.list_namespaced_config_map("ml").items == []
 

@@ -1,4 +1,4 @@
-"""kubectl works against the server: what people and manifests use."""
+"""kubectl works with the server."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def deployment(image):
     }
 
 
-def test_apply_creates_changes_and_takes_away(server, kubectl):
+def test_apply_creates_changes_and_removes(server, kubectl):
     first = CONFIG_MAP | {"data": {"a": "1", "b": "2"}}
     assert "created" in kubectl("apply", "-f", "-", given=[first, deployment("web:1")])
     second = CONFIG_MAP | {"data": {"b": "3"}}

@@ -1,4 +1,4 @@
-"""Pods run as processes, and their status says what happened."""
+"""Pods run as processes, and their status shows what happened."""
 
 import signal
 import socket
@@ -45,7 +45,7 @@ def test_a_pod_runs_to_its_end(server, kubelet):
     assert (terminated["exitCode"], terminated["reason"]) == (0, "Completed")
 
 
-def test_a_failed_pod_says_its_exit_code(server, kubelet):
+def test_a_failed_pod_has_its_exit_code(server, kubelet):
     assert run(server, "exit 7")[0] == "Failed"
     assert status_of(server)["state"]["terminated"]["exitCode"] == 7
 
@@ -155,7 +155,7 @@ def test_a_crash_is_restarted_with_its_volumes_and_after_a_pause(server, kubelet
     assert any("BackOff" in event for event in server.events())
 
 
-def test_a_container_that_crashes_again_and_again_waits_between(server):
+def test_a_container_that_crashes_repeatedly_is_restarted_with_backoff(server):
     with Kubelet(server, backoff=30.0):
         server.create("Pod", pod_of("exit 3", restartPolicy="Always"))
         server.wait_for(lambda: waiting(server) == "CrashLoopBackOff")
@@ -198,7 +198,7 @@ def test_a_program_that_is_not_there_is_a_start_error(server, kubelet):
     assert status_of(server)["state"]["terminated"]["reason"] == "StartError"
 
 
-def test_a_pod_is_ready_when_its_probe_says_so(server, kubelet, tmp_path):
+def test_a_pod_is_ready_when_its_probe_succeeds(server, kubelet, tmp_path):
     file = tmp_path / "ready"
     probe = {"exec": {"command": ["test", "-e", str(file)]}, "periodSeconds": 1}
     container = {"readinessProbe": probe | {"failureThreshold": 1}}
@@ -220,7 +220,7 @@ def test_a_probe_that_fails_restarts_the_container(server, kubelet, kind):
     assert status_of(server)["lastState"]["terminated"]["exitCode"] == 143
 
 
-def test_a_deleted_pod_gets_its_hook_then_sigterm_and_leaves(server, kubelet):
+def test_a_deleted_pod_gets_its_hook_then_sigterm_and_ends(server, kubelet):
     command = "trap 'echo got SIGTERM; exit 0' TERM; echo up; while true; do sleep 0.05; done"
     hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /desk/hook"]}}}
     container = {"lifecycle": hook, "volumeMounts": [{"name": "work", "mountPath": "/desk"}]}
@@ -250,7 +250,7 @@ def test_a_pod_that_ignores_sigterm_is_killed_when_its_grace_is_over(server, kub
     assert not any(is_alive(pid) for pid in processes)
 
 
-def test_a_pod_that_was_deleted_before_it_started_leaves(server):
+def test_a_pod_that_was_deleted_before_it_started_is_removed(server):
     server.create("Pod", pod_of("sleep 600", nodeName="node-0"))
     server.delete("Pod", "a-pod")
     assert "deletionTimestamp" in server.get("Pod", "a-pod")["metadata"]
@@ -259,7 +259,7 @@ def test_a_pod_that_was_deleted_before_it_started_leaves(server):
     assert server.logs.text("a-pod") == ""
 
 
-def test_what_a_container_leaves_behind_ends_with_it(server, kubelet):
+def test_background_processes_end_with_their_container(server, kubelet):
     code = (
         "import subprocess; "
         "child = subprocess.Popen(['sleep', '600'], start_new_session=True); "
@@ -271,7 +271,7 @@ def test_what_a_container_leaves_behind_ends_with_it(server, kubelet):
     assert not is_alive(int(printed))
 
 
-def test_a_killed_container_says_why(server, kubelet):
+def test_a_killed_container_has_a_reason(server, kubelet):
     server.create("Pod", pod_of("sleep 60", restartPolicy="Never"))
     server.wait_for(lambda: phase(server) == "Running")
     kubelet.kill_pod("a-pod", signal.SIGKILL, reason="OOMKilled")
@@ -296,7 +296,7 @@ def test_a_pod_waits_for_a_node_with_enough_gpus(server):
         server.wait_for(lambda: phase(server, "two") == "Running")
 
 
-def test_selectors_and_taints_decide_about_nodes(server):
+def test_selectors_and_taints_choose_nodes(server):
     with Kubelet(server, nodes={"plain": {}, "special": {}}):
         taint = {"key": "gpu", "value": "yes", "effect": "NoSchedule"}
         server.update("Node", "special", lambda node: node.update(spec={"taints": [taint]}))
@@ -312,7 +312,7 @@ def test_selectors_and_taints_decide_about_nodes(server):
         assert phase(server, "stuck") == "Pending"
 
 
-def test_a_lost_node_takes_its_pods_along(server):
+def test_a_lost_node_loses_its_pods(server):
     with Kubelet(server, nodes={"a": {}, "b": {}}) as kubelet:
         server.create("Pod", pod_of("trap '' TERM; sleep 60"))
         server.wait_for(lambda: phase(server) == "Running")
@@ -341,7 +341,7 @@ def test_nothing_is_left_when_the_kubelet_ends(server):
         (["account", "quota"], "exceeded quota: few, requested: requests.nvidia.com/gpu=1"),
     ],
 )
-def test_pods_that_may_not_be_are_refused(server, objects, words):
+def test_forbidden_pods_are_refused(server, objects, words):
     if "account" in objects:
         server.create("ServiceAccount", {"metadata": {"name": "trainer"}})
     if "restricted" in objects:

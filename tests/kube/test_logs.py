@@ -38,7 +38,7 @@ def test_the_last_lines_and_the_lines_since_a_time(server, core, pod):
     assert read(core, tail_lines=0) == ""
     stamped = read(core, timestamps=True).splitlines()
     assert [line.split(" ", 1)[1] for line in stamped] == list("01234")
-    # The client has sinceSeconds only; sinceTime is for those who ask by hand.
+    # The client has sinceSeconds only; sinceTime is for hand-written requests.
     assert read(core, since_seconds=60) == "0\n1\n2\n3\n4\n"
     path = "/api/v1/namespaces/ml/pods/a-pod/log"
     since = [("sinceTime", stamped[3].split(" ")[0])]
@@ -56,7 +56,7 @@ def test_a_restarted_container_has_a_previous_log(server, core, pod):
     assert server.logs.text("a-pod") == "start 0\nstart 1\n"
 
 
-def test_who_follows_sees_lines_as_they_come_and_the_end(server, core, pod):
+def test_following_a_log_yields_lines_as_they_come_and_ends(server, core, pod):
     run = server.logs.start(pod, "main")
     server.logs.write(run, "first\n")
     seen = []

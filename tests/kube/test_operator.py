@@ -115,11 +115,11 @@ def test_a_job_whose_pods_are_never_restarted_fails_at_once(server, kubelet, ope
     server.create("PyTorchJob", job_of("exit 3", policy="Never"))
     wait_for(server, "Failed")
     assert "1 Master replica(s) failed" in message_of(server, "Failed")
-    assert pods(server) == ["a-job-master-0"]  # for somebody to look at
+    assert pods(server) == ["a-job-master-0"]  # for a person to look at
 
 
 @pytest.mark.parametrize(("code", "condition"), [(1, "Failed"), (137, "Restarting")])
-def test_exit_codes_from_128_on_are_tried_again(server, kubelet, operator, code, condition):
+def test_exit_codes_from_128_on_are_retried(server, kubelet, operator, code, condition):
     server.create("PyTorchJob", job_of(f"sleep 0.1; exit {code}", policy="ExitCode"))
     wait_for(server, condition)
 
@@ -151,14 +151,14 @@ def test_a_suspended_job_has_no_pods_until_it_is_resumed(server, kubelet, operat
     server.wait_for(lambda: pods(server) == [])
 
 
-def test_a_finished_job_goes_after_its_time(server, kubelet, operator):
+def test_a_finished_job_is_deleted_after_its_ttl(server, kubelet, operator):
     server.create("PyTorchJob", job_of("true", run={"ttlSecondsAfterFinished": 1}))
     wait_for(server, "Succeeded")
     server.wait_for(lambda: server.find("PyTorchJob", "a-job") is None)
     assert pods(server) == []
 
 
-def test_a_pod_on_a_lost_node_is_made_anew_elsewhere(server, kubelet, operator):
+def test_a_pod_of_a_lost_node_is_created_again_elsewhere(server, kubelet, operator):
     server.create("PyTorchJob", job_of("echo up; sleep 600"))
     wait_for(server, "Running")
     first = server.get("Pod", "a-job-master-0")
@@ -172,7 +172,7 @@ def test_a_pod_on_a_lost_node_is_made_anew_elsewhere(server, kubelet, operator):
     wait_for(server, "Running")
 
 
-def test_pods_that_are_not_let_in_are_told_as_events(server, operator):
+def test_pods_that_are_not_admitted_are_reported_as_events(server, operator):
     job = job_of("true")
     template = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
     template["spec"]["serviceAccountName"] = "nobody"
@@ -192,7 +192,7 @@ SECURITY = {
 
 
 def restricted_job(server, **options):
-    """Create a job whose own containers are restricted, in a namespace that asks for it."""
+    """Create a job whose own containers are restricted, in a namespace that enforces it."""
     server.update("Namespace", "ml", lambda obj: obj["metadata"].update(labels=RESTRICTED))
     job = job_of("sleep 600", **options)
     for replica in job["spec"]["pytorchReplicaSpecs"].values():
@@ -237,7 +237,7 @@ def torchrun(tmp_path, code):
     return ["torchrun", str(script)]
 
 
-def test_torchrun_on_two_nodes_sums_up(server, kubelet, operator, tmp_path):
+def test_torchrun_on_two_nodes_computes_a_sum(server, kubelet, operator, tmp_path):
     server.create("PyTorchJob", job_of(torchrun(tmp_path, WORKER), workers=1))
     wait_for(server, "Succeeded", timeout=120)
     for name in ("master", "worker"):
@@ -245,7 +245,7 @@ def test_torchrun_on_two_nodes_sums_up(server, kubelet, operator, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_elastic_job_outlives_a_killed_worker(server, kubelet, operator, tmp_path):
+def test_an_elastic_job_continues_after_a_worker_was_killed(server, kubelet, operator, tmp_path):
     code = WORKER + "    import time; time.sleep(60 if restart == '0' else 0)\n"
     elastic = {"minReplicas": 1, "maxReplicas": 2, "maxRestarts": 3}
     command = torchrun(tmp_path, code)

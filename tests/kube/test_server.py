@@ -67,7 +67,7 @@ def refusal(call, *args, **kwargs):
     return caught.value
 
 
-def test_a_created_object_has_what_the_server_gives(core):
+def test_a_created_object_has_the_fields_of_the_server(core):
     made = core.create_namespaced_config_map("ml", config_map())
     assert made.metadata.uid
     assert made.metadata.creation_timestamp
@@ -124,7 +124,7 @@ def test_an_old_resource_version_is_a_conflict(core):
     assert refusal(core.patch_namespaced_config_map, "a-map", "ml", patch).status == 409
 
 
-def test_what_changes_nothing_makes_no_new_version(core):
+def test_an_update_without_a_change_makes_no_new_version(core):
     first = core.create_namespaced_config_map("ml", config_map())
     again = core.patch_namespaced_config_map("a-map", "ml", {"data": {"key": "value"}})
     assert again.metadata.resource_version == first.metadata.resource_version
@@ -173,7 +173,7 @@ def test_a_custom_object_takes_no_strategic_patch(server):
     assert patch("application/merge-patch+json")["metadata"]["labels"] == {"a": "b"}
 
 
-def test_a_server_side_apply_creates_and_takes_back_what_it_set(server):
+def test_a_server_side_apply_creates_and_removes_its_fields(server):
     api = server.api_client()
 
     def apply(env):
@@ -210,7 +210,7 @@ def test_status_is_written_through_its_own_address_only(server, custom):
     assert server.get("PyTorchJob", "a-job")["status"] == {"startTime": "x"}
 
 
-def test_a_secret_is_given_in_plain_and_read_encoded(core):
+def test_a_secret_is_written_as_text_and_read_encoded(core):
     body = {"metadata": {"name": "keys"}, "stringData": {"key": "secret"}}
     core.create_namespaced_secret("ml", body)
     assert core.read_namespaced_secret("keys", "ml").data == {"key": "c2VjcmV0"}
@@ -228,7 +228,7 @@ def test_a_dry_run_checks_and_stores_nothing(server, core):
     assert server.list("ConfigMap") == []
 
 
-def test_a_watch_tells_what_happens_after_a_list(server, core):
+def test_a_watch_reports_changes_after_a_list(server, core):
     core.create_namespaced_config_map("ml", config_map("before"))
     version = core.list_namespaced_config_map("ml").metadata.resource_version
     labels = {"labels": {"app": "a"}}
@@ -258,18 +258,18 @@ def test_a_watch_ends_at_its_time_limit(core):
     assert 0.9 < time.monotonic() - started < 5
 
 
-def test_a_watch_from_a_forgotten_version_is_gone(server, core):
+def test_a_watch_from_a_dropped_version_is_gone(server, core):
     version = core.list_namespaced_config_map("ml").metadata.resource_version
     core.create_namespaced_config_map("ml", config_map())
     server.store.compact()
-    # The client lists anew once, from where it was told: 410 again.
+    # The client lists again once, from the given version: 410 again.
     stream = watch.Watch().stream(
         core.list_namespaced_config_map, "ml", resource_version=version, timeout_seconds=5
     )
     assert refusal(list, stream).status == 410
 
 
-def test_the_owned_goes_with_its_owner(server):
+def test_dependents_are_deleted_with_their_owner(server):
     owner = server.create("ConfigMap", config_map("owner"))
     reference = {
         **{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner"},
@@ -279,12 +279,12 @@ def test_the_owned_goes_with_its_owner(server):
     server.create("ConfigMap", config_map("free"))
     server.delete("ConfigMap", "owner")
     assert [each["metadata"]["name"] for each in server.list("ConfigMap")] == ["free"]
-    # What is born after its owner's death is collected, too.
+    # An object created after its owner's deletion is collected, too.
     server.create("ConfigMap", config_map("late", ownerReferences=[reference]))
     assert server.find("ConfigMap", "late") is None
 
 
-def test_orphans_stay_when_they_are_asked_to(server, core):
+def test_dependents_stay_with_propagation_orphan(server, core):
     owner = server.create("ConfigMap", config_map("owner"))
     reference = {
         **{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner"},
@@ -295,7 +295,7 @@ def test_orphans_stay_when_they_are_asked_to(server, core):
     assert server.get("ConfigMap", "owned")["metadata"]["ownerReferences"] == []
 
 
-def test_a_finalizer_keeps_an_object_until_it_is_lifted(server, core):
+def test_a_finalizer_keeps_an_object_until_it_is_removed(server, core):
     core.create_namespaced_config_map("ml", config_map(finalizers=["tests/hold"]))
     core.delete_namespaced_config_map("a-map", "ml")
     assert core.read_namespaced_config_map("a-map", "ml").metadata.deletion_timestamp
@@ -303,7 +303,7 @@ def test_a_finalizer_keeps_an_object_until_it_is_lifted(server, core):
     assert server.find("ConfigMap", "a-map") is None
 
 
-def test_a_foreground_deletion_waits_for_the_owned(server, core):
+def test_a_foreground_deletion_waits_for_dependents(server, core):
     owner = server.create("ConfigMap", config_map("owner"))
     reference = {
         **{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "blockOwnerDeletion": True},
@@ -317,7 +317,7 @@ def test_a_foreground_deletion_waits_for_the_owned(server, core):
     assert server.list("ConfigMap") == []
 
 
-def test_a_deletion_of_another_incarnation_is_a_conflict(core):
+def test_a_deletion_with_another_uid_is_a_conflict(core):
     core.create_namespaced_config_map("ml", config_map())
     options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid="another"))
     error = refusal(core.delete_namespaced_config_map, "a-map", "ml", body=options)
@@ -389,7 +389,7 @@ def test_a_body_that_is_not_json_is_a_bad_request(server):
     assert answer.json()["reason"] == "BadRequest"
 
 
-def test_clients_come_back_after_an_outage(server, core):
+def test_clients_reconnect_after_an_outage(server, core):
     core.create_namespaced_config_map("ml", config_map())
     with server.outage(), pytest.raises(HTTPError):
         core.list_namespaced_config_map("ml")

@@ -11,7 +11,7 @@ def environment_of(job, type_, index, port):
         job: The PyTorchJob.
         type_: Master or Worker.
         index: Number of the replica within its type.
-        port: Where rank 0 listens; all replicas share this machine's ports, so that jobs side by
+        port: Port of rank 0; all replicas share this machine's ports, so that jobs side by
             side can't all have 23456.
     """
     spec, name = job["spec"], job["metadata"]["name"]

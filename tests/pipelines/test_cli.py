@@ -1,8 +1,10 @@
 import pytest
 
 from polarmask_pipelines.__main__ import main
+from polarmask_pipelines.commands import local
+from polarmask_pipelines.commands.local import shorten
 from polarmask_pipelines.local_run import Outcome
-from polarmask_pipelines.results import Summary, shorten
+from polarmask_pipelines.summary import Summary
 
 
 @pytest.mark.parametrize(
@@ -25,40 +27,39 @@ def test_stopping_where_no_server_runs_says_so(tmp_path, capsys):
     assert "no server runs" in capsys.readouterr().out
 
 
-def test_damaged_server_record_is_told_in_one_line(tmp_path, capsys):
+def test_damaged_server_record_is_reported_in_one_line(tmp_path, capsys):
     (tmp_path / "server.json").write_text("{")
     assert main(["stop", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert "server.json" in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "server.json" in printed
+    assert printed.count("\n") == 1
 
 
-def test_run_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):
+def test_run_folder_that_cannot_be_made_is_reported_in_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["run", "--out", str(tmp_path / "file" / "run")]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "Traceback" not in printed
 
 
-def test_stopping_is_told_after_it_happened(tmp_path, capsys, monkeypatch):
-    told_before = []
-    monkeypatch.setattr("polarmask_components.deploy.local_server.is_serving", lambda _: True)
+def test_stop_prints_after_the_server_ended(tmp_path, capsys, monkeypatch):
+    printed_before = []
+    monkeypatch.setattr(local, "is_serving", lambda _: True)
     monkeypatch.setattr(
-        "polarmask_components.deploy.local_server.stop_server",
-        lambda _: told_before.append(capsys.readouterr().out),
+        local, "stop_server", lambda _: printed_before.append(capsys.readouterr().out)
     )
     assert main(["stop", str(tmp_path)]) == 0
-    assert told_before == [""]
+    assert printed_before == [""]
     assert capsys.readouterr().out == "stopped\n"
 
 
 def test_demo_that_fails_leaves_no_server(tmp_path, monkeypatch):
-    failed = Outcome(False, Summary(), "why", tmp_path / "server", None)
+    failed = Outcome(Summary(), "why", tmp_path / "server", "")
     stopped = []
-    monkeypatch.setattr("polarmask_pipelines.local_run.run", lambda *_: failed)
-    monkeypatch.setattr("polarmask_components.deploy.local_server.stop_server", stopped.append)
+    monkeypatch.setattr(local, "run", lambda *_: failed)
+    monkeypatch.setattr(local, "stop_server", stopped.append)
     monkeypatch.setenv("KEEP", "1")
     assert main(["demo"]) == 1
     assert stopped == []

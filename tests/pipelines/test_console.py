@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from polarmask_pipelines.console import Console, console, error_in
-from polarmask_pipelines.watch import TaskResult
+from polarmask_pipelines.local_runner import TaskResult
 
 
 class Terminal(io.StringIO):
@@ -17,20 +17,20 @@ def terminal():
     return Terminal()
 
 
-def watch_training(screen):
+def show_training(screen):
     log = io.StringIO()
-    person = Console(log, screen)
-    person.task_begins("train")
-    person.hear("12:00:00 - INFO - Executing task 'train'")
-    person.hear('        "inputs": {')
-    person.hear("    [KFP Executor 2026-01-01 INFO]: Looking for component")
-    person.hear("    step=5/20 loss=1.83 class=0.4 img_s=9.1 eta=30s")
-    person.task_ends(TaskResult("train", "succeeded", 12.34, {}))
+    shown = Console(log, screen)
+    shown.task_begins("train")
+    shown.receive("12:00:00 - INFO - Executing task 'train'")
+    shown.receive('        "inputs": {')
+    shown.receive("    [KFP Executor 2026-01-01 INFO]: Looking for component")
+    shown.receive("    step=5/20 loss=1.83 class=0.4 img_s=9.1 eta=30s")
+    shown.task_ends(TaskResult("train", "succeeded", 12.34, {}))
     return log.getvalue()
 
 
 def test_terminal_shows_the_progress_of_training_as_a_bar(terminal):
-    watch_training(terminal)
+    show_training(terminal)
     assert (
         "train              [#####...............] 5/20 loss=1.83 img_s=9.1 eta=30s"
         in terminal.getvalue()
@@ -41,52 +41,52 @@ def test_terminal_shows_the_progress_of_training_as_a_bar(terminal):
 
 def test_elsewhere_a_step_is_one_line():
     screen = io.StringIO()
-    watch_training(screen)
+    show_training(screen)
     assert screen.getvalue() == "train                12.3 s\n"
 
 
-def test_elsewhere_training_tells_its_progress_now_and_then(monkeypatch):
+def test_elsewhere_the_progress_of_training_is_printed_every_20_seconds(monkeypatch):
     now = 100.0
     monkeypatch.setattr("polarmask_pipelines.console.time.monotonic", lambda: now)
     screen = io.StringIO()
-    person = Console(io.StringIO(), screen)
-    person.task_begins("train")
+    shown = Console(io.StringIO(), screen)
+    shown.task_begins("train")
     for step in range(1, 51):
         now += 1
-        person.hear(f"    step={step}/50 loss=1.83 class=0.4 img_s=9.1 eta=30s")
-        person.hear("    other words")
+        shown.receive(f"    step={step}/50 loss=1.83 class=0.4 img_s=9.1 eta=30s")
+        shown.receive("    other output")
     assert screen.getvalue().splitlines() == [
         "train              step 20/50 loss=1.83 img_s=9.1 eta=30s",
         "train              step 40/50 loss=1.83 img_s=9.1 eta=30s",
     ]
 
 
-def test_log_keeps_every_word():
-    log = watch_training(io.StringIO())
+def test_log_keeps_every_line():
+    log = show_training(io.StringIO())
     assert log.count("\n") == 4
     assert "Executing task" in log
 
 
 def test_live_line_never_exceeds_the_terminal(terminal, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    person = Console(io.StringIO(), terminal)
-    person.task_begins("train")
-    person.hear("    " + "x" * 200)
+    shown = Console(io.StringIO(), terminal)
+    shown.task_begins("train")
+    shown.receive("    " + "x" * 200)
     assert max(len(line) for line in terminal.getvalue().split("\x1b[K")) < 40
 
 
-def test_reused_step_is_called_so():
+def test_reused_step_is_marked():
     screen = io.StringIO()
     Console(io.StringIO(), screen).task_ends(TaskResult("train", "reused", 0.0, {}))
     assert screen.getvalue() == "train                 0.0 s  reused\n"
 
 
-def test_what_is_printed_meanwhile_goes_to_the_log_alone(tmp_path, capsys):
-    with console(tmp_path / "run" / "log") as person:
+def test_other_output_goes_only_to_the_log(tmp_path, capsys):
+    with console(tmp_path / "run" / "log") as shown:
         sys.stdout.write("noise\n")
         sys.stderr.write("a warning\n")
-        person.say("for people")
-    assert capsys.readouterr().out == "for people\n"
+        shown.print_line("for the user")
+    assert capsys.readouterr().out == "for the user\n"
     assert (tmp_path / "run" / "log").read_text() == "noise\na warning\n"
 
 
@@ -110,15 +110,15 @@ def test_error_is_the_last_exception_without_its_traceback():
     assert error_in(TRACE.splitlines()) == message
 
 
-def test_without_exception_the_last_words_stand_for_the_error():
+def test_without_exception_the_last_lines_are_the_error():
     assert error_in(["a", "b", "c", "d", "e", "Killed"]) == "b\nc\nd\ne\nKilled"
 
 
-def test_first_failure_is_the_one_that_is_told():
-    person = Console(io.StringIO(), io.StringIO())
-    for name, words in (("train", "first"), ("notify", "second")):
-        person.task_begins(name)
-        person.hear("    " + words)
-        person.hear("12:00 - ERROR - Task finished with status FAILURE")
-        person.task_ends(TaskResult(name, "failed", 1.0, {}))
-    assert person.error == "first"
+def test_first_failure_is_reported():
+    shown = Console(io.StringIO(), io.StringIO())
+    for name, output in (("train", "first"), ("notify", "second")):
+        shown.task_begins(name)
+        shown.receive("    " + output)
+        shown.receive("12:00 - ERROR - Task finished with status FAILURE")
+        shown.task_ends(TaskResult(name, "failed", 1.0, {}))
+    assert shown.error == "first"

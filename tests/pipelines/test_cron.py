@@ -13,7 +13,7 @@ from polarmask_pipelines.errors import CronError
         "*/15 9-17 * * 1-5",
         "5,35 */6 1,15 jan-mar MON",
         "0 0 29 2 *",
-        "0 0 30 2 0",  # on Sundays, too
+        "0 0 30 2 0",  # also on Sundays
         "30 1 1/7 * *",
     ],
 )
@@ -50,7 +50,7 @@ def test_spaces_do_not_matter():
         pytest.param("0 0 31 4,6,9,11 *", "no such month has a day 31", id="31-of-short-months"),
     ],
 )
-def test_what_would_run_never_or_at_another_time_is_refused(expression, words):
+def test_schedule_that_kubeflow_would_misread_is_refused(expression, words):
     with pytest.raises(CronError) as caught:
         with_seconds(expression)
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""The imitated server serves `kfp.Client` and refuses what the real one refuses."""
+"""The test double serves `kfp.Client` and refuses what the real server refuses."""
 
 import json
 import urllib.error
@@ -33,7 +33,7 @@ def uploaded(client, package, tmp_path):
     }
 
 
-def test_the_client_s_own_way_through(client, kfp_server, uploaded):
+def test_the_client_s_own_methods_work(client, kfp_server, uploaded):
     assert client.get_pipeline_id("polarmask") == uploaded["pipeline_id"]
     assert client.create_experiment("polarmask").experiment_id == uploaded["experiment_id"]
     run = client.run_pipeline(job_name="first", params={"train_preset": "tiny"}, **uploaded)
@@ -56,7 +56,7 @@ def test_the_client_s_own_way_through(client, kfp_server, uploaded):
         ({"train_preset": 1}, "train_preset requires type STRING"),
     ],
 )
-def test_parameters_are_held_against_the_pipeline(client, uploaded, parameters, words):
+def test_parameters_are_checked_against_the_pipeline(client, uploaded, parameters, words):
     with pytest.raises(ApiException) as caught:
         client.run_pipeline(job_name="x", params=parameters, **uploaded)
     assert caught.value.status == 400
@@ -110,7 +110,7 @@ def test_unknown_and_wrong_fields_are_refused(kfp_server, path, body):
         assert answer.status == 400
 
 
-def test_what_is_not_there_is_404(client, uploaded):
+def test_unknown_ids_are_404(client, uploaded):
     for ask in (client.get_run, client.get_recurring_run, client.get_pipeline):
         with pytest.raises(ApiException) as caught:
             ask("no-such-id")

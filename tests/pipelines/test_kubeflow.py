@@ -1,4 +1,4 @@
-"""The commands that speak with Kubeflow, through the real `kfp.Client` to an imitated server."""
+"""The commands for Kubeflow, through the real `kfp.Client` to a test double of the server."""
 
 import re
 import subprocess
@@ -13,6 +13,7 @@ import yaml
 from kube.faults import Fault
 from kube.kfp_server import KfpServer
 from polarmask_pipelines.__main__ import main
+from polarmask_pipelines.commands import kubeflow
 
 NIGHTLY = ["schedule", "apply", "nightly", "--cron", "0 2 * * *"]
 
@@ -39,9 +40,9 @@ def test_first_submit_uploads_makes_the_experiment_and_runs(kfp_server, capsys):
         run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
     )
     assert re.fullmatch("[0-9a-f]{12}", version["name"])
-    said = capsys.readouterr().out
-    assert f"version {version['name']}: upload" in said
-    assert f"{kfp_server.url}/#/runs/details/{run['run_id']}" in said
+    printed = capsys.readouterr().out
+    assert f"version {version['name']}: upload" in printed
+    assert f"{kfp_server.url}/#/runs/details/{run['run_id']}" in printed
 
 
 def test_second_submit_uploads_nothing(kfp_server, capsys):
@@ -50,16 +51,16 @@ def test_second_submit_uploads_nothing(kfp_server, capsys):
     assert main(["submit", "--name", "again"]) == 0
     assert kfp_server.changes()[before:] == ["POST /apis/v2beta1/runs"]
     assert [run["display_name"] for run in kfp_server.runs.values()][1] == "again"
-    assert "there already" in capsys.readouterr().out
+    assert "exists" in capsys.readouterr().out
 
 
-def test_dry_run_of_submit_says_what_would_be_done_and_does_nothing(kfp_server, capsys):
+def test_dry_run_of_submit_prints_what_would_be_done_and_does_nothing(kfp_server, capsys):
     assert main(["submit", "--dry-run", "--param", "train_preset=tiny"]) == 0
     assert kfp_server.changes() == []
-    said = capsys.readouterr().out
-    assert "experiment  polarmask: make" in said
-    assert "train_preset=tiny" in said
-    assert "nothing was changed" in said
+    printed = capsys.readouterr().out
+    assert "experiment  polarmask: create" in printed
+    assert "train_preset=tiny" in printed
+    assert "nothing was changed" in printed
 
 
 def test_service_account_goes_with_the_run(kfp_server):
@@ -79,9 +80,9 @@ def test_failed_run_names_its_tasks_and_fails_the_command(kfp_server, capsys):
         kfp_server, lambda run: kfp_server.set_state(run, "FAILED", failed=["train"], error="dead")
     )
     assert main(["submit", "--wait"]) == 1
-    said = capsys.readouterr().out
-    assert "failed      train" in said
-    assert "error       dead" in said
+    printed = capsys.readouterr().out
+    assert "failed      train" in printed
+    assert "error       dead" in printed
 
 
 def test_cancelled_run_ends_the_wait(kfp_server):
@@ -89,7 +90,7 @@ def test_cancelled_run_ends_the_wait(kfp_server):
     assert main(["submit", "--wait"]) == 1
 
 
-def test_waiting_outlives_a_server_that_restarts(kfp_server, capsys):
+def test_wait_continues_after_a_restart_of_the_server(kfp_server, capsys):
     faults = [
         kfp_server.faults.add(Fault("GET .*/runs/", drop=True, times=5)),
         kfp_server.faults.add(Fault("GET .*/runs/", status=503, times=2)),
@@ -114,7 +115,7 @@ def test_interrupted_wait_leaves_the_run_alone(kfp_server):
     finally:
         waiting.kill()
     assert waiting.returncode == 130
-    assert "the run goes on" in rest
+    assert "the run continues" in rest
     assert only(kfp_server.runs)["state"] == "PENDING"
 
 
@@ -144,11 +145,11 @@ def test_applying_twice_is_applying_once(kfp_server, capsys):
     assert "keep nightly" in capsys.readouterr().out
 
 
-def test_a_schedule_runs_one_at_a_time_and_makes_up_for_nothing(kfp_server):
+def test_a_schedule_runs_one_at_a_time_and_skips_times_that_passed(kfp_server):
     assert main([*NIGHTLY, "--param", "data_revision=main"]) == 0
     made = only(kfp_server.recurring_runs)
     assert made["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *"
-    assert (made["max_concurrency"], made["no_catchup"]) == ("1", True)
+    assert (int(made["max_concurrency"]), made["no_catchup"]) == (1, True)
     assert made["mode"] == "ENABLE"
     assert run_parameters(made)["data_revision"] == "main"
 
@@ -174,7 +175,7 @@ def test_a_changed_schedule_replaces_the_old_one(kfp_server, capsys, change):
 def test_new_code_replaces_the_schedule(kfp_server, monkeypatch, package):
     assert main(NIGHTLY) == 0
     changed = replace(package, text=package.text + "# changed\n")
-    monkeypatch.setattr("polarmask_pipelines.package.compile_package", lambda _: changed)
+    monkeypatch.setattr(kubeflow, "compile_package", lambda _: changed)
     assert main(NIGHTLY) == 0
     newest = list(kfp_server.versions.values())[-1]["pipeline_version_id"]
     reference = only(kfp_server.recurring_runs)["pipeline_version_reference"]
@@ -182,7 +183,7 @@ def test_new_code_replaces_the_schedule(kfp_server, monkeypatch, package):
     assert reference["pipeline_version_id"] == newest
 
 
-def test_pausing_and_going_on_keep_the_schedule(kfp_server):
+def test_pausing_and_resuming_keep_the_schedule(kfp_server):
     assert main(NIGHTLY) == 0
     identity = only(kfp_server.recurring_runs)["recurring_run_id"]
     assert main([*NIGHTLY, "--paused"]) == 0
@@ -203,35 +204,35 @@ def test_dry_run_of_apply_changes_nothing(kfp_server, capsys, arguments):
     assert "replace nightly: 5 5 * * *" in capsys.readouterr().out
 
 
-def test_what_a_cut_off_apply_left_is_mended_by_the_next(kfp_server, capsys):
+def test_an_interrupted_apply_is_completed_by_the_next(kfp_server, capsys):
     assert main(NIGHTLY) == 0
     kfp_server.faults.add(Fault("DELETE", drop=True, times=4))
     changed = [*NIGHTLY, "--cron", "0 3 * * *"]
     assert main(changed) == 2
     assert len(kfp_server.recurring_runs) == 2
     assert main(changed) == 0
-    assert "remove doubles of nightly" in capsys.readouterr().out
+    assert "remove duplicates of nightly" in capsys.readouterr().out
     assert only(kfp_server.recurring_runs)["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
 
 
-def test_an_apply_whose_answer_got_lost_makes_no_second_schedule(kfp_server, capsys):
+def test_an_apply_whose_response_got_lost_makes_no_second_schedule(kfp_server, capsys):
     kfp_server.faults.add(Fault("POST .*/recurringruns", lose_answer=True))
     assert main(NIGHTLY) == 2
-    assert "may have been heard" in capsys.readouterr().err
+    assert "may have taken effect" in capsys.readouterr().err
     assert main(NIGHTLY) == 0
     assert "keep nightly" in capsys.readouterr().out
     assert len(kfp_server.recurring_runs) == 1
 
 
 def make_foreign(kfp_server, name, number=1):
-    """Make recurring runs as a person would in the UI."""
+    """Create recurring runs, as a user of the UI."""
     ours = dict(only(kfp_server.recurring_runs))
     for index in range(number):
         theirs = {**ours, "recurring_run_id": f"foreign-{index}", "display_name": name}
         kfp_server.recurring_runs[f"foreign-{index}"] = {**theirs, "description": "mine"}
 
 
-def test_recurring_runs_of_others_stay_whatever_their_name(kfp_server, capsys):
+def test_recurring_runs_of_others_are_kept_even_with_the_same_name(kfp_server, capsys):
     assert main(NIGHTLY) == 0
     make_foreign(kfp_server, "nightly")
     assert main([*NIGHTLY, "--cron", "0 3 * * *"]) == 0
@@ -279,44 +280,44 @@ def test_delete_is_idempotent_and_has_a_dry_run(kfp_server, capsys):
     assert "no schedule nightly" in capsys.readouterr().out
 
 
-def test_wrong_cron_is_told_before_anything_is_asked(kfp_server, capsys):
+def test_wrong_cron_is_reported_before_any_request(kfp_server, capsys):
     assert main(["schedule", "apply", "nightly", "--cron", "0 0 2 * * *"]) == 2
     assert "has 6 fields; write five" in capsys.readouterr().err
     assert kfp_server.requests == []
 
 
-# the way to the server
+# connecting
 
 
-def test_no_host_is_told_with_how_to_get_one(no_settings_of_the_user, capsys):
+def test_missing_host_is_reported_with_how_to_get_one(no_user_settings, capsys):
     assert main(["submit"]) == 2
     assert "KFP_HOST" in capsys.readouterr().err
 
 
-def test_host_that_nobody_listens_at_is_told_at_once(kfp_server, capsys):
+def test_host_without_a_server_is_reported_at_once(kfp_server, capsys):
     with KfpServer() as gone:
         pass
     began = time.monotonic()
     assert main(["submit", "--host", gone.url]) == 2
     assert time.monotonic() - began < 10
-    said = capsys.readouterr().err
-    assert "gave no answer" in said
-    assert "Connection refused" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "gave no answer" in printed
+    assert "Connection refused" in printed
+    assert printed.count("\n") == 1
 
 
-def test_token_is_sent_and_its_lack_explained(no_settings_of_the_user, monkeypatch, capsys):
+def test_token_is_sent_and_a_missing_one_is_reported(no_user_settings, monkeypatch, capsys):
     with KfpServer(token="secret") as server:
         assert main(["submit", "--host", server.url]) == 2
-        said = capsys.readouterr().err
-        assert "refused (401)" in said
-        assert "KFP_TOKEN" in said
+        printed = capsys.readouterr().err
+        assert "refused (401)" in printed
+        assert "KFP_TOKEN" in printed
         monkeypatch.setenv("KFP_TOKEN", "secret")
         assert main(["submit", "--host", server.url]) == 0
         assert len(server.runs) == 1
 
 
-def test_server_of_several_users_needs_a_namespace(no_settings_of_the_user, capsys):
+def test_server_of_several_users_needs_a_namespace(no_user_settings, capsys):
     with KfpServer(multi_user=True) as server:
         assert main(["submit", "--host", server.url]) == 2
         assert "give --namespace" in capsys.readouterr().err
@@ -326,27 +327,27 @@ def test_server_of_several_users_needs_a_namespace(no_settings_of_the_user, caps
         assert only(server.pipelines)["namespace"] == "team"
 
 
-def test_login_page_in_the_way_is_told(kfp_server, capsys):
+def test_login_page_is_reported(kfp_server, capsys):
     kfp_server.login_page = True
     assert main(["submit"]) == 2
     assert "does not answer as Kubeflow Pipelines" in capsys.readouterr().err
 
 
-def test_refusal_is_told_in_the_server_s_words(kfp_server, capsys):
+def test_refusal_is_reported_with_the_server_s_message(kfp_server, capsys):
     kfp_server.faults.add(Fault("POST .*/runs", status=400))
     assert main(["submit"]) == 2
-    words = f"error: {kfp_server.url} refused (400): a fault that the test ordered\n"
+    words = f"error: {kfp_server.url} refused (400): an injected fault\n"
     assert capsys.readouterr().err == words
 
 
-def test_archived_experiment_is_told(kfp_server, capsys):
+def test_archived_experiment_is_reported(kfp_server, capsys):
     assert main(["submit"]) == 0
     only(kfp_server.experiments)["storage_state"] = "ARCHIVED"
     assert main(["submit"]) == 2
     assert "experiment polarmask is archived" in capsys.readouterr().err
 
 
-def test_a_busy_server_is_asked_again(kfp_server):
+def test_requests_to_a_busy_server_are_retried(kfp_server):
     kfp_server.faults.add(Fault("GET .*/pipelines", status=503, times=2))
     assert main(["submit"]) == 0
 
@@ -369,7 +370,7 @@ def test_help_of_each_command_has_an_example(capsys):
 # compile
 
 
-def test_compiled_defaults_are_the_team_s(tmp_path):
+def test_compiled_defaults_are_those_given(tmp_path):
     out = tmp_path / "team.yaml"
     given = ["--param", "train_preset=tiny", "--param", "eval_floor_ap=0.5"]
     assert main(["compile", "--out", str(out), *given]) == 0

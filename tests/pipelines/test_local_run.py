@@ -1,6 +1,6 @@
 """The whole pipeline on this machine: drawn data, a few training steps, a real TorchServe.
 
-A skipped deployment is a success for Kubeflow, so server and registry are asked, not the run.
+A skipped deployment is a success for Kubeflow, so the tests look at server and registry.
 """
 
 import json
@@ -94,13 +94,13 @@ def test_first_run_ends_with_a_model_that_answers(place, first, champion):
 
 def test_printed_curl_line_gives_the_printed_answer(first, champion):
     command = re.search(r"^\$ (curl .*)$", first.out, re.MULTILINE)[1]
-    said = subprocess.run(
+    answer = subprocess.run(
         [*shlex.split(command), "--silent", "--fail", "--noproxy", "*"],
         capture_output=True,
         check=True,
         timeout=60,
     ).stdout
-    assert json.loads(said) == first.summary["server_answer"]
+    assert json.loads(answer) == first.summary["server_answer"]
 
 
 def test_each_step_is_one_line(first):
@@ -111,7 +111,7 @@ def test_each_step_is_one_line(first):
     assert "mask AP" in next(line for line in lines if line.startswith("evaluate "))
 
 
-def test_summary_names_what_people_look_at(place, first):
+def test_summary_names_the_files_for_people(place, first):
     summary = first.summary
     assert 0 <= summary["mask_ap"] <= summary["mask_ap50"] <= 1
     assert summary["seconds"] >= sum(step["seconds"] for step in summary["steps"]) - 1
@@ -122,7 +122,7 @@ def test_summary_names_what_people_look_at(place, first):
     assert pages == {"data.html", "labels.html", "evaluation.html"}
 
 
-def test_registered_champion_knows_data_code_and_numbers(place, first):
+def test_registered_champion_records_data_code_and_metrics(place, first):
     facts = place.registry.champion().facts
     assert facts.metrics["mask_ap"] == first.summary["mask_ap"]
     assert facts.config["optim"]["batch_size"] == 4
@@ -131,7 +131,7 @@ def test_registered_champion_knows_data_code_and_numbers(place, first):
     assert len(facts.code_version) == 16
 
 
-def test_second_run_says_that_nothing_changed_and_reuses_what_it_can(place, champion):
+def test_second_run_reports_that_nothing_changed_and_reuses_what_it_can(place, champion):
     second = run(place, "second")
     assert "nothing changed" in second.out
     assert second.summary["nothing_changed"]
@@ -143,7 +143,7 @@ def test_second_run_says_that_nothing_changed_and_reuses_what_it_can(place, cham
     assert len(place.registry.history()) == 1
 
 
-def test_asked_to_an_unchanged_run_stops_after_resolving_the_data(place, champion):
+def test_with_run_only_if_changed_an_unchanged_run_stops_after_resolving_the_data(place, champion):
     again = run(place, "again", run_only_if_changed="true")
     assert "nothing to do: data" in again.out
     assert "nothing changed" in again.out
@@ -156,7 +156,7 @@ def test_asked_to_an_unchanged_run_stops_after_resolving_the_data(place, champio
     assert stopped.status["train"] == "skipped"
 
 
-def test_candidate_below_the_floor_replaces_nobody(place, champion):
+def test_candidate_below_the_floor_is_not_deployed(place, champion):
     stopped = run(place, "below-floor", eval_floor_ap="0.99")
     assert stopped.status["deploy-torchserve"] == "skipped"
     assert "is below the floor 0.9900" in stopped.out
@@ -193,7 +193,7 @@ def better(place, first, tmp_path):
     ).version
 
 
-def test_candidate_below_the_champion_replaces_nobody(place, first, better):
+def test_candidate_below_the_champion_is_not_deployed(place, first, better):
     assert better != first.summary["champion"]
     stopped = run(place, "worse")
     assert stopped.status["deploy-torchserve"] == "skipped"
@@ -240,15 +240,15 @@ def start_training(place, name):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 )
-def test_asked_to_end_the_run_ends_all_its_processes(place, champion, number):
+def test_signal_ends_the_run_and_all_its_processes(place, champion, number):
     running, processes = start_training(place, number.name)
     running.send_signal(number)
-    steps, words = running.communicate(timeout=60)
+    steps, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "interrupted" in words
+    assert "interrupted" in errors
     assert not [process for process in processes if process.is_running()]
     assert is_serving(place.server)  # it ran before
-    # What changed is of no matter for labels.
+    # Labels do not depend on the changed settings.
     assert re.search(r"^precompute-rays .* reused", steps, re.MULTILINE)
 
 

@@ -25,12 +25,12 @@ def pipeline_of_all_types(monkeypatch):
         ('job={"gpu": {"count": 8}}', {"gpu": {"count": 8}}),
     ],
 )
-def test_value_is_of_the_type_that_the_pipeline_states(assignment, value):
+def test_value_has_the_type_in_the_signature(assignment, value):
     name = assignment.partition("=")[0]
     assert read_parameters([assignment]) == {name: value}
 
 
-def test_last_of_two_counts():
+def test_last_of_two_values_is_used():
     assert read_parameters(["number=1", "number=2"]) == {"number": 2}
 
 
@@ -46,7 +46,7 @@ def test_last_of_two_counts():
         ("job={", "write a JSON object"),
     ],
 )
-def test_what_is_no_such_value_is_named(assignment, words):
+def test_wrong_assignment_is_reported(assignment, words):
     with pytest.raises(ParameterError) as caught:
         read_parameters([assignment])
     assert words in str(caught.value)

@@ -1,0 +1,1 @@
+"""The commands of `python -m polarmask_pipelines`, one module per question."""

@@ -1,0 +1,177 @@
+"""Commands for Kubeflow: submit, schedule apply, schedule list, schedule delete."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from polarmask_pipelines.commands.command import DRY_RUN, PARAM, argument, command, switch
+from polarmask_pipelines.errors import KubeflowError
+from polarmask_pipelines.kfp_client import Kubeflow
+from polarmask_pipelines.package import Package, compile_package
+from polarmask_pipelines.parameters import read_parameters, write_value
+from polarmask_pipelines.schedule import Schedule, is_ours, make_plan
+
+_NOTHING_CHANGED = "nothing was changed (--dry-run)"
+_SERVER = (
+    argument(
+        "--host",
+        "address of Kubeflow Pipelines (default: $KFP_HOST); a token is read from $KFP_TOKEN",
+    ),
+    argument("--namespace", "yours, if Kubeflow serves several users (default: $KFP_NAMESPACE)"),
+    argument(
+        "--experiment", "created if it does not exist (default: polarmask)", default="polarmask"
+    ),
+)
+_SCHEDULE = argument("name", "of the schedule")
+_ACCOUNT = argument("--service-account", "account of the steps (default: Kubeflow's choice)")
+
+
+@command(
+    "--host http://127.0.0.1:8080 --param train_preset=coco-r50-1x --wait",
+    *_SERVER,
+    PARAM,
+    argument("--name", "of the pipeline run (default: pipeline and time)"),
+    _ACCOUNT,
+    switch("--wait", "wait for the end; exit code 1 if the run failed"),
+    DRY_RUN,
+)
+def submit(options: argparse.Namespace) -> int:
+    """Run the pipeline on Kubeflow."""
+    parameters = read_parameters(options.param)
+    package = compile_package({})
+    kubeflow = _connect(options)
+    name = options.name or f"{package.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    _print_plan(kubeflow, options.experiment, package, parameters)
+    print(f"run         {name}")
+    if options.dry_run:
+        print(_NOTHING_CHANGED)
+        return 0
+    run = kubeflow.client.run_pipeline(  # prints the address of the run
+        **kubeflow.create_missing(package),
+        job_name=name,
+        params=parameters,
+        service_account=options.service_account or None,
+    )
+    return _follow(kubeflow, run.run_id) if options.wait else 0
+
+
+def _follow(kubeflow: Kubeflow, run_id: str) -> int:
+    try:
+        ended = kubeflow.follow(run_id, _print_with_time)
+    except KeyboardInterrupt:
+        print("\nthe run continues; end it in the UI")
+        return 130
+    tasks = (ended.run_details and ended.run_details.task_details) or []
+    failed = [each.display_name for each in tasks if each.state == "FAILED"]
+    if failed:
+        print(f"failed      {', '.join(failed)}; the UI shows their logs")
+    if ended.error:
+        print(f"error       {ended.error.message}")
+    return 0 if ended.state in ("SUCCEEDED", "SKIPPED") else 1
+
+
+def _print_with_time(state: str) -> None:
+    print(f"{datetime.now().astimezone():%H:%M:%S}    {state}", flush=True)
+
+
+@command(
+    "nightly --host http://127.0.0.1:8080 --cron '0 2 * * *' --param data_revision=main",
+    _SCHEDULE,
+    *_SERVER,
+    argument("--cron", "five fields, in the cluster's time zone, as '0 2 * * *'", required=True),
+    PARAM,
+    _ACCOUNT,
+    switch("--paused", "keep it, but start no runs"),
+    DRY_RUN,
+)
+def apply(options: argparse.Namespace) -> int:
+    """Create a schedule or change it; applied again, it changes nothing."""
+    wanted = Schedule(
+        name=options.name,
+        cron=options.cron,
+        parameters={"run_only_if_changed": True, **read_parameters(options.param)},
+        service_account=options.service_account,
+        enabled=not options.paused,
+    )
+    package = compile_package({})
+    kubeflow = _connect(options)
+    version_id = _print_plan(kubeflow, options.experiment, package, wanted.parameters)
+    plan = make_plan(wanted, kubeflow.recurring_runs(), version_id=version_id)
+    state = "" if wanted.enabled else ", paused"
+    print(f"schedule    {plan.action} {wanted.name}: {wanted.cron}, one run at a time{state}")
+    if options.dry_run:
+        print(_NOTHING_CHANGED)
+    else:
+        plan.carry_out(kubeflow, package)
+    return 0
+
+
+@command("--host http://127.0.0.1:8080", *_SERVER)
+def list_(options: argparse.Namespace) -> int:
+    """List the schedules."""
+    ours, others = _recurring_runs(_connect(options))
+    for each in sorted(ours, key=lambda run: str(run.display_name)):
+        state = "on" if each.mode == "ENABLE" else "paused"
+        cron = each.trigger.cron_schedule.cron.partition(" ")[2]
+        parameters = _shown(each.runtime_config.parameters)
+        print(f"{each.display_name:<20} {state:<7} {cron:<16} {parameters}")
+    if not ours:
+        print(f"no schedules in experiment {options.experiment}")
+    if others:
+        print(f"and {len(others)} made by others")
+    return 0
+
+
+@command("nightly --host http://127.0.0.1:8080", _SCHEDULE, *_SERVER, DRY_RUN)
+def delete(options: argparse.Namespace) -> int:
+    """Delete a schedule; runs that it started continue."""
+    kubeflow = _connect(options)
+    ours, others = (
+        [each for each in runs if each.display_name == options.name]
+        for runs in _recurring_runs(kubeflow)
+    )
+    if others and not ours:
+        raise KubeflowError(
+            f"{options.name} was not made by `schedule apply`; delete it where it was made"
+        )
+    print(f"schedule    delete {options.name}" if ours else f"no schedule {options.name}")
+    if options.dry_run:
+        print(_NOTHING_CHANGED)
+        return 0
+    for each in ours:
+        kubeflow.client.delete_recurring_run(each.recurring_run_id)
+    return 0
+
+
+def _connect(options: argparse.Namespace) -> Kubeflow:
+    return Kubeflow(
+        options.host or os.environ.get("KFP_HOST", ""),
+        experiment=options.experiment,
+        namespace=options.namespace or os.environ.get("KFP_NAMESPACE", ""),
+        token=os.environ.get("KFP_TOKEN", ""),
+    )
+
+
+def _recurring_runs(kubeflow: Kubeflow) -> tuple[list[Any], list[Any]]:
+    """Return the recurring runs of the experiment: ours, and those of others."""
+    found = kubeflow.recurring_runs()
+    return [each for each in found if is_ours(each)], [each for each in found if not is_ours(each)]
+
+
+def _print_plan(
+    kubeflow: Kubeflow, experiment: str, package: Package, parameters: Mapping[str, Any]
+) -> str | None:
+    """Print what exists on the server; return the id of the pipeline version, if it exists."""
+    version_id = kubeflow.find_version(package)
+    version = "upload" if version_id is None else "exists"
+    create = "create" if kubeflow.experiment_id is None else "exists"
+    print(f"pipeline    {package.name}, version {package.version}: {version}")
+    print(f"experiment  {experiment}: {create}")
+    print(f"parameters  {_shown(parameters) or 'the defaults'}")
+    return version_id
+
+
+def _shown(parameters: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={write_value(each)}" for name, each in sorted(parameters.items()))

@@ -1,0 +1,117 @@
+"""Commands for this machine: compile, run, demo, stop."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from polarmask.system.files import write_text
+from polarmask_components.deploy.local_server import is_serving, stop_server
+from polarmask_components.run.data_version import has_uncommitted_pointer
+from polarmask_pipelines.commands.command import PARAM, argument, command
+from polarmask_pipelines.local_run import LOG, run
+from polarmask_pipelines.package import compile_package
+from polarmask_pipelines.parameters import read_parameters
+from polarmask_pipelines.summary import SUMMARY, Summary
+
+_COMPILED = Path("pipelines/compiled/train_and_deploy.yaml")
+_DEMO = Path("runs/demo")
+_PRESET = "tiny"
+
+
+@command(
+    "--param deploy_registry=s3://team/registry --out team.yaml",
+    argument("--out", f"file (default: {_COMPILED})", type=Path, default=_COMPILED),
+    PARAM,
+)
+def compile(options: argparse.Namespace) -> int:
+    """Write the pipeline as Kubeflow reads it."""
+    write_text(options.out, compile_package(read_parameters(options.param)).text)
+    print(f"written: {options.out}")
+    return 0
+
+
+@command(
+    "--out runs/first --preset tiny --param 'train_set=optim.epochs=2 seed=1'",
+    argument("--out", "run folder; runs share the folder shared/ beside", type=Path, required=True),
+    argument("--preset", f"value of train_preset (default: {_PRESET})", default=_PRESET),
+    PARAM,
+)
+def run_(options: argparse.Namespace) -> int:
+    """Run the pipeline on this machine and keep the champion's server running."""
+    parameters = {"train_preset": options.preset, **read_parameters(options.param)}
+    return _run_and_print(options.out, parameters, keep=True)
+
+
+@command()
+def demo(_: argparse.Namespace) -> int:
+    """Run preset tiny into runs/demo; KEEP=1 keeps the server running."""
+    return _run_and_print(_DEMO, {"train_preset": _PRESET}, keep=os.environ.get("KEEP") == "1")
+
+
+@command("runs/shared/server", argument("server", "folder of the server", type=Path))
+def stop(options: argparse.Namespace) -> int:
+    """Stop the server that a run left."""
+    was_serving = is_serving(options.server)
+    stop_server(options.server)
+    print("stopped" if was_serving else f"no server runs in {options.server}")
+    return 0
+
+
+def _run_and_print(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
+    """Run, print the result, and stop the server unless it is to be kept."""
+    parameters = {"data_repository": str(Path.cwd()), **parameters}
+    if has_uncommitted_pointer(parameters["data_repository"]):
+        print("note: data.dvc has uncommitted changes; runs take what is committed\n")
+    outcome = run(out, parameters)
+    if outcome.error:
+        if not keep:
+            stop_server(outcome.server)
+        print(f"\nfailed: {outcome.error}\nwhole log: {_shown(out / LOG)}", file=sys.stderr)
+        return 1
+    _print_summary(outcome.summary, out, outcome.url)
+    if outcome.url and keep:
+        print(f"stop it: python -m polarmask_pipelines stop {shlex.quote(_shown(outcome.server))}")
+    elif outcome.url:
+        stop_server(outcome.server)
+        print("server stopped; KEEP=1 keeps it running")
+    return 0
+
+
+def _print_summary(summary: Summary, out: Path, url: str) -> None:
+    if summary.mask_ap is None:
+        print("\nnothing changed, so nothing was trained; the line of check-changed says why")
+        return
+    if summary.nothing_changed:
+        print("\nnothing changed: data, code and parameters are those of an earlier run")
+    print(f"\nmask AP  {summary.mask_ap:.3f}, AP50 {summary.mask_ap50:.3f}")
+    print(f"reports  {', '.join(map(_shown, sorted((out / 'reports').iterdir())))}")
+    print(f"overlay  {_shown(summary.overlay)}")
+    print(f"summary  {_shown(out / SUMMARY)}")
+    print(f"took     {summary.seconds:.0f} s")
+    if not url:
+        print("\nno model was deployed yet, so no server runs")
+        return
+    print(f"\n$ curl -X POST -T {shlex.quote(_shown(summary.sample))} {url}")
+    print(json.dumps(shorten(summary.server_answer)))
+
+
+def _shown(path: Path | str | None) -> str:
+    """Return a path relative to the current folder, if it is below it."""
+    if path is None:
+        return "none"
+    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+
+
+def shorten(value: object) -> object:
+    """Cut long lists of an answer, for printing."""
+    if isinstance(value, dict):
+        return {key: shorten(item) for key, item in value.items()}
+    if isinstance(value, list) and len(value) > 4:
+        return [*map(shorten, value[:2]), f"... {len(value) - 2} more"]
+    if isinstance(value, list):
+        return [shorten(item) for item in value]
+    return value

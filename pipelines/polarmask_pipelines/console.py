@@ -118,7 +118,7 @@ def describe(result: TaskResult) -> str:
             problems = int(facts["train_problems"] + facts["val_problems"])
             found = f", {problems} problems" if problems else ""
             return f"{facts['train_images']:g} train and {facts['val_images']:g} val images{found}"
-        case "precompute-part":
+        case "precompute-shards":
             return f"part {outputs['shards'].metadata['part']}, shards: {outputs['Output']:g}"
         case "precompute-rays":
             return (

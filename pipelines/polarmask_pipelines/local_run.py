@@ -14,8 +14,8 @@ from polarmask.errors import ConfigError
 from polarmask_components.deploy.local_server import Deployment, is_serving, stop_server
 from polarmask_components.errors import ComponentError
 from polarmask_components.registry.registry import open_registry
-from polarmask_components.run.signals import when_asked_to_end
-from polarmask_components.training.lifeline import lifeline
+from polarmask_components.signals import on_stop_signal
+from polarmask_components.training.run_lock import run_lock
 from polarmask_pipelines.console import console
 from polarmask_pipelines.local_runner import run_pipeline, step_names
 from polarmask_pipelines.parameters import pipeline_parameters
@@ -69,7 +69,7 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
             "machine, from a folder; take `submit` to run and serve in a cluster"
         )
     target = Path(parameters["deploy_target"])
-    with lifeline(out / LOCK), console(out / LOG) as screen, _no_process_stays(target):
+    with run_lock(out / LOCK), console(out / LOG) as screen, _no_process_stays(target):
         start = time.monotonic()
         failure = run_pipeline(
             parameters,
@@ -109,7 +109,7 @@ def _ask_champion(parameters: Mapping[str, Any], sample: Path) -> Deployment | N
 def _no_process_stays(target: Path) -> Iterator[None]:
     """Raise KeyboardInterrupt on signals to end; end what an interrupted block started."""
     served_before = is_serving(target)
-    with when_asked_to_end(signal.default_int_handler):
+    with on_stop_signal(signal.default_int_handler):
         try:
             yield
         except BaseException:

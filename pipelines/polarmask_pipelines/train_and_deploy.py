@@ -1,4 +1,4 @@
-"""The pipeline: from a revision of the data to a model that answers, or to a reason why not."""
+"""The pipeline: from a revision of the data to a model in service, or to the reason why not."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from polarmask_components.steps.gate_model import gate_model
 from polarmask_components.steps.ingest_coco import ingest_coco
 from polarmask_components.steps.measure_engines import measure_engines
 from polarmask_components.steps.notify import notify
-from polarmask_components.steps.precompute_part import precompute_part
 from polarmask_components.steps.precompute_rays import precompute_rays
+from polarmask_components.steps.precompute_shards import precompute_shards
 from polarmask_components.steps.preflight import preflight
 from polarmask_components.steps.remember_run import remember_run
 from polarmask_components.steps.resolve_data import resolve_data
@@ -24,7 +24,7 @@ from polarmask_components.steps.train import train
 
 
 def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:
-    """Name a task for people; switch its caching off if its answer depends on more than inputs."""
+    """Name a task in the UI; switch its caching off if its result depends on more than inputs."""
     task.set_display_name(name)
     if not cached:
         task.set_caching_options(enable_caching=False)
@@ -38,7 +38,7 @@ _STORAGE_KEYS = (
 )
 
 
-# What the deploy step shows the server: a token, and how to speak TLS with it.
+# For requests of the deploy step to the server: a token, and TLS.
 _SERVER_KEYS = (
     "POLARMASK_TOKEN",
     "POLARMASK_CA",
@@ -48,10 +48,14 @@ _SERVER_KEYS = (
 
 
 def _reach_storage(secret: str, *tasks: PipelineTask, and_keys: Sequence[str] = ()) -> None:
-    """Give tasks the object storage's address and keys from a Secret; on a laptop nothing happens.
+    """Give tasks the object storage's address and keys from a Secret; no effect on a laptop.
 
-    Where accounts have roles there is no Secret, or one with some of the keys. `and_keys` are
-    more of its keys.
+    The Secret is optional, and so is each key: accounts may have roles instead.
+
+    Args:
+        secret: Its name.
+        tasks: That need it.
+        and_keys: More of its keys.
     """
     keys = [*_STORAGE_KEYS, *and_keys]
     for task in tasks:
@@ -84,7 +88,7 @@ def train_and_deploy(
     train_set: str = "",
     train_storage: str = "s3://polarmask/training",
 ) -> None:
-    """Train, judge and serve one model.
+    """Train, evaluate and serve one model.
 
     Steps whose inputs did not change are reused; a code change counts as a changed input.
 
@@ -92,18 +96,18 @@ def train_and_deploy(
         data_repository: Git checkout or URL that holds data.dvc.
         data_revision: Commit, tag or branch of it.
         deploy_model_name: In the server's URLs.
-        deploy_registry: Folder or s3://bucket/prefix that remembers the champion.
+        deploy_registry: Folder or s3://bucket/prefix of the model registry.
         deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or folder of the TorchServe of this
             machine.
         deploy_trial: Try it first on copies or a share of a cluster's live requests: copies or
             share, minutes, min_requests, min_agreement, max_errors, max_slowdown; {} for no trial.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
-        label_pods: Pods that share the work of the ray labels.
-        notify_webhook: http(s) address that is told how the run ended; empty for none.
+        label_pods: Pods that make the ray labels.
+        notify_webhook: http(s) address that gets the final status; empty for none.
         run_only_if_changed: Stop early if data, code and settings are those of the last run.
         storage_secret: Name of a Secret with AWS_ENDPOINT_URL and keys, for steps in a cluster.
         train_job: Pods of the training job: gpus_per_node, memory, tolerations, queue and more.
-        train_min_nodes: Nodes that an elastic job can go on with; 0 for a fixed number.
+        train_min_nodes: Nodes that an elastic job can continue with; 0 for a fixed number.
         train_nodes: Machines to train on.
         train_on: pytorchjob, or here: in the step itself.
         train_preset: Name of a known run.
@@ -111,9 +115,9 @@ def train_and_deploy(
         train_set: Settings to change, section.field=value, separated by spaces.
         train_storage: s3://bucket/prefix for checkpoints of the training job.
     """
-    told = notify(webhook=notify_webhook)
-    _present(told, "Notify", cached=False)
-    with dsl.ExitHandler(told, name="train-and-deploy"):
+    notified = notify(webhook=notify_webhook)
+    _present(notified, "Notify", cached=False)
+    with dsl.ExitHandler(notified, name="train-and-deploy"):
         checked = preflight(
             preset=train_preset,
             overrides=train_set,
@@ -140,20 +144,13 @@ def train_and_deploy(
         data_hash = resolved.outputs["data_hash"]
         code_version = resolved.outputs["code_version"]
 
-        settings = {
-            "preset": train_preset,
-            "overrides": train_set,
-            "floor_ap": eval_floor_ap,
-            "model_name": deploy_model_name,
-            "target": deploy_target,
+        inputs = {
+            "data_hash": data_hash,
+            "code_version": code_version,
+            "settings_id": checked.outputs["settings_id"],
             "registry": deploy_registry,
         }
-        changed = check_changed(
-            data_hash=data_hash,
-            code_version=code_version,
-            only_if_changed=run_only_if_changed,
-            **settings,
-        )
+        changed = check_changed(only_if_changed=run_only_if_changed, **inputs)
         _present(changed, "Check for changes", cached=False)
 
         _reach_storage(storage_secret, checked, changed)
@@ -165,26 +162,26 @@ def train_and_deploy(
                 data_hash=data_hash,
                 code_version=code_version,
             )
-            ingested.set_retry(num_retries=2, backoff_duration="5s")  # remotes have bad moments
+            ingested.set_retry(num_retries=2, backoff_duration="5s")  # remotes may be busy
             _present(ingested, "Ingest COCO data")
             dataset = ingested.outputs["dataset"]
 
             comparable = check_champion(dataset=dataset, registry=deploy_registry)
             _present(comparable, "Check champion", cached=False)
 
-            # One part is a loop, too: an empty one can't be collected on a cluster.
-            with dsl.ParallelFor(checked.outputs["label_parts"], name="label-parts") as part:
-                shared = precompute_part(
+            # One pod is a loop, too: an empty one can't be collected on a cluster.
+            with dsl.ParallelFor(checked.outputs["label_shards"], name="label-shards") as shard:
+                sharded = precompute_shards(
                     dataset=dataset,
                     label_settings=checked.outputs["label_settings"],
-                    part=part,
+                    shard=shard,
                     code_version=code_version,
                 ).after(comparable)
-                shared.set_retry(num_retries=2, backoff_duration="5s")  # pods have bad moments, too
-                _present(shared, "Precompute a part")
+                sharded.set_retry(num_retries=2, backoff_duration="5s")  # pods may be evicted
+                _present(sharded, "Precompute label shards")
             labelled = precompute_rays(
                 dataset=dataset,
-                parts=dsl.Collected(shared.outputs["shards"]),
+                shards=dsl.Collected(sharded.outputs["shards"]),
                 label_settings=checked.outputs["label_settings"],
                 code_version=code_version,
             )
@@ -193,15 +190,8 @@ def train_and_deploy(
             trained = train(
                 dataset=dataset,
                 labels=labelled.outputs["labels"],
-                preset=train_preset,
-                overrides=train_set,
+                request=checked.outputs["training"],
                 code_version=code_version,
-                nodes=train_nodes,
-                processes_per_node=train_processes_per_node,
-                on=train_on,
-                job=train_job,
-                min_nodes=train_min_nodes,
-                storage=train_storage,
             )
             _present(trained, "Train")
             model = trained.outputs["model"]
@@ -238,16 +228,12 @@ def train_and_deploy(
                     trial=deploy_trial,
                 )
                 _present(deployed, "Deploy to TorchServe", cached=False)
-                remembered = remember_run(
-                    data_hash=data_hash, code_version=code_version, **settings
-                ).after(deployed)
+                remembered = remember_run(**inputs).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, deployed, and_keys=_SERVER_KEYS)
                 _reach_storage(storage_secret, remembered)
             with dsl.Else(name="stopped"):
-                remembered = remember_run(
-                    data_hash=data_hash, code_version=code_version, **settings
-                )
+                remembered = remember_run(**inputs)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, remembered)
             _reach_storage(storage_secret, ingested, comparable, trained, champion)

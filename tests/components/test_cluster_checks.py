@@ -22,10 +22,13 @@ from polarmask_components.checks.cluster_access import (
     REQUIRED_ACCESS,
     Access,
 )
-from polarmask_components.checks.cluster_checks import ClusterUse, check_cluster
+from polarmask_components.checks.cluster_checks import check_cluster
+from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.errors import MissingObjectsError, PreflightError
-from polarmask_components.run.data_version import check_reachable
-from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.parameters.job_settings import JobSettings
+from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.provenance.data_version import check_reachable
+from training_jobs import training_request
 
 PIPELINE = Path(__file__).parents[2] / "k8s" / "base" / "pipeline"
 TARGET = "kubernetes://ml/polarmask"
@@ -72,8 +75,15 @@ def as_pipeline(cluster, enter):
 
 
 def use(data_repository, **changes):
-    asked = {"revision": "main", "registry": "runs/shared/registry"} | changes
-    return ClusterUse(repository=str(data_repository), **asked)
+    """Plan a run that trains as a job if one is given, else in the step."""
+    training = TrainingRequest(preset="tiny")
+    if "job" in changes:
+        names = {"job", "nodes", "min_nodes", "storage"} & set(changes)
+        training = training_request(
+            **{"storage": "s3://polarmask/training"} | {name: changes.pop(name) for name in names}
+        )
+    planned = {"revision": "main", "registry": "runs/shared/registry"} | changes
+    return PlannedRun(training=training, repository=str(data_repository), **planned)
 
 
 def problems(plan):
@@ -98,7 +108,7 @@ def test_a_cluster_that_has_all_passes_in_seconds(as_pipeline, data_repository, 
 
 
 def test_what_a_trial_lacks_is_told(as_pipeline, data_repository, s3_environment):
-    lines = problems(replace(everything(data_repository, "polarmask"), tries=True))
+    lines = problems(replace(everything(data_repository, "polarmask"), trial={"copies": 0.1}))
     for kind in ("deployments", "services", "configmaps"):
         [line] = [each for each in lines if f" {kind}" in each]
         assert line.startswith("- deploy_trial: ")
@@ -107,12 +117,12 @@ def test_what_a_trial_lacks_is_told(as_pipeline, data_repository, s3_environment
 
 def test_all_failures_are_told_at_once(as_pipeline, data_repository, s3_environment):
     job = JobSettings(namespace="other", image="polarmask-trainer:latest")
-    plan = ClusterUse(
+    plan = use(
+        data_repository,
         job=job,
         target="kubernetes://ml/no-such",
         registry="s3://no-such-bucket/registry",
         storage="runs/training",
-        repository=str(data_repository),
         revision="no-such-branch",
     )
     lines = problems(plan)
@@ -303,13 +313,13 @@ def restricted(cluster):
 def test_a_master_in_a_restricted_namespace_is_a_note(
     as_pipeline, cluster_alone, restricted, tmp_path
 ):
-    (note,) = check_cluster(use(tmp_path, job=JobSettings(), nodes=2, has_master=True))
+    (note,) = check_cluster(use(tmp_path, job=JobSettings(), nodes=2))
     assert "needs a --pytorch-init-container-template-file" in note
-    assert check_cluster(use(tmp_path, job=JobSettings(), nodes=2)) == []
+    assert check_cluster(use(tmp_path, job=JobSettings(), nodes=2, min_nodes=2)) == []
 
 
 def test_a_master_elsewhere_is_none(as_pipeline, cluster_alone, tmp_path):
-    assert check_cluster(use(tmp_path, job=JobSettings(), nodes=2, has_master=True)) == []
+    assert check_cluster(use(tmp_path, job=JobSettings(), nodes=2)) == []
 
 
 # quotas
@@ -384,8 +394,9 @@ def test_server_that_ignores_conditions_is_told(
 
     careless = type("Careless", (), {"put_object": staticmethod(put_whatever)})()
     careless.get_object, careless.delete_object = client.get_object, client.delete_object
-    monkeypatch.setattr(boto3, "client", lambda *_, **__: careless)
-    lines = problems(use(tmp_path, registry="s3://polarmask/probed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(boto3, "client", lambda *_, **__: careless)
+        lines = problems(use(tmp_path, registry="s3://polarmask/probed"))
     assert [word for line in lines for word in line.split() if word.startswith("If")] == [
         "IfNoneMatch",
         "IfMatch",

@@ -1,26 +1,15 @@
 """From the step's parameters to a job; whole trainings are in tests/e2e."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
-from kfp import dsl
 
 from kube.server import KubeServer
 from polarmask.errors import ConfigError
 from polarmask_components.cluster.connection import connect
 from polarmask_components.images import TRAINER_IMAGE
-from polarmask_components.steps.train import train
-from polarmask_components.training.cluster_training import ClusterRequest, make_job
-
-REQUEST = ClusterRequest(
-    nodes=2,
-    min_nodes=0,
-    processes_per_node=0,
-    job={},
-    storage="s3://bucket/training",
-    run_id="run-1",
-)
+from polarmask_components.parameters.job_settings import read_job_settings
+from polarmask_components.training.cluster_training import make_job
+from polarmask_components.training.pytorchjob import manifest_of
+from training_jobs import training_request
 
 
 @pytest.fixture
@@ -31,15 +20,14 @@ def server(tmp_path, monkeypatch):
         yield running
 
 
-def job_of(request=REQUEST, data="s3://bucket/data", **changes):
-    return make_job(
-        replace(request, **changes),
-        connect(),
-        data=data,
-        labels="minio://bucket/labels",
-        flags=["--preset", "tiny"],
-        batch=16,
+def job_of(data="s3://bucket/data", run_id="run-1", job=None, **changes):
+    request = training_request(
+        **{"overrides": "optim.batch_size=16", "nodes": 2} | changes,
+        job=read_job_settings(job or {}),
     )
+    flags = ["--preset", "tiny"]
+    labels = "minio://bucket/labels"
+    return make_job(request, connect(), data=data, labels=labels, flags=flags, run_id=run_id)
 
 
 @pytest.fixture
@@ -66,7 +54,7 @@ def test_a_job_takes_image_name_and_owner_from_the_pod_of_its_step(own_pod):
 
 
 def test_a_job_goes_with_the_run_it_belongs_to(server, own_pod):
-    server.create("PyTorchJob", job_of().manifest())
+    server.create("PyTorchJob", manifest_of(job_of()))
     server.delete("Workflow", "run-abc")
     assert server.list("PyTorchJob") == []
 
@@ -78,9 +66,12 @@ def test_outside_of_a_cluster_the_defaults_stand(server):
 
 
 def test_a_node_has_a_process_for_each_gpu_or_one(server):
-    assert job_of().processes_per_node == 1
-    assert job_of(job={"gpus_per_node": 4.0}).processes_per_node == 4
-    assert job_of(job={"gpus_per_node": 4}, processes_per_node=2).processes_per_node == 2
+    def processes(**changes):
+        return manifest_of(job_of(**changes))["spec"]["nprocPerNode"]
+
+    assert processes() == "1"
+    assert processes(job={"gpus_per_node": 4.0}) == "4"
+    assert processes(job={"gpus_per_node": 4}, processes_per_node=2) == "2"
 
 
 @pytest.mark.parametrize(
@@ -99,21 +90,3 @@ def test_a_node_has_a_process_for_each_gpu_or_one(server):
 def test_a_parameter_that_cannot_work_is_named(server, changes, words):
     with pytest.raises(ConfigError, match=words):
         job_of(**changes)
-
-
-def test_another_place_to_train_is_refused(tmp_path):
-    def artifact(kind, **metadata):
-        return kind(name="a", uri=str(tmp_path / "a"), metadata=metadata)
-
-    with pytest.raises(ConfigError, match="train_on is 'moon'; there are: here, pytorchjob"):
-        train.python_func(
-            dataset=artifact(dsl.Dataset, data_commit="", data_hash=""),
-            labels=artifact(dsl.Dataset),
-            preset="tiny",
-            overrides="",
-            code_version="",
-            model=artifact(dsl.Model),
-            run=artifact(dsl.Artifact),
-            on="moon",
-        )
-    assert not Path(tmp_path / "a").exists()

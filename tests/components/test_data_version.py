@@ -10,8 +10,8 @@ from polarmask_components.errors import (
     NotARepositoryError,
     UnknownRevisionError,
 )
-from polarmask_components.run import code_version as code
-from polarmask_components.run.data_version import (
+from polarmask_components.provenance import code_version as code
+from polarmask_components.provenance.data_version import (
     fetch,
     has_uncommitted_pointer,
     hash_of_folder,

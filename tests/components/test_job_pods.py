@@ -4,22 +4,10 @@ import pytest
 
 from kube.server import KubeServer
 from polarmask_components.cluster.connection import connect
-from polarmask_components.run.job_settings import JobSettings
 from polarmask_components.training.job_pods import JobPods
-from polarmask_components.training.pytorchjob import TrainingJob
+from training_jobs import training_job
 
-JOB = TrainingJob(
-    name="a-job",
-    namespace="ml",
-    image="trainer:1",
-    nodes=1,
-    processes_per_node=1,
-    settings=JobSettings(),
-    data="",
-    labels="",
-    storage="",
-    flags=(),
-)
+JOB = training_job(name="a-job")
 
 
 @pytest.fixture

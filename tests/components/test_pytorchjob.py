@@ -6,22 +6,13 @@ import pytest
 
 from kube.server import KubeServer
 from polarmask.errors import ConfigError
-from polarmask_components.run.job_settings import JobSettings, read_job_settings
-from polarmask_components.run.run_settings import check_shares
-from polarmask_components.training.pytorchjob import TrainingJob, job_name, state_of
+from polarmask_components.parameters.job_settings import JobSettings, read_job_settings
+from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.training.pytorchjob import manifest_of, state_of
+from polarmask_components.training.training_job import job_name
+from training_jobs import training_job, training_request
 
-JOB = TrainingJob(
-    name="polarmask-train-0123456789",
-    namespace="ml",
-    image="trainer:1",
-    nodes=3,
-    processes_per_node=2,
-    settings=JobSettings(),
-    data="s3://bucket/data",
-    labels="s3://bucket/labels",
-    storage="s3://bucket/training",
-    flags=("--preset", "tiny"),
-)
+JOB = training_job(nodes=3, processes_per_node=2)
 EVERYTHING = JobSettings(
     namespace="ml",
     image="trainer:2",
@@ -36,8 +27,12 @@ EVERYTHING = JobSettings(
 )
 
 
+def job_like(**changes):
+    return training_job(**{"nodes": 3, "processes_per_node": 2} | changes)
+
+
 def spec(job=JOB):
-    return job.manifest()["spec"]
+    return manifest_of(job)["spec"]
 
 
 def pod(job=JOB, kind="Master"):
@@ -48,26 +43,26 @@ def pod(job=JOB, kind="Master"):
     "job",
     [
         pytest.param(JOB, id="three-nodes"),
-        pytest.param(replace(JOB, nodes=1), id="one-node"),
-        pytest.param(replace(JOB, min_nodes=1), id="elastic"),
-        pytest.param(replace(JOB, settings=EVERYTHING, min_nodes=2), id="everything"),
+        pytest.param(job_like(nodes=1), id="one-node"),
+        pytest.param(job_like(min_nodes=1), id="elastic"),
+        pytest.param(job_like(job=EVERYTHING, min_nodes=2), id="everything"),
     ],
 )
 def test_an_api_server_takes_it(job):
     with KubeServer() as server:
-        assert server.create("PyTorchJob", job.manifest())
+        assert server.create("PyTorchJob", manifest_of(job))
 
 
 def test_nodes_are_a_master_and_workers():
     replicas = spec()["pytorchReplicaSpecs"]
     assert {kind: each["replicas"] for kind, each in replicas.items()} == {"Master": 1, "Worker": 2}
-    assert list(spec(replace(JOB, nodes=1))["pytorchReplicaSpecs"]) == ["Master"]
+    assert list(spec(job_like(nodes=1))["pytorchReplicaSpecs"]) == ["Master"]
     assert spec()["nprocPerNode"] == "2"
     assert "elasticPolicy" not in spec()
 
 
 def test_elastic_nodes_are_workers_alone():
-    elastic = spec(replace(JOB, min_nodes=2))
+    elastic = spec(job_like(min_nodes=2))
     assert {kind: each["replicas"] for kind, each in elastic["pytorchReplicaSpecs"].items()} == {
         "Worker": 3
     }
@@ -84,7 +79,7 @@ def test_a_job_ends_and_leaves_nothing_without_its_launcher():
 
 
 def test_settings_reach_the_pods():
-    job = replace(JOB, settings=EVERYTHING)
+    job = job_like(job=EVERYTHING)
     for kind in ("Master", "Worker"):
         made = pod(job, kind)
         assert made["serviceAccountName"] == "trainer"
@@ -95,7 +90,7 @@ def test_settings_reach_the_pods():
         (container,) = made["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
         assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
-    assert job.manifest()["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert manifest_of(job)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     assert spec(job)["runPolicy"]["suspend"] is True
 
 
@@ -115,8 +110,9 @@ def test_the_hash_is_of_what_is_learned_and_not_of_where_inputs_lie():
     later = replace(JOB, flags=(*JOB.flags, "--provenance", "code_commit=2"))
     earlier = replace(JOB, flags=(*JOB.flags, "--provenance", "code_commit=1"))
     assert later.spec_sha256 == earlier.spec_sha256  # equal code has an equal code_version
-    for change in ({"flags": ("--preset", "other")}, {"nodes": 2}, {"image": "trainer:3"}):
+    for change in ({"flags": ("--preset", "other")}, {"image": "trainer:3"}):
         assert replace(JOB, **change).spec_sha256 != JOB.spec_sha256
+    assert job_like(nodes=2).spec_sha256 != JOB.spec_sha256
 
 
 def test_a_run_has_one_name_that_leaves_room_for_its_pods():
@@ -177,4 +173,12 @@ def test_a_setting_that_cannot_work_is_named(plain, words):
 )
 def test_a_batch_that_does_not_divide_is_told(shape, words):
     with pytest.raises(ConfigError, match=words):
-        check_shares(16, **{"nodes": 2, "min_nodes": 0, "processes_per_node": 2, **shape})
+        training_request(
+            **{"overrides": "optim.batch_size=16", "nodes": 2, "processes_per_node": 2} | shape
+        )
+
+
+def test_a_request_comes_back_as_it_was_written():
+    request = training_request(nodes=2, min_nodes=1, job=EVERYTHING)
+    assert TrainingRequest.from_json(request.to_json()) == request
+    assert training_request(nodes=2).to_json() == training_request(nodes=2).to_json()

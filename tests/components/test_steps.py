@@ -29,19 +29,20 @@ from polarmask_components.errors import (
     NotARepositoryError,
     OtherCategoriesError,
     PreflightError,
-    RegistryError,
+    StorageError,
 )
+from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.registry.champion import check_same_task, measure_champion
 from polarmask_components.registry.registry import open_registry
-from polarmask_components.run.pages import sample_image
+from polarmask_components.step_outputs import sample_image
 from polarmask_components.steps.check_champion import check_champion
 from polarmask_components.steps.evaluate import evaluate
 from polarmask_components.steps.evaluate_champion import evaluate_champion
 from polarmask_components.steps.gate_model import gate_model
 from polarmask_components.steps.ingest_coco import ingest_coco
 from polarmask_components.steps.notify import notify
-from polarmask_components.steps.precompute_part import precompute_part
 from polarmask_components.steps.precompute_rays import precompute_rays
+from polarmask_components.steps.precompute_shards import precompute_shards
 from polarmask_components.steps.preflight import preflight
 from polarmask_components.steps.resolve_data import resolve_data
 from polarmask_components.steps.train import train
@@ -50,7 +51,7 @@ from polarmask_serving.errors import ServingError
 from polarmask_serving.torchserve import launch
 
 README = Path(__file__).parents[2] / "components" / "README.md"
-PACKAGE = Path(__file__).parents[2] / "components" / "polarmask_components"
+PACKAGE = Path(__file__).parents[2] / "components" / "polarmask_components" / "steps"
 WORD_OF_KIND = {"HTML": "HTML page"}
 SHORT = "optim.epochs=0.5 optim.batch_size=4"
 
@@ -80,7 +81,7 @@ def labelled(dataset, tmp_path_factory):
 def label(dataset, parts, outputs, folder):
     precompute_rays.python_func(
         dataset=dataset,
-        parts=parts,
+        shards=parts,
         label_settings=check(folder, preset="tiny").label_settings,
         code_version="v1",
         **vars(outputs),
@@ -96,10 +97,8 @@ def trained(dataset, labelled, tmp_path_factory):
     train.python_func(
         dataset=dataset,
         labels=labelled.labels,
-        preset="tiny",
-        overrides=SHORT,
+        request=TrainingRequest(preset="tiny", overrides=SHORT, processes_per_node=1).to_json(),
         code_version="v1",
-        processes_per_node=1,
         **vars(outputs),
     )
     return outputs
@@ -146,8 +145,8 @@ def test_preflight_tells_runs_that_can_share_labels(tmp_path):
 
 
 def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
-    assert check(tmp_path).label_parts == ["1/1"]
-    assert check(tmp_path, label_pods=3).label_parts == ["1/3", "2/3", "3/3"]
+    assert check(tmp_path).label_shards == ["1/1"]
+    assert check(tmp_path, label_pods=3).label_shards == ["1/3", "2/3", "3/3"]
 
 
 @pytest.mark.parametrize(
@@ -171,11 +170,11 @@ def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
         pytest.param({"label_pods": 0}, "label_pods is 0", id="no-pods"),
         pytest.param({"label_pods": 101}, "label_pods is 101: give 1 to 100", id="pods"),
         pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
-        pytest.param({"registry": "gs://x"}, "'gs://x' is no registry", id="registry"),
+        pytest.param({"registry": "gs://x"}, "'gs://x' is no place", id="registry"),
     ],
 )
 def test_preflight_names_the_parameter_that_cannot_work(tmp_path, changes, words):
-    with pytest.raises((ConfigError, RegistryError, ServingError), match=words):
+    with pytest.raises((ConfigError, StorageError, ServingError), match=words):
         check(tmp_path, **changes)
 
 
@@ -279,14 +278,14 @@ def test_parts_of_several_pods_become_the_store_that_one_makes(dataset, labelled
     parts = [artifact(dsl.Dataset, tmp_path / str(number)) for number in (1, 2, 3)]
     for number, part in enumerate(parts, start=1):
         settings = check(tmp_path, preset="tiny").label_settings
-        count = precompute_part.python_func(
+        count = precompute_shards.python_func(
             dataset=dataset,
             label_settings=settings,
-            part=f"{number}/3",
+            shard=f"{number}/3",
             code_version="v1",
             shards=part,
         )
-        assert part.metadata == {"part": f"{number}/3"}
+        assert part.metadata == {"shard": f"{number}/3"}
         assert len(list(Path(part.path).glob("*.safetensors"))) == count
         assert count == (number == 1) * 2  # a shard of each split, so two pods had nothing to do
     if lost:
@@ -325,29 +324,17 @@ def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
         train.python_func(
             dataset=dataset,
             labels=labelled.labels,
-            preset="tiny",
-            overrides=f"{SHORT} labels.center_radius=9",
+            request=TrainingRequest(
+                preset="tiny",
+                overrides=f"{SHORT} labels.center_radius=9",
+                processes_per_node=1,
+            ).to_json(),
             code_version="v1",
             model=artifact(dsl.Model, tmp_path / "model"),
             run=artifact(dsl.Artifact, tmp_path / "run"),
-            processes_per_node=1,
         )
     assert "elastic" not in str(caught.value)  # torchrun's own words would bury the reason
     assert not (tmp_path / "model").exists()
-
-
-def test_several_machines_need_a_cluster(dataset, labelled, tmp_path):
-    with pytest.raises(ConfigError, match="nodes is 2"):
-        train.python_func(
-            dataset=dataset,
-            labels=labelled.labels,
-            preset="tiny",
-            overrides="",
-            code_version="v1",
-            model=artifact(dsl.Model, tmp_path / "model"),
-            run=artifact(dsl.Artifact, tmp_path / "run"),
-            nodes=2,
-        )
 
 
 def test_evaluation_gives_a_number_a_page_and_a_picture(trained, dataset, tmp_path):

@@ -7,13 +7,13 @@ import psutil
 import pytest
 
 from polarmask_components.errors import LaunchError
-from polarmask_components.training.lifeline import lifeline
+from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.training.run_lock import run_lock
 from polarmask_components.training.torchrun import (
     choose_processes,
     keep_model,
     run_to_end,
     training_command,
-    training_flags,
 )
 
 
@@ -47,7 +47,7 @@ def test_only_the_last_words_travel_with_the_failure():
 _LAUNCHER = """
 import sys
 from polarmask_components.errors import LaunchError
-from polarmask_components.training.lifeline import lifeline
+from polarmask_components.training.run_lock import run_lock
 from polarmask_components.training.torchrun import run_to_end
 child = "import signal, time; print('up', flush=True); signal.pause()"
 try:
@@ -98,8 +98,8 @@ def test_training_does_not_outlive_a_launcher_that_was_killed():
 _RUN = """
 import subprocess, sys
 from pathlib import Path
-from polarmask_components.training.lifeline import lifeline
-with lifeline(Path(sys.argv[1])):
+from polarmask_components.training.run_lock import run_lock
+with run_lock(Path(sys.argv[1])):
     subprocess.run([sys.executable, "-c", sys.argv[2]])
 """
 
@@ -118,9 +118,9 @@ def test_training_does_not_outlive_a_run_that_was_killed(tmp_path):
 
 def test_one_folder_holds_one_run_at_a_time(tmp_path):
     file = tmp_path / ".lock"
-    with lifeline(file), pytest.raises(LaunchError, match="another run"), lifeline(file):
+    with run_lock(file), pytest.raises(LaunchError, match="another run"), run_lock(file):
         pass
-    with lifeline(file):
+    with run_lock(file):
         pass
 
 
@@ -138,7 +138,9 @@ def test_command_carries_settings_and_provenance_each_as_a_flag():
         data=Path("a folder/data"),
         labels=Path("labels"),
         out=Path("out"),
-        flags=training_flags("tiny", "optim.lr=0.1  seed=2", {"data_commit": "c0ffee"}),
+        flags=TrainingRequest(preset="tiny", overrides="optim.lr=0.1  seed=2").flags(
+            {"data_commit": "c0ffee"}
+        ),
         processes=2,
     )
     assert "--nproc-per-node=2" in command

@@ -13,13 +13,13 @@ import pytest
 from factories import make_tiny_coco
 from polarmask.cli import main as polarmask
 from polarmask.training.checkpoint import load_checkpoint
-from polarmask_components.run.signals import when_asked_to_end
+from polarmask_components.signals import on_stop_signal
 from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.storage.s3_objects import S3Objects
 from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training import training_pod as pod
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.snapshots import restore_newest, snapshots_of
+from polarmask_components.training.run_snapshots import restore_newest_snapshot, upload_snapshots
 from polarmask_components.training.training_pod import main as training_pod
 
 SMALL = ("--preset=tiny", "--set=model.channels=32", "--set=model.tower_depth=1")
@@ -96,7 +96,7 @@ def test_a_pod_that_is_asked_to_end_leaves_its_last_step_to_another(place, tmp_p
     assert storage.snapshots()[0].step == last
 
     # Another machine, and only as many steps as are done: it finds them all.
-    restore_newest(tmp_path / "second" / "run", storage)
+    restore_newest_snapshot(tmp_path / "second" / "run", storage)
     assert load_checkpoint(tmp_path / "second" / "run" / "checkpoint.pt").step == last
     lines = (tmp_path / "second" / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, last + 1))
@@ -122,10 +122,10 @@ def write_checkpoint(run, text):
 
 def test_a_storage_that_is_away_holds_up_no_training(tmp_path, s3_environment, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("polarmask_components.training.snapshots._DEADLINE_SECONDS", 0.1)
+    monkeypatch.setattr("polarmask_components.training.run_snapshots._DEADLINE_SECONDS", 0.1)
     monkeypatch.setattr("polarmask.training.checkpoint.read_step", lambda _: 1)
     began = time.monotonic()
-    with snapshots_of(tmp_path / "run", "s3://polarmask/away", "job"):
+    with upload_snapshots(tmp_path / "run", "s3://polarmask/away", "job"):
         write_checkpoint(tmp_path / "run", "one")
         time.sleep(1.5)
     assert time.monotonic() - began < 15
@@ -137,7 +137,7 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_snapshot(place, tmp_p
     (tmp_path / "kept" / "checkpoint.pt").write_text("a snapshot")
     storage.save_snapshot(tmp_path / "kept", 3)
     write_checkpoint(tmp_path / "run", "damaged")
-    restore_newest(tmp_path / "run", storage)
+    restore_newest_snapshot(tmp_path / "run", storage)
     assert (tmp_path / "run" / "checkpoint.pt").read_text() == "a snapshot"
     assert "it is dropped" in caplog.text
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_snapshot(place, tmp_p
 def test_a_node_begins_anew_whenever_the_first_one_does(s3_environment, monkeypatch):
     monkeypatch.setattr(pod, "_SECONDS_BETWEEN_STARTS", 0.05)
     storage, asked = JobStorage("s3://polarmask/starts", "job"), threading.Event()
-    with when_asked_to_end(lambda *_: asked.set()):
+    with on_stop_signal(lambda *_: asked.set()):
         monkeypatch.setenv("PET_NODE_RANK", "1")
         pod._start_together(storage)  # earlier than the first node
         monkeypatch.setenv("PET_NODE_RANK", "0")

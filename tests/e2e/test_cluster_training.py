@@ -33,13 +33,16 @@ _STEP = """
 import json, logging, sys
 from pathlib import Path
 from kfp import dsl
+from polarmask_components.parameters.job_settings import read_job_settings
+from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.training.job_launcher import Pace
 from polarmask_components.training import cluster_training
 from polarmask_components.steps.train import train
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 asked = json.loads(sys.argv[1])
-folder = Path(asked["folder"])
+folder, parameters = Path(asked["folder"]), asked["parameters"]
+run_id = parameters.pop("run_id", "")
 cluster_training.PACE = Pace(look=0.3)
 
 
@@ -55,9 +58,13 @@ train.python_func(
     model=stored(dsl.Model, asked["out"] + "/model"),
     run=stored(dsl.Artifact, asked["out"] + "/run"),
     code_version="v1",
-    on="pytorchjob",
-    storage=f"{asked['place']}/training",
-    **asked["parameters"],
+    request=TrainingRequest(
+        on="pytorchjob",
+        storage=f"{asked['place']}/training",
+        job=read_job_settings(parameters.pop("job")),
+        **parameters,
+    ).to_json(),
+    run_id=run_id,
 )
 """
 

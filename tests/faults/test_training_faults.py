@@ -19,10 +19,12 @@ from kube.faults import Fault
 from kube.server import KubeServer
 from polarmask_components.cluster.connection import call_api, connect
 from polarmask_components.errors import ClusterError, LaunchError
-from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.training.job_launcher import Pace, run_job
 from polarmask_components.training.job_storage import Result
-from polarmask_components.training.pytorchjob import TrainingJob
+from polarmask_components.training.pytorchjob import manifest_of
+from polarmask_components.training.training_job import TrainingJob
+from training_jobs import training_job
 
 pytestmark = pytest.mark.faults
 
@@ -36,13 +38,8 @@ class ScriptJob(TrainingJob):
 
     script: str = ""
 
-    def manifest(self):
-        manifest = super().manifest()
-        for replica in manifest["spec"]["pytorchReplicaSpecs"].values():
-            (container,) = replica["template"]["spec"]["containers"]
-            container["command"] = ["python", "-c", self.script]
-            container["args"] = []
-        return manifest
+    def container(self):
+        return super().container() | {"command": ["python", "-c", self.script], "args": []}
 
 
 class Storage:
@@ -58,21 +55,9 @@ class Storage:
         return Result(self._job.spec_sha256, {}, {}) if self._file.exists() else None
 
 
-def job_of(script, **changes):
-    settings = JobSettings(secret="", cpu="100m", memory="64Mi", **changes.pop("settings", {}))
-    values = {
-        "name": NAME,
-        "namespace": "ml",
-        "image": "trainer:1",
-        "nodes": 2,
-        "processes_per_node": 1,
-        "settings": settings,
-        "data": "s3://bucket/data",
-        "labels": "s3://bucket/labels",
-        "storage": "s3://bucket/training",
-        "flags": (),
-    }
-    return ScriptJob(script=script, **values | changes)
+def job_of(script, nodes=2, settings=None, **changes):
+    small = JobSettings(**{"secret": "", "cpu": "100m", "memory": "64Mi"} | (settings or {}))
+    return training_job(ScriptJob, script=script, name=NAME, nodes=nodes, job=small, **changes)
 
 
 @pytest.fixture
@@ -267,8 +252,7 @@ def test_t17_image_that_is_not_there_is_named_with_its_parameter(cluster, launch
 
 
 def test_t18_secret_that_is_not_there_is_named_with_its_parameter(cluster, launch):
-    job = job_of(FOREVER)
-    job = replace(job, settings=replace(job.settings, secret="storage"))
+    job = job_of(FOREVER, settings={"secret": "storage"})
     with pytest.raises(LaunchError, match=r'secret "storage" not found; mend train_job\.secret'):
         launch(job)
 
@@ -310,7 +294,7 @@ def test_t23_success_without_a_result_is_a_failure(cluster, launch):
 
 
 def test_t24_failed_job_of_an_earlier_try_is_replaced(cluster, launch, good):
-    cluster.server.create("PyTorchJob", job_of(good).manifest())
+    cluster.server.create("PyTorchJob", manifest_of(job_of(good)))
     failed = {"type": "Failed", "status": "True", "message": "earlier"}
     status = {"conditions": [failed], "completionTime": "2026-01-01T00:00:00Z"}
     cluster.server.update("PyTorchJob", NAME, lambda obj: obj.update(status=status), status=True)
@@ -320,15 +304,15 @@ def test_t24_failed_job_of_an_earlier_try_is_replaced(cluster, launch, good):
 def test_t25_job_of_the_same_run_with_other_settings_is_refused_and_left_alone(
     cluster, launch, good
 ):
-    cluster.server.create("PyTorchJob", job_of(FOREVER, flags=("--set", "seed=1")).manifest())
-    with pytest.raises(LaunchError, match=r"asks for something else; delete it \(kubectl -n ml"):
+    cluster.server.create("PyTorchJob", manifest_of(job_of(FOREVER, flags=("--set", "seed=1"))))
+    with pytest.raises(LaunchError, match=r"with another spec; delete it \(kubectl -n ml"):
         launch(job_of(good))
     assert cluster.server.get("PyTorchJob", NAME)
     cluster.server.delete("PyTorchJob", NAME)
 
 
 def test_t26_old_job_that_does_not_go_away_is_named(cluster, launch, good):
-    old = job_of(good).manifest()
+    old = manifest_of(job_of(good))
     old["metadata"]["finalizers"] = ["example.com/stuck"]
     cluster.server.create("PyTorchJob", old)
     cluster.server.delete("PyTorchJob", NAME)

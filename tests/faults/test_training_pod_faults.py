@@ -8,13 +8,13 @@ import pytest
 
 from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import LaunchError, StorageError
-from polarmask_components.run.job_settings import JobSettings
+from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.storage.s3_objects import S3Objects
 from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training.job_launcher import Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.pytorchjob import TrainingJob
+from training_jobs import training_job
 
 PACE = Pace(look=0.1, stuck=1.0, removal=20.0)
 NAME = "polarmask-train-0123456789"
@@ -38,17 +38,12 @@ def job(cluster, s3_environment, place, tmp_path):
         (tmp_path / name / "file").write_text(f"some {name}")
         remote = S3Objects.from_uri(f"s3://{BUCKET}/{place}/{name}")
         upload_files(remote, {"file": tmp_path / name / "file"}, what=name)
-    job = TrainingJob(
+    job = training_job(
         name=NAME,
-        namespace="ml",
-        image="trainer:1",
-        nodes=1,
-        processes_per_node=1,
-        settings=JobSettings(cpu="1", memory="1Gi", disk="1Gi", max_restarts=1),
+        job=JobSettings(cpu="1", memory="1Gi", disk="1Gi", max_restarts=1),
         data=f"s3://{BUCKET}/{place}/data",
         labels=f"s3://{BUCKET}/{place}/labels",
         storage=f"s3://{BUCKET}/{place}/training",
-        flags=("--preset", "tiny"),
     )
     manifests = {name: manifest_of(tmp_path / name) for name in ("data", "labels")}
     storage_of(job).write_inputs(manifests)
@@ -56,7 +51,7 @@ def job(cluster, s3_environment, place, tmp_path):
 
 
 def storage_of(job):
-    return JobStorage(job.storage, job.name)
+    return JobStorage(job.request.storage, job.name)
 
 
 def failure_of(job):

@@ -140,7 +140,8 @@ def test_data_is_found_by_ops_and_fetched_by_the_trainer(run_step, shared, tmp_p
 
 def test_all_images_hold_the_same_code(run):
     """Results are kept by the code's version: one image finds it, another one computes."""
-    ask = "from polarmask_components.run.code_version import code_version; print(code_version())"
+    module = "polarmask_components.provenance.code_version"
+    ask = f"from {module} import code_version; print(code_version())"
     assert len({run(image, "python", "-c", ask) for image in IMAGES}) == 1
 
 

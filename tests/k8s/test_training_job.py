@@ -4,24 +4,14 @@ import pytest
 
 from manifest_rules import name_of, problems_of
 from polarmask_components.images import TRAINER_IMAGE
-from polarmask_components.run.job_settings import JobSettings
-from polarmask_components.training.pytorchjob import GROUP, JOB_LABEL, PLURAL, TrainingJob
+from polarmask_components.parameters.job_settings import JobSettings
+from polarmask_components.training.pytorchjob import GROUP, JOB_LABEL, PLURAL, manifest_of
+from training_jobs import training_job
 
 
 def job(**changes):
-    fields = {
-        "name": "polarmask-train-0",
-        "namespace": "polarmask",
-        "image": TRAINER_IMAGE,
-        "nodes": 2,
-        "processes_per_node": 4,
-        "settings": JobSettings(gpus_per_node=4),
-        "data": "s3://polarmask/data",
-        "labels": "s3://polarmask/labels",
-        "storage": "s3://polarmask/training",
-        "flags": ("--preset", "tiny"),
-    }
-    return TrainingJob(**{**fields, **changes}).manifest()
+    fields = {"nodes": 2, "job": JobSettings(gpus_per_node=4)} | changes
+    return manifest_of(training_job(namespace="polarmask", image=TRAINER_IMAGE, **fields))
 
 
 def find(objects, name):

@@ -137,7 +137,7 @@ def test_second_run_reports_that_nothing_changed_and_reuses_what_it_can(place, c
     assert second.summary["nothing_changed"]
     reused = {name for name, status in second.status.items() if status == "reused"}
     assert reused == {
-        *("ingest-coco", "precompute-part", "precompute-rays"),
+        *("ingest-coco", "precompute-shards", "precompute-rays"),
         *("train", "evaluate", "measure-engines"),
     }
     assert len(place.registry.history()) == 1
@@ -265,7 +265,7 @@ def test_killed_run_leaves_no_training_behind(place, champion):
 def test_labels_made_in_two_parts_are_those_made_in_one(place, first):
     halves = run(place, "halves", label_pods="2", eval_floor_ap="0.99")
     steps = [step["name"] for step in halves.summary["steps"]]
-    assert steps.count("precompute-part") == 2
+    assert steps.count("precompute-shards") == 2
     assert "part 1/2" in halves.out
     assert "part 2/2" in halves.out
     stores = [

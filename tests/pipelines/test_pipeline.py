@@ -12,7 +12,7 @@ from polarmask_pipelines.local_runner import step_names
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "train_and_deploy.yaml"
 STEPS = step_names()
 CACHED = {
-    *("ingest-coco", "precompute-part", "precompute-rays"),
+    *("ingest-coco", "precompute-shards", "precompute-rays"),
     *("train", "evaluate", "measure-engines"),
 }
 
@@ -86,17 +86,17 @@ def test_steps_that_reach_the_storage_get_its_keys_and_no_other_step_does():
     }
 
 
-def test_the_labels_have_a_pod_per_part_and_the_store_takes_all_parts(spec):
+def test_pods_make_label_shards_and_one_step_joins_them(spec):
     tasks = {name: task for group in spec["components"].values()
              for name, task in group.get("dag", {}).get("tasks", {}).items()}  # fmt: skip
     [(number, loop)] = [each for each in tasks.items() if "parameterIterator" in each[1]]
-    assert loop["parameterIterator"]["items"]["inputParameter"].endswith("label_parts")
+    assert loop["parameterIterator"]["items"]["inputParameter"].endswith("label_shards")
     assert "check-champion" in loop["dependentTasks"]  # no hours of labels for other categories
-    assert tasks["precompute-part"]["retryPolicy"]["maxRetryCount"] == 2
-    given = tasks["precompute-rays"]["inputs"]["artifacts"]["parts"]["taskOutputArtifact"]
+    assert tasks["precompute-shards"]["retryPolicy"]["maxRetryCount"] == 2
+    given = tasks["precompute-rays"]["inputs"]["artifacts"]["shards"]["taskOutputArtifact"]
     assert given["producerTask"] == number
     definition = spec["components"]["comp-precompute-rays"]["inputDefinitions"]["artifacts"][
-        "parts"
+        "shards"
     ]
     assert definition["isArtifactList"]
 

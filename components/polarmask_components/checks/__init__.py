@@ -1,1 +1,1 @@
-"""Preflight: what would fail after an hour, told in seconds."""
+"""Preflight: finds in seconds what would fail after an hour."""

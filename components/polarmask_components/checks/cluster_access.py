@@ -15,7 +15,7 @@ from kubernetes.client import (
 from polarmask_components.cluster.connection import call_api
 
 DEADLINE_SECONDS = 10.0
-"""Of a check: a cluster that is busy for longer is told."""
+"""Of a check: preflight has to end in seconds."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,26 @@ CANDIDATE_ACCESS = (
 TRAFFIC_ACCESS = tuple(Access(verb, "configmaps") for verb in ("get", "patch"))
 """For a trial on live requests."""
 OWN_POD_ACCESS = Access("get", "pods")
-"""In the namespace of the step itself: whose the job is to be."""
+"""In the namespace of the step itself: to find the owner of the job."""
 NODES_ACCESS = Access("list", "nodes")
 QUOTA_ACCESS = Access("list", "resourcequotas")
 NAMESPACE_ACCESS = Access("get", "namespaces")
-"""With these preflight knows more; runs do without."""
+"""Preflight finds more with these; runs do not need them."""
 
 REQUIRED_ACCESS = frozenset({*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS})
 
 
 def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = "") -> bool:
-    """Ask the cluster whether we may do this.
+    """Return whether the cluster lets us do this.
 
     Args:
-        api: Client, as whoever asks.
-        access: What is to be done.
-        namespace: Where; empty for what lies in none.
-        name: Of the one object that is meant; empty for all.
+        api: Client, with our credentials.
+        access: Verb and resource.
+        namespace: Empty for resources without one.
+        name: Of one object; empty for all.
 
     Raises:
-        ClusterError: It can't be asked.
+        ClusterError: The cluster can't be reached.
     """
     resource, _, subresource = access.resource.partition("/")
     attributes = V1ResourceAttributes(

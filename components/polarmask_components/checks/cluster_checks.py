@@ -1,4 +1,4 @@
-"""Find in seconds what would otherwise stop a run on a cluster after an hour; all of it at once."""
+"""What a run on a cluster needs, checked in seconds; all problems are reported at once."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,43 +31,17 @@ from polarmask_components.checks.cluster_access import (
     missing_access,
 )
 from polarmask_components.checks.image_reference import problem_of_image
+from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
 from polarmask_components.deploy.serving_state import CLUSTER
 from polarmask_components.errors import ComponentError, PreflightError
-from polarmask_components.run.data_version import check_reachable
-from polarmask_components.run.job_settings import JobSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterUse:
-    """What a run wants of a cluster and of what lies around it."""
-
-    repository: str
-    revision: str
-    """Of the data."""
-    registry: str
-    """Folder or s3://bucket/prefix."""
-    job: JobSettings | None = None
-    """Of the training; None if it runs in the step itself."""
-    nodes: int = 1
-    """That train at the same time, at least."""
-    has_master: bool = False
-    """The other nodes wait for the first one; an elastic job has no such node."""
-    storage: str = ""
-    """s3://bucket/prefix of the training's checkpoints and result."""
-    target: str = ""
-    """`kubernetes://NAMESPACE/NAME` of the Deployment; anything else is not looked at."""
-    tries: bool = False
-    """Whether a new model is tried on live requests before."""
-
-    @property
-    def deploys(self) -> bool:
-        """Whether the model is served in a cluster."""
-        return self.target.startswith(CLUSTER)
+from polarmask_components.parameters.job_settings import JobSettings
+from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.provenance.data_version import check_reachable
 
 
 class Note(str):
-    """What could not be found out, or need not stop the run."""
+    """What could not be checked, or does not have to stop the run."""
 
 
 @dataclass
@@ -89,22 +63,23 @@ class Findings:
             self.problems.append(f"the Kubernetes API refused: {refusal_of(error)}")
 
 
-def check_cluster(use: ClusterUse) -> list[str]:
+def check_cluster(run: PlannedRun) -> list[str]:
     """Check all that a run needs.
 
     Returns:
         Notes, for people.
 
     Raises:
-        PreflightError: Some of it is not there; one line each.
+        PreflightError: Some of it is missing; one line each.
     """
-    findings = Findings()
-    findings.add(partial(_check_data, use.repository, use.revision))
-    findings.add(partial(_check_storage, "deploy_registry", use.registry, shared=use.deploys))
-    if use.job is not None:
-        findings.add(partial(_check_storage, "train_storage", use.storage, shared=True))
-    if use.job is not None or use.deploys:
-        _check_kubernetes(use, findings)
+    training, findings = run.training, Findings()
+    findings.add(partial(_check_data, run.repository, run.revision))
+    shared = run.deploys_to_cluster
+    findings.add(partial(_check_storage, "deploy_registry", run.registry, shared=shared))
+    if training.on_cluster:
+        findings.add(partial(_check_storage, "train_storage", training.storage, shared=True))
+    if training.on_cluster or run.deploys_to_cluster:
+        _check_kubernetes(run, findings)
     if findings.problems:
         lines = "".join(f"\n- {problem}" for problem in findings.problems)
         raise PreflightError(f"this run would be stopped by:{lines}")
@@ -123,32 +98,37 @@ def _check_storage(parameter: str, uri: str, *, shared: bool) -> Iterator[str]:
         yield f"{parameter} is {uri!r}, and pods share no disk; write s3://bucket/prefix"
 
 
-def _check_kubernetes(use: ClusterUse, findings: Findings) -> None:
+def _check_kubernetes(run: PlannedRun, findings: Findings) -> None:
     try:
         api = connect()
         call_api(ApisApi(api).get_api_versions, deadline_seconds=DEADLINE_SECONDS)
-    except ComponentError as error:  # no use in asking it more
+    except ComponentError as error:  # further calls would fail, too
         findings.problems.append(_one_line(str(error)))
         return
-    job = use.job
-    if job is not None:
-        namespace = job.namespace or own_namespace()
-        findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own_namespace()))
-        findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
-        findings.add(partial(_check_operator, api))
-        findings.add(partial(_check_image, job))
-        findings.add(partial(_check_gpus, api, job, use.nodes))
-        findings.add(partial(_check_quota, api, job, use.nodes, namespace))
-        if use.has_master:
-            findings.add(partial(_check_pod_security, api, namespace))
-    if use.deploys:
-        findings.add(partial(_check_deployment, api, use.target))
-    if use.deploys and use.tries:
-        findings.add(partial(_check_trial, api, use.target))
+    if run.training.on_cluster:
+        _check_training(api, run.training, findings)
+    if run.deploys_to_cluster:
+        findings.add(partial(_check_deployment, api, run.target))
+        if run.trial:
+            findings.add(partial(_check_trial, api, run.target))
+
+
+def _check_training(api: ApiClient, training: TrainingRequest, findings: Findings) -> None:
+    job = training.job
+    nodes = training.min_nodes or training.nodes
+    namespace = job.namespace or own_namespace()
+    findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own_namespace()))
+    findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
+    findings.add(partial(_check_operator, api))
+    findings.add(partial(_check_image, job))
+    findings.add(partial(_check_gpus, api, job, nodes))
+    findings.add(partial(_check_quota, api, job, nodes, namespace))
+    if training.nodes > 1 and not training.is_elastic:  # workers wait for the master
+        findings.add(partial(_check_pod_security, api, namespace))
 
 
 def _check_operator(api: ApiClient) -> Iterator[str]:
-    """Discovery answers everybody, while reading the definition takes a right of its own."""
+    """Use discovery, which is open to all; reading the definition takes a right of its own."""
     problem = (
         "the cluster serves no PyTorchJob of kubeflow.org/v1; install Kubeflow's training operator "
         "1.9 (version 2 knows only TrainJob)"
@@ -169,7 +149,7 @@ def _check_operator(api: ApiClient) -> Iterator[str]:
 
 
 def _check_image(job: JobSettings) -> Iterator[str]:
-    if job.image:  # else that of this very step
+    if job.image:  # else the image of this step
         problem = problem_of_image(job.image)
         if problem:
             yield f"train_job.image: {problem}"
@@ -232,13 +212,13 @@ def _problems_of_quota(quota: Any, job: JobSettings, nodes: int) -> Iterator[str
 
 
 def _check_pod_security(api: ApiClient, namespace: str) -> Iterator[str]:
-    """What the operator's own init container looks like can't be known from here."""
+    """Note a namespace that may refuse the operator's own init container, which we can't see."""
     if not is_allowed(api, NAMESPACE_ACCESS, namespace=namespace, name=namespace):
         return
     found = call_api(CoreV1Api(api).read_namespace, namespace, deadline_seconds=DEADLINE_SECONDS)
     if (found.metadata.labels or {}).get("pod-security.kubernetes.io/enforce") == "restricted":
         yield Note(
-            f"namespace {namespace} lets restricted pods in only: the training operator needs a "
+            f"namespace {namespace} admits restricted pods only: the training operator needs a "
             "--pytorch-init-container-template-file, or its workers never start; with "
             "train_min_nodes equal to train_nodes no such container is needed"
         )
@@ -247,11 +227,8 @@ def _check_pod_security(api: ApiClient, namespace: str) -> Iterator[str]:
 def _wanted(job: JobSettings) -> dict[str, str]:
     """Return what one pod wants, by the names that quotas use."""
     wanted = {"pods": "1", "count/pods": "1"}
-    amounts = {"cpu": job.cpu, "memory": job.memory, "ephemeral-storage": job.disk}
-    for name, amount in amounts.items():
+    for name, amount in job.amounts().items():
         wanted |= {name: amount, f"requests.{name}": amount, f"limits.{name}": amount}
-    if job.gpus_per_node:
-        wanted[f"requests.{job.gpu_resource}"] = str(job.gpus_per_node)
     return wanted
 
 

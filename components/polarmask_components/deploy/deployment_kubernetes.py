@@ -37,7 +37,7 @@ from polarmask_components.errors import (
     StorageError,
 )
 from polarmask_components.registry.registry import Facts, Registry
-from polarmask_components.run.signals import end_run, when_asked_to_end
+from polarmask_components.signals import end_run, on_stop_signal
 from polarmask_serving.errors import ServingError
 
 _PATIENCE_FORWARD = 3.0
@@ -145,11 +145,11 @@ class _RollOut:
     def run(self, expected: str | None) -> dict[str, Any]:
         """Return what the new model said, once it is the champion."""
         try:
-            with when_asked_to_end(end_run):
+            with on_stop_signal(end_run):
                 answer = self._go_forward()
                 self.registry.promote(self.new.version, expected=expected)
         except BaseException as error:
-            with when_asked_to_end(lambda *_: _log.warning("busy putting back the old version")):
+            with on_stop_signal(lambda *_: _log.warning("busy putting back the old version")):
                 outcome = self._go_back()
             _raise_with(error, outcome)
         self._note_decision()

@@ -28,7 +28,7 @@ from polarmask_components.errors import (
     ConflictError,
     RollOutError,
 )
-from polarmask_components.run.signals import end_run, when_asked_to_end
+from polarmask_components.signals import end_run, on_stop_signal
 from polarmask_serving.proxy.trial import entries
 
 _POLL_SECONDS = 10.0
@@ -100,7 +100,7 @@ class Trial:
             ClusterError: The cluster can't be reached, or refuses.
         """
         try:
-            with when_asked_to_end(end_run):
+            with on_stop_signal(end_run):
                 before = self.candidate.read()
                 self.candidate.change(before, model, back=None, replicas=1)
                 self.candidate.wait(model, before=before, time_out=time_out)
@@ -118,7 +118,7 @@ class Trial:
         return Tried(figures, verdict.reason)
 
     def _end(self) -> None:
-        with when_asked_to_end(lambda *_: _log.warning("busy ending the trial")):
+        with on_stop_signal(lambda *_: _log.warning("busy ending the trial")):
             end_trial(self.api, self.stable)
 
     def _watch(self, model: ServedModel) -> tuple[Verdict, Figures]:

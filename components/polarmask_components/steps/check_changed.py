@@ -1,4 +1,4 @@
-"""Step: has anything changed since the last run? Never cached: that run may be a minute old."""
+"""Step: has anything changed since the last pipeline run? Never cached: its answer changes."""
 
 from kfp import dsl
 
@@ -9,27 +9,19 @@ from polarmask_components.images import OPS_IMAGE
 def check_changed(
     data_hash: str,
     code_version: str,
-    preset: str,
-    overrides: str,
-    floor_ap: float,
-    model_name: str,
-    target: str,
+    settings_id: str,
     registry: str,
     only_if_changed: bool,
     note: dsl.Output[dsl.Markdown],
 ) -> bool:
-    """Tell whether the run goes on, by data, code and settings of the last one that finished.
+    """Decide whether the run goes on: compare data, code and settings with the last finished run.
 
     Args:
         data_hash: DVC's hash of the data.
-        code_version: Of the code that runs.
-        preset: Name of a known run.
-        overrides: Settings to change, `section.field=value`, separated by spaces.
-        floor_ap: Lowest mask AP that may be served, in [0, 1].
-        model_name: In the server's URLs.
-        target: Where the model is served.
-        registry: Folder or s3://bucket/prefix of the champion registry.
-        only_if_changed: False lets every run go on.
+        code_version: Hash of the installed code.
+        settings_id: Hash of the parameters that decide the result; from `preflight`.
+        registry: Folder or s3://bucket/prefix of the model registry.
+        only_if_changed: If false, every run goes on.
         note: The reason.
 
     Returns:
@@ -39,18 +31,10 @@ def check_changed(
     from pathlib import Path
 
     from polarmask.system.files import write_text
-    from polarmask_components.run.run_fingerprint import RunInputs, decide
+    from polarmask_components.provenance.last_run import RunInputs, decide
     from polarmask_components.storage.objects import open_objects
 
-    inputs = RunInputs(
-        data_hash=data_hash,
-        code_version=code_version,
-        preset=preset,
-        overrides=overrides,
-        floor_ap=floor_ap,
-        model_name=model_name,
-        target=target,
-    )
+    inputs = RunInputs(data_hash, code_version, settings_id)
     decision = decide(open_objects(registry), inputs, only_if_changed=only_if_changed)
     write_text(Path(note.path), decision.reason + "\n")
     logging.info(decision.reason)

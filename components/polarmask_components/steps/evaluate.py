@@ -36,7 +36,7 @@ def evaluate(
     from polarmask.inference.predictor import Predictor
     from polarmask.report import evaluation_page
     from polarmask.system.files import write_text
-    from polarmask_components.run.pages import (
+    from polarmask_components.step_outputs import (
         evaluation_metrics,
         log_metrics,
         overlay_sheet,

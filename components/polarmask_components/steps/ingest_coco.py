@@ -29,7 +29,7 @@ def ingest_coco(
     from polarmask.data.coco import load_coco
     from polarmask.report import data_page
     from polarmask.system.files import write_text
-    from polarmask_components.run.data_version import DataVersion, fetch
+    from polarmask_components.provenance.data_version import DataVersion, fetch
 
     fetch(repository, DataVersion(data_commit, data_hash), Path(dataset.path))
     splits = {

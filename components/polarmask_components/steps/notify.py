@@ -15,7 +15,7 @@ def notify(webhook: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """
     import logging
 
-    from polarmask_components.run.notification import post
+    from polarmask_components.notification import post
 
     message = {
         "run": status.pipeline_job_resource_name,

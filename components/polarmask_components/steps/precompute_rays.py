@@ -10,20 +10,20 @@ from polarmask_components.images import TRAINER_IMAGE
 @dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
 def precompute_rays(
     dataset: dsl.Input[dsl.Dataset],
-    parts: dsl.Input[List[dsl.Dataset]],  # noqa: UP006 as above
+    shards: dsl.Input[List[dsl.Dataset]],  # noqa: UP006 as above
     label_settings: str,
     code_version: str,
     labels: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """Make one label store of the parts, and what is missing in them.
+    """Join the shards of all pods into one label store; make those that are missing.
 
     Args:
         dataset: COCO folder.
-        parts: Folders of `precompute_part`.
-        label_settings: JSON of `preflight`: input size, strides, ray count, label rules.
-        code_version: Of the code that makes the labels.
+        shards: Folders of `precompute_shards`.
+        label_settings: JSON from `preflight`: input size, strides, ray count, label rules.
+        code_version: Hash of the installed code.
         labels: Label store.
         metrics: Per split: images, instances, positives, and the mean mask IoU in [0, 1] that
             perfectly predicted rays reach.
@@ -35,12 +35,12 @@ def precompute_rays(
     from polarmask.labels.precompute import Crew, precompute
     from polarmask.report import labels_page
     from polarmask.system.files import write_text
-    from polarmask_components.run.pages import label_metrics, log_metrics
-    from polarmask_components.run.run_settings import choose_workers, config_for_labels
+    from polarmask_components.parameters.label_work import choose_workers, config_for_labels
+    from polarmask_components.step_outputs import label_metrics, log_metrics
 
     data = Path(dataset.path)
     config = config_for_labels(label_settings)
-    made = [Path(part.path) for part in parts]
+    made = [Path(each.path) for each in shards]
     crew = Crew(choose_workers(data))
     store = precompute(data, Path(labels.path), config, crew=crew, made=made)
     splits = {split: load_coco(data, split) for split in ("train", "val")}

@@ -1,4 +1,4 @@
-"""Step: fail in seconds instead of after an hour."""
+"""Step: fail in seconds instead of after an hour. Never cached."""
 
 from typing import Any, List, NamedTuple  # noqa: UP035 Kubeflow knows this form only
 
@@ -28,66 +28,85 @@ def preflight(
     trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
+    training=str,
     label_settings=str,
-    label_parts=List[str],  # noqa: UP006 as above
+    label_shards=List[str],  # noqa: UP006 as above
+    settings_id=str,
 ):
-    """Check the parameters, the champion registry, and what training and serving need.
+    """Check the parameters, the model registry, and what training and serving need.
 
-    What a run on a cluster lacks is told all at once: data, rights, storage, images, GPUs, quota.
+    All that a run on a cluster lacks is reported at once: data, rights, storage, images, GPUs,
+    quota.
 
     Args:
         preset: Name of a known run.
         overrides: Settings to change, `section.field=value`, separated by spaces.
         nodes: Machines to train on.
-        processes_per_node: Training processes on each; 0 leaves it to the launcher.
+        processes_per_node: Training processes on each; 0 fits them to the machine.
         floor_ap: Lowest mask AP that may be served, in [0, 1].
-        registry: Folder or s3://bucket/prefix of the champion registry.
-        model_name: In the server's URLs.
-        webhook: Address that is told how the run ended; empty for none.
-        repository: Git checkout or URL that holds the data. Of use on a cluster only, as revision.
+        registry: Folder or s3://bucket/prefix of the model registry.
+        model_name: Model name in the server's URLs.
+        webhook: Address that gets the final status of the run; empty for none.
+        repository: Git checkout or URL of the data. Checked for runs on a cluster only.
         revision: Commit, tag or branch of it.
         target: kubernetes://NAMESPACE/NAME of a Deployment, or a folder of this machine.
-        on: `here` or `pytorchjob`.
-        job: Of a PyTorchJob: fields of `job_settings.JobSettings`.
-        min_nodes: Of a PyTorchJob: goes on with so many; 0 needs all.
-        storage: Of a PyTorchJob: s3://bucket/prefix for checkpoints and result.
-        label_pods: Pods that share the work of the ray labels.
-        trial: Of the model on live requests: fields of `trial_settings.TrialSettings`.
+        on: Where to train: `here` or `pytorchjob`.
+        job: Pods of the training job: fields of `job_settings.JobSettings`.
+        min_nodes: Nodes that an elastic training job can continue with; 0 needs all.
+        storage: s3://bucket/prefix for checkpoints and result of the training job.
+        label_pods: Pods that make the ray labels.
+        trial: How to try the model on live requests: fields of `trial_settings.TrialSettings`.
 
     Returns:
+        training: What to train and where, as JSON, for `train`.
         label_settings: What ray labels depend on, as JSON.
-        label_parts: A share for each pod: "1/2", "2/2".
+        label_shards: The shards of each pod: "1/2" and "2/2" are every second one.
+        settings_id: Hash of the parameters that decide the result.
     """
     from collections import namedtuple
 
-    from polarmask_components.checks.run_checks import PlannedRun, check_run
+    from polarmask_components.checks.planned_run import PlannedRun
+    from polarmask_components.checks.run_checks import check_run
+    from polarmask_components.notification import check_webhook
+    from polarmask_components.parameters.job_settings import read_job_settings
+    from polarmask_components.parameters.label_work import label_settings_text, label_shards
+    from polarmask_components.parameters.training_request import TrainingRequest
+    from polarmask_components.provenance.last_run import settings_id
     from polarmask_components.registry.registry import open_registry
-    from polarmask_components.run.notification import check_webhook
-    from polarmask_components.run.run_settings import label_parts, label_settings_text
 
     check_webhook(webhook)
-    parts = label_parts(label_pods)
-    config = check_run(
+    shards = label_shards(label_pods)
+    training = TrainingRequest(
+        preset=preset,
+        overrides=overrides,
+        on=on,
+        nodes=nodes,
+        min_nodes=min_nodes,
+        processes_per_node=processes_per_node,
+        storage=storage,
+        job=read_job_settings(job),
+    )
+    check_run(
         PlannedRun(
-            preset=preset,
-            overrides=overrides,
-            on=on,
-            job=job,
-            nodes=nodes,
-            min_nodes=min_nodes,
-            processes_per_node=processes_per_node,
-            storage=storage,
-            floor_ap=floor_ap,
+            training=training,
             registry=registry,
             repository=repository,
             revision=revision,
             target=target,
             model_name=model_name,
+            floor_ap=floor_ap,
             trial=trial,
         )
     )
     opened = open_registry(registry)
     opened.champion_version()
     opened.check_writable()
-    Checked = namedtuple("Checked", ("label_settings", "label_parts"))
-    return Checked(label_settings_text(config), parts)
+    deciding = settings_id(
+        preset=preset,
+        overrides=overrides,
+        floor_ap=floor_ap,
+        model_name=model_name,
+        target=target,
+    )
+    Checked = namedtuple("Checked", ("training", "label_settings", "label_shards", "settings_id"))
+    return Checked(training.to_json(), label_settings_text(training.config), shards, deciding)

@@ -24,8 +24,8 @@ def resolve_data(repository: str, revision: str) -> NamedTuple(  # type: ignore[
     """
     from collections import namedtuple
 
-    from polarmask_components.run.code_version import code_version
-    from polarmask_components.run.data_version import resolve
+    from polarmask_components.provenance.code_version import code_version
+    from polarmask_components.provenance.data_version import resolve
 
     data = resolve(repository, revision)
     Resolved = namedtuple("Resolved", ("data_commit", "data_hash", "code_version"))

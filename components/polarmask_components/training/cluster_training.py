@@ -1,9 +1,7 @@
-"""The train step on a cluster: from its parameters to a job, and from the job to its outputs."""
+"""Training on a cluster: from the request to a job, and from the job to the results."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from kubernetes.client import ApiClient, CoreV1Api
@@ -13,64 +11,40 @@ from polarmask.errors import ConfigError
 from polarmask_components.cluster.connection import call_api, connect, own_namespace
 from polarmask_components.errors import ClusterError, StorageError
 from polarmask_components.images import TRAINER_IMAGE
-from polarmask_components.run.job_settings import read_job_settings
-from polarmask_components.run.run_settings import check_shares
+from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.storage.client import split_uri
 from polarmask_components.storage.manifest import manifest_of
+from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
 from polarmask_components.training.job_launcher import PACE, Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.pytorchjob import TrainingJob, job_name
+from polarmask_components.training.training_job import TrainingJob, job_name
 
 _OWN_POD = "KFP_POD_NAME"
 """Set by Kubeflow in the containers of steps."""
 
 
-@dataclass(frozen=True)
-class StoredFolder:
-    """An input of a step: in object storage, and Kubeflow's copy of it on this machine."""
-
-    uri: str
-    path: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterRequest:
-    """The parameters of the step that only a cluster needs."""
-
-    nodes: int
-    min_nodes: int
-    processes_per_node: int
-    """0: one for each GPU of a node, or one."""
-    job: Mapping[str, Any]
-    """Fields of `JobSettings`."""
-    storage: str
-    run_id: str
-    """The same each time this run is tried; empty: the name of the workflow this step is in."""
-
-
 def train_on_cluster(
-    request: ClusterRequest,
+    request: TrainingRequest,
     *,
     data: StoredFolder,
     labels: StoredFolder,
     flags: Sequence[str],
-    batch_size: int,
-    model: Path,
-    run: Path,
+    outputs: TrainingOutputs,
+    run_id: str,
     pace: Pace = PACE,
 ) -> None:
-    """Train as a PyTorchJob and fetch what it learned.
+    """Train as a job on the cluster and fetch the results.
 
-    Tried again, it goes on with the job of the try before, or takes its result.
+    Retried, it continues with the job of the try before, or takes its result.
 
     Args:
-        request: Where and how.
+        request: What to train, and how.
         data: COCO folder.
         labels: Label store.
         flags: Of `polarmask train`.
-        batch_size: Images a step.
-        model: Where the model folder goes.
-        run: Where the run folder goes.
+        outputs: Where the results go.
+        run_id: The same each time this run is retried; empty for the name of the workflow that
+            this step is in.
         pace: For tests.
 
     Raises:
@@ -78,60 +52,49 @@ def train_on_cluster(
         StorageError, ClusterError, LaunchError: See there.
     """
     api = connect()
-    job = make_job(request, api, data=data.uri, labels=labels.uri, flags=flags, batch=batch_size)
+    job = make_job(request, api, data=data.uri, labels=labels.uri, flags=flags, run_id=run_id)
     storage = JobStorage(request.storage, job.name)
     if storage.result() is None:
         storage.write_inputs({"data": manifest_of(data.path), "labels": manifest_of(labels.path)})
     result = run_job(job, storage, api, pace=pace)
-    storage.fetch_result(result, model=model, run=run)
+    storage.fetch_result(result, model=outputs.model, run=outputs.run)
     storage.forget_snapshots(result)
 
 
 def make_job(
-    request: ClusterRequest,
+    request: TrainingRequest,
     api: ApiClient,
     *,
     data: str,
     labels: str,
     flags: Sequence[str],
-    batch: int,
+    run_id: str,
 ) -> TrainingJob:
-    """Return the job that the parameters ask for.
+    """Return the job for a request.
 
     Raises:
         ConfigError: Names the parameter of the pipeline that can't work.
     """
-    settings = read_job_settings(request.job)
-    processes = settings.processes_per_node(request.processes_per_node)
-    if processes < 1:
-        raise ConfigError(f"train_processes_per_node is {processes}: give 1 or more, or 0")
-    check_shares(
-        batch, nodes=request.nodes, min_nodes=request.min_nodes, processes_per_node=processes
-    )
     _require_object_storage(request.storage, "train_storage")
     for uri in (data, labels):
         _require_object_storage(uri, "an input of training on a cluster")
     image, owner = _of_own_pod(api)
-    run_id = request.run_id or (owner["name"] if owner else "")
+    run_id = run_id or (owner["name"] if owner else "")
     if not run_id:
         raise ConfigError(
             "run_id is empty and this step is in no workflow: it needs the id of its run, to find "
             "its job again"
         )
-    namespace = settings.namespace or own_namespace()
+    namespace = request.job.namespace or own_namespace()
     return TrainingJob(
         name=job_name(run_id),
         namespace=namespace,
-        image=settings.image or image,
-        nodes=request.nodes,
-        min_nodes=request.min_nodes,
-        processes_per_node=processes,
-        settings=settings,
+        image=request.job.image or image,
+        request=request,
         data=data,
         labels=labels,
-        storage=request.storage,
         flags=tuple(flags),
-        # No object may belong to one of another namespace.
+        # An owner has to be in the namespace of what it owns.
         owner=owner if namespace == own_namespace() else None,
     )
 

@@ -14,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.errors import ClusterError, LaunchError
 from polarmask_components.retry import DEADLINE_SECONDS
-from polarmask_components.run.signals import when_asked_to_end
+from polarmask_components.signals import on_stop_signal
 from polarmask_components.training.job_logs import JobLog
 from polarmask_components.training.job_pods import JobPods
 from polarmask_components.training.job_storage import JobStorage, Result
@@ -23,13 +23,14 @@ from polarmask_components.training.pytorchjob import (
     PLURAL,
     SPEC_ANNOTATION,
     VERSION,
-    TrainingJob,
+    manifest_of,
     state_of,
 )
+from polarmask_components.training.training_job import TrainingJob
 
 logger = logging.getLogger(__name__)
 
-_ENDED_BY_SIGTERM = 143
+_EXIT_CODE_OF_SIGTERM = 143
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,11 @@ class Pace:
 
     look: float = 5.0
     stuck: float = 300.0
-    """A pod whose image or secret is missing may still get it."""
+    """For a pod whose image or secret is missing: it may still get it."""
     removal: float = 180.0
-    """Pods have two minutes to stop."""
+    """For the pods to stop, which have two minutes."""
     cleanup_deadline: float = 20.0
-    """With an API that gives no answer, when a job has to be removed: half a minute may be all."""
+    """For an API that does not respond when a job has to be removed: SIGKILL may come soon."""
 
 
 PACE = Pace()
@@ -51,8 +52,8 @@ PACE = Pace()
 def run_job(job: TrainingJob, storage: JobStorage, api: ApiClient, *, pace: Pace = PACE) -> Result:
     """Run a job to its end and return what it left in storage.
 
-    A job of an earlier try goes on if it asks for the same, and is replaced if it failed. What has
-    finished already is returned at once.
+    A job of an earlier try continues if its spec is equal, and is replaced if it failed. A result
+    that is there already is returned at once.
 
     Args:
         job: What to train.
@@ -62,18 +63,18 @@ def run_job(job: TrainingJob, storage: JobStorage, api: ApiClient, *, pace: Pace
 
     Raises:
         LaunchError: The job failed, could not start, or another one has its name; says why, with
-            the last words of the pods that failed.
+            the last lines of the pods that failed.
         ClusterError: The cluster can't be reached or refuses.
         SystemExit: SIGTERM or SIGHUP came; the job is deleted.
     """
     launched = _Launched(job, api, pace)
-    with when_asked_to_end(lambda *_: sys.exit(_ENDED_BY_SIGTERM)), launched:
+    with on_stop_signal(lambda *_: sys.exit(_EXIT_CODE_OF_SIGTERM)), launched.removed_at_the_end():
         if _finished(job, storage) is None:
             launched.submit()
             launched.follow(storage)
         else:
             logger.info("%s holds the result already", storage.where)
-            launched.take_over()
+            launched.adopt(launched.get())
     result = _finished(job, storage)
     if result is None:
         raise LaunchError(f"{launched.what} succeeded, but left no result in {storage.where}")
@@ -84,14 +85,14 @@ def _finished(job: TrainingJob, storage: JobStorage) -> Result | None:
     result = storage.result()
     if result is not None and result.spec != job.spec_sha256:
         raise LaunchError(
-            f"{storage.where} holds the result of a job of this run that asked for something else; "
-            "start a new run, or delete that folder"
+            f"{storage.where} holds the result of a job of this run with another spec; start a new "
+            "run, or delete that folder"
         )
     return result
 
 
 class _Launched:
-    """A job on the cluster; as a context it leaves none behind, however the block ends."""
+    """A job on the cluster."""
 
     def __init__(self, job: TrainingJob, api: ApiClient, pace: Pace) -> None:
         self.what = f"PyTorchJob {job.namespace}/{job.name}"
@@ -101,74 +102,79 @@ class _Launched:
         self._api = api
         self._pods = JobPods(api, job)
         self._is_ours = False
+        """Whether a job on the cluster is to be removed at the end."""
 
-    def __enter__(self) -> "_Launched":
-        return self
+    @contextmanager
+    def removed_at_the_end(self) -> Iterator[None]:
+        """Delete the job when the block ends, however it ends."""
+        try:
+            yield
+        except Exception:
+            self._clean_up(wait=True)
+            raise
+        except BaseException:  # a signal: then every second counts
+            self._clean_up(wait=False)
+            raise
+        self._clean_up(wait=True)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def _clean_up(self, *, wait: bool) -> None:
         if not self._is_ours:
             return
-        asked_to_end = kind is not None and not issubclass(kind, Exception)
         try:
-            with when_asked_to_end(lambda *_: None):  # that is what is being done
+            with on_stop_signal(lambda *_: None):  # already stopping
                 self._delete(self._pace.cleanup_deadline)
-            if not asked_to_end:  # then every second counts
+            if wait:
                 self._wait_until_gone()
         except (ClusterError, ApiException, LaunchError) as error:
             logger.warning("%s may still be there: %s", self.what, error)
 
     def submit(self) -> None:
-        """Create the job, or take over that of an earlier try.
+        """Create the job, or continue with that of an earlier try.
 
         Raises:
-            LaunchError: The cluster does not take it, or a job of this name asks for other things.
+            LaunchError: The cluster refuses it, or a job of this name has another spec.
         """
         while not self._create():
-            there = self._get()
-            if there is None:
-                continue
-            if "deletionTimestamp" in there["metadata"]:
-                self._wait_until_gone()
-                continue
-            if not self._asks_for_the_same(there):
+            existing = self.get()
+            if existing is None:
+                continue  # it went away meanwhile
+            is_leaving = "deletionTimestamp" in existing["metadata"]
+            if not is_leaving and not self.adopt(existing):
                 raise LaunchError(
-                    f"{self.what} is there already and asks for something else; delete it (kubectl "
+                    f"{self.what} exists already, with another spec; delete it (kubectl "
                     f"-n {self._job.namespace} delete pytorchjob {self._job.name}), or start a new "
                     "run"
                 )
-            self._is_ours = True
-            if state_of(there)[0] != "Failed":
-                logger.info("%s goes on", self.what)
+            if not is_leaving and state_of(existing)[0] != "Failed":
+                logger.info("%s continues", self.what)
                 return
-            logger.info("%s of an earlier try failed: replaced", self.what)
+            logger.info("%s of an earlier try is replaced", self.what)
             self._delete()
             self._wait_until_gone()
 
-    def take_over(self) -> None:
-        """Make a job of an earlier try, if it is there still, one to be removed."""
-        there = self._get()
-        self._is_ours = there is not None and self._asks_for_the_same(there)
-
-    def _asks_for_the_same(self, there: Mapping[str, Any]) -> bool:
-        notes = there["metadata"].get("annotations", {})
-        return bool(notes.get(SPEC_ANNOTATION) == self._job.spec_sha256)
+    def adopt(self, existing: Mapping[str, Any] | None) -> bool:
+        """Take over a job of an earlier try if it has the same spec; return whether it has."""
+        notes = existing["metadata"].get("annotations", {}) if existing else {}
+        self._is_ours = notes.get(SPEC_ANNOTATION) == self._job.spec_sha256
+        return self._is_ours
 
     def _create(self) -> bool:
         """Return whether it worked; False if the name is taken."""
-        self._is_ours = True  # before: being asked to end may hide the answer
+        self._is_ours = True  # before the call: a signal may hide the response
         try:
-            self._ask(self._custom.create_namespaced_custom_object, body=self._job.manifest())
+            self._call(self._custom.create_namespaced_custom_object, body=manifest_of(self._job))
         except ApiException as error:
             self._is_ours = False
             if error.status == 409:
                 return False
-            raise LaunchError(f"{self.what} is not accepted: {_why_refused(error)}") from error
-        logger.info("%s is submitted: %d nodes", self.what, self._job.nodes)
+            raise LaunchError(f"{self.what} is refused: {_why_refused(error)}") from error
+        logger.info("%s is submitted: %d nodes", self.what, self._job.request.nodes)
         return True
 
-    def _get(self) -> Mapping[str, Any] | None:
+    def get(self) -> Mapping[str, Any] | None:
+        """Return the job as it is on the cluster now."""
         try:
-            found: Mapping[str, Any] = self._ask(
+            found: Mapping[str, Any] = self._call(
                 self._custom.get_namespaced_custom_object, name=self._job.name
             )
         except ApiException as error:
@@ -179,7 +185,7 @@ class _Launched:
 
     def _delete(self, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         try:
-            self._ask(
+            self._call(
                 self._custom.delete_namespaced_custom_object,
                 name=self._job.name,
                 body=V1DeleteOptions(propagation_policy="Foreground"),
@@ -189,14 +195,14 @@ class _Launched:
             if error.status != 404:
                 raise
 
-    def _ask(self, method: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401  # whatever the API answers
+    def _call(self, method: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401  # the client has no types
         kind: dict[str, Any] = {"group": GROUP, "version": VERSION, "plural": PLURAL}
         return call_api(method, namespace=self._job.namespace, **kind, **options)
 
     def _wait_until_gone(self) -> None:
-        give_up = time.monotonic() + self._pace.removal
-        while self._get() is not None:
-            if time.monotonic() > give_up:
+        deadline = time.monotonic() + self._pace.removal
+        while self.get() is not None:
+            if time.monotonic() > deadline:
                 raise LaunchError(
                     f"{self.what} does not go away in {self._pace.removal:.0f} s: look for pods "
                     "that don't end and for finalizers"
@@ -204,91 +210,80 @@ class _Launched:
             time.sleep(min(self._pace.look, 1.0))
 
     def follow(self, storage: JobStorage) -> None:
-        """Wait for success, printing what the first node says.
+        """Wait for success; print the log of the first node.
 
         Raises:
             LaunchError: It ended otherwise.
         """
-        with self._logged():
+        with JobLog(self._api, self._job):
             began, started, before = time.monotonic(), False, ""
             while True:
-                there = self._get()
+                existing = self.get()
                 self._pods.look()
-                if there is None:
+                if existing is None:
                     if _finished(self._job, storage) is None:
                         raise self._failure("was deleted while it trained")
                     return  # its time to live was over
-                state, message = state_of(there)
+                state, message = state_of(existing)
                 if state != before:
                     logger.info("%s: %s", self.what, state or "seen by no controller yet")
                     before = state
                 if state == "Succeeded":
                     return
                 started = started or state in ("Running", "Restarting")
-                self._stop_if_hopeless(state, message, started, time.monotonic() - began)
+                problem = self._problem(state, message, started, time.monotonic() - began)
+                if problem:
+                    raise self._failure(problem)
                 time.sleep(self._pace.look)
 
-    @contextmanager
-    def _logged(self) -> Iterator[None]:
-        log = JobLog(self._api, self._job)
-        try:
-            yield
-        except Exception:
-            log.close(drain=True)
-            raise
-        except BaseException:
-            log.close(drain=False)
-            raise
-        log.close(drain=True)
-
-    def _stop_if_hopeless(self, state: str, message: str, started: bool, seconds: float) -> None:
-        settings = self._job.settings
+    def _problem(self, state: str, message: str, started: bool, seconds: float) -> str:
+        """Return why the job can't succeed any more, or ""."""
+        settings = self._job.request.job
         if state == "Failed":
-            raise self._failure(f"failed: {message}{_mended(message)}")
-        refusal = self._pods.refusal()
-        if refusal:
-            raise self._failure("can't work, and another try would not help")
-        if self._pods.restarts() > self._job.most_restarts:
-            raise self._failure(
-                f"failed again after {self._job.most_restarts} restarts, "
+            return f"failed: {message}{_parameter_of(message)}"
+        if self._pods.refusal():
+            return "can't work, and another try would not help"
+        if self._pods.restarts() > self._job.max_restarts:
+            return (
+                f"failed again after {self._job.max_restarts} restarts, "
                 f"{settings.max_restarts} a node (train_job.max_restarts)"
             )
         stuck = self._pods.stuck(self._pace.stuck)
         if stuck:
-            raise self._failure(f"can't start: {stuck}")
+            return f"can't start: {stuck}"
         if not started and seconds > settings.start_timeout_minutes * 60:
-            raise self._failure(
+            return (
                 f"did not start in {settings.start_timeout_minutes:g} minutes "
                 f"(train_job.start_timeout_minutes){_why_waiting(state, settings.queue)}"
             )
-        # The operator has to see to it; should it not run, this does.
+        # The operator enforces it; this is for an operator that does not run.
         if seconds > settings.deadline_hours * 3600 + self._pace.removal:
-            raise self._failure(
-                f"is not done after {settings.deadline_hours:g} hours (train_job.deadline_hours)"
-            )
+            return f"is not done after {settings.deadline_hours:g} hours (train_job.deadline_hours)"
+        return ""
 
-    def _failure(self, words: str) -> LaunchError:
-        return LaunchError(f"{self.what} {words}\n{self._pods.diagnosis()}")
+    def _failure(self, problem: str) -> LaunchError:
+        return LaunchError(f"{self.what} {problem}\n{self._pods.diagnosis()}")
 
 
 def _why_refused(error: ApiException) -> str:
-    words = refusal_of(error)
-    if error.status == 404 and "namespace" not in words:
-        return f"the cluster knows no PyTorchJob ({words}); install training-operator v1"
+    reason = refusal_of(error)
+    if error.status == 404 and "namespace" not in reason:
+        return f"the cluster knows no PyTorchJob ({reason}); install training-operator v1"
     if error.status == 404:
-        return f"{words}; train_job.namespace has to exist"
-    return words
+        return f"{reason}; train_job.namespace has to exist"
+    return reason
 
 
 def _why_waiting(state: str, queue: str) -> str:
     if state == "Suspended":
         return f": the queue {queue!r} (train_job.queue) has not admitted it"
     if not state:
-        return ": no controller took it up; is training-operator running?"
+        return ": no controller picked it up; is training-operator running?"
     return ""
 
 
-def _mended(message: str) -> str:
+def _parameter_of(message: str) -> str:
+    """Return the parameter that a message of the operator is about."""
     if "backoff limit" in message:
         return " (train_job.max_restarts)"
     if "deadline" in message:

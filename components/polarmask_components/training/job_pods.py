@@ -1,6 +1,6 @@
-"""What happens to a job's pods, noted while it lasts.
+"""What happens to a job's pods, recorded while it runs.
 
-Afterwards it is too late: of a job that failed, the operator removes the pods and their logs.
+Afterwards it is too late: the operator removes the pods of a failed job, and their logs.
 """
 
 import logging
@@ -15,14 +15,15 @@ from kubernetes.client.exceptions import ApiException
 
 from polarmask_components.cluster.connection import call_api
 from polarmask_components.errors import ClusterError
-from polarmask_components.training.pytorchjob import CONTAINER, JOB_LABEL, TrainingJob
+from polarmask_components.training.pytorchjob import JOB_LABEL
+from polarmask_components.training.training_job import CONTAINER, TrainingJob
 from polarmask_components.training.training_pod import REFUSED
 
 logger = logging.getLogger(__name__)
 
 _TAIL_LINES = 40
-_CRASHES_TOLD = 4
-_EVENTS_TOLD = 6
+_CRASHES_SHOWN = 4
+_EVENTS_SHOWN = 6
 _STUCK = {
     "ErrImagePull": "train_job.image or train_job.image_pull_secret",
     "ImagePullBackOff": "train_job.image or train_job.image_pull_secret",
@@ -32,8 +33,8 @@ _STUCK = {
     "CreateContainerError": "train_job",
     "RunContainerError": "train_job.image",
 }
-"""Waiting reasons that seldom pass by themselves, and the parameter that mends them."""
-_MENDED_BY = {
+"""Reasons to wait that seldom go away by themselves, and the parameter to change."""
+_FIXES = {
     "OOMKilled": "raise train_job.memory, or lower optim.batch_size with train_set",
     "Evicted": "raise train_job.disk",
 }
@@ -52,9 +53,9 @@ class Crash:
     """The last lines it printed."""
 
     def __str__(self) -> str:
-        """Say it with its last words."""
-        mended = f"; {_MENDED_BY[self.reason]}" if self.reason in _MENDED_BY else ""
-        head = f"pod {self.pod} ended with exit code {self.exit_code} ({self.reason}){mended}"
+        """Return it with its last lines."""
+        fix = f"; {_FIXES[self.reason]}" if self.reason in _FIXES else ""
+        head = f"pod {self.pod} ended with exit code {self.exit_code} ({self.reason}){fix}"
         lines = [f"  | {line}" for line in self.tail.splitlines()]
         return "\n".join([head, *lines])
 
@@ -65,7 +66,7 @@ class _Seen:
 
     phase: str = ""
     problem: str = ""
-    """Why it waits, in Kubernetes' words."""
+    """Why it waits, as Kubernetes writes it."""
     stuck_since: float | None = None
     crashes: dict[str, Crash] = field(default_factory=dict)
     """By time of end."""
@@ -82,7 +83,7 @@ class JobPods:
         self._seen: dict[str, _Seen] = {}
 
     def look(self) -> None:
-        """Note what is new."""
+        """Record what is new."""
         found = call_api(
             self._core.list_namespaced_pod,
             self._job.namespace,
@@ -96,9 +97,9 @@ class JobPods:
             is_stuck = waiting.partition(":")[0] in _STUCK
             seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
             seen.restarts[pod.metadata.uid] = _restarts(pod)
-            self._note_crashes(pod, seen)
+            self._record_crashes(pod, seen)
 
-    def _note_crashes(self, pod: Any, seen: _Seen) -> None:  # noqa: ANN401  # V1Pod has no types
+    def _record_crashes(self, pod: Any, seen: _Seen) -> None:  # noqa: ANN401  # V1Pod has no types
         for status in pod.status.container_statuses or ():
             for ended, previous in (
                 (status.last_state and status.last_state.terminated, True),
@@ -128,36 +129,36 @@ class JobPods:
                 deadline_seconds=5.0,
             )
             return text
-        return "(its log can't be had)"
+        return "(its log can't be read)"
 
     def restarts(self) -> int:
         """Return how often containers were started again and pods evicted."""
         return sum(number for seen in self._seen.values() for number in seen.restarts.values())
 
     def stuck(self, seconds: float) -> str:
-        """Say why a pod can't start, if it has not been able to for so long; else ""."""
+        """Return why a pod can't start, if it could not for this long; else ""."""
         for name, seen in self._seen.items():
             if seen.stuck_since and time.monotonic() - seen.stuck_since >= seconds:
-                mended_by = _STUCK[seen.problem.partition(":")[0]]
-                return f"pod {name} can't start: {seen.problem}; mend {mended_by}"
+                parameter = _STUCK[seen.problem.partition(":")[0]]
+                return f"pod {name} can't start: {seen.problem}; change {parameter}"
         return ""
 
     def refusal(self) -> str:
-        """Return the words of a pod that says that another try would not help; else ""."""
+        """Return the last lines of a pod whose exit code rules out a retry; else ""."""
         refused = [crash for crash in self._crashes() if crash.exit_code == REFUSED]
         return str(refused[-1]) if refused else ""
 
     def diagnosis(self) -> str:
-        """Say what is known of the pods: exit codes, reasons, last words, warnings."""
+        """Return what is known of the pods: exit codes, reasons, last lines, warnings."""
         lines = []
         for name, seen in sorted(self._seen.items()):
             problem = f", {seen.problem}" if seen.problem else ""
             ends = f", {len(seen.crashes)} crashes" if seen.crashes else ""
             lines.append(f"pod {name}: {seen.phase}{problem}{ends}")
-        # The first of the last crashes: the others are what it did to them.
+        # The earliest of the last crashes caused the others.
         last = [max(seen.crashes.items())[1] for seen in self._seen.values() if seen.crashes]
         last.sort(key=lambda crash: crash.finished)
-        lines += [str(crash) for crash in last[:_CRASHES_TOLD]]
+        lines += [str(crash) for crash in last[:_CRASHES_SHOWN]]
         warnings = self._warnings()
         lines += [f"event: {text}" for text in warnings]
         return "\n".join(lines) or "it has no pods; is the training operator running?"
@@ -183,7 +184,7 @@ class JobPods:
             for event in found
             if event.involved_object.name in names
         ]
-        return list(dict.fromkeys(own))[-_EVENTS_TOLD:]
+        return list(dict.fromkeys(own))[-_EVENTS_SHOWN:]
 
 
 def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
@@ -211,5 +212,5 @@ def _evicted(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     reason = pod.status.reason
     if not reason:
         return ""
-    mended = f"; {_MENDED_BY[reason]}" if reason in _MENDED_BY else ""
-    return f"{reason}: {pod.status.message or ''}{mended}"
+    fix = f"; {_FIXES[reason]}" if reason in _FIXES else ""
+    return f"{reason}: {pod.status.message or ''}{fix}"

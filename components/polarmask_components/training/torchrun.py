@@ -1,4 +1,4 @@
-"""Training as a child process: torchrun starts the workers, its words pass through."""
+"""Training as a child process: torchrun starts the workers, their output passes through."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from codecs import getincrementaldecoder
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from io import IncrementalNewlineDecoder
 from pathlib import Path
 from select import select
@@ -14,15 +14,15 @@ from types import FrameType
 
 from polarmask.training.run_folder import CHECKPOINT
 from polarmask_components.errors import LaunchError
-from polarmask_components.run.signals import when_asked_to_end
-from polarmask_components.training.lifeline import die_with_parent, end_with_the_run
+from polarmask_components.signals import on_stop_signal
+from polarmask_components.training.run_lock import die_with_parent, end_with_run
 
 _TAIL_LINES = 30
 _TORCHRUN_REPORTS = "torch/distributed/elastic/multiprocessing/api.py"
-"""In the first line of torchrun's own report of a failure, which tells nothing of the reason."""
+"""In the first line of torchrun's own report of a failure, which does not name the reason."""
 _MOST_CPU_PROCESSES = 4
 """Each holds the whole network."""
-_SECONDS_UNTIL_HEARD = 0.5
+_SECONDS_PER_READ = 0.5
 _READ_BYTES = 1 << 16
 _SECONDS_TO_END = 40
 """torchrun itself gives its workers 30 s before it kills them."""
@@ -41,14 +41,6 @@ def choose_processes(batch_size: int) -> int:
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
-def training_flags(preset: str, overrides: str, provenance: Mapping[str, str]) -> list[str]:
-    """Return the flags of `polarmask train` that say what is learned, wherever it runs."""
-    flags = ["--preset", preset]
-    flags += [flag for value in overrides.split() for flag in ("--set", value)]
-    facts = [f"{name}={value}" for name, value in provenance.items()]
-    return flags + [flag for fact in facts for flag in ("--provenance", fact)]
-
-
 def train_here(
     *, data: Path, labels: Path, flags: Sequence[str], processes: int, model: Path, run: Path
 ) -> None:
@@ -57,8 +49,8 @@ def train_here(
     Args:
         data: COCO folder.
         labels: Label store.
-        flags: See `training_flags`.
-        processes: How many share the work.
+        flags: See `TrainingRequest.flags`.
+        processes: Number of training processes.
         model: Where the model folder goes.
         run: Where the run folder goes, without checkpoint.
 
@@ -83,10 +75,10 @@ def training_command(
 def run_to_end(command: Sequence[str]) -> None:
     """Run a command, print what it prints, and pass SIGTERM and SIGHUP on to it.
 
-    It ends with this process and with the run, even if those are killed.
+    The command ends with this process and with the run, even if those are killed.
 
     Raises:
-        LaunchError: It ended with an error or was stopped; carries the last lines it printed.
+        LaunchError: It ended with an error or was stopped; the message has its last lines.
     """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     with subprocess.Popen(
@@ -99,8 +91,8 @@ def run_to_end(command: Sequence[str]) -> None:
         def pass_on(number: int, frame: FrameType | None) -> None:
             child.terminate()
 
-        with when_asked_to_end(pass_on):
-            end_with_the_run(child)
+        with on_stop_signal(pass_on):
+            end_with_run(child)
             try:
                 is_trainings = True
                 for line in _lines(child):
@@ -116,20 +108,20 @@ def run_to_end(command: Sequence[str]) -> None:
         reason = f"ended with exit code {child.returncode}"
         if child.returncode < 0:
             reason = f"was ended by {signal.Signals(-child.returncode).name}"
-        raise LaunchError(f"training {reason}. The last it said:\n{''.join(tail)}")
+        raise LaunchError(f"training {reason}. Its last lines:\n{''.join(tail)}")
 
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[str]:
     """Yield the lines that a child prints, as they come.
 
-    Never waits long: a signal that comes just before a read is not heard until the read ends.
+    Never waits long: a signal that comes just before a read is handled only after the read.
     """
     assert child.stdout is not None  # noqa: S101  # it is a pipe
     source = child.stdout.fileno()
     decoder = IncrementalNewlineDecoder(getincrementaldecoder("utf-8")("replace"), translate=True)
     held = ""
     while True:
-        if not select([source], [], [], _SECONDS_UNTIL_HEARD)[0]:
+        if not select([source], [], [], _SECONDS_PER_READ)[0]:
             continue
         read = os.read(source, _READ_BYTES)
         *lines, held = (held + decoder.decode(read, final=not read)).split("\n")
@@ -141,7 +133,7 @@ def _lines(child: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child that still runs, as after Ctrl-C: asked first, then killed."""
+    """End a child that still runs, as after Ctrl-C: SIGTERM, then SIGKILL."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -153,7 +145,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def keep_model(run: Path, model: Path) -> None:
     """Move the finished model out of the run folder, as a whole; the checkpoint goes.
 
-    The checkpoint is of use only until the model is done, and several times its size.
+    The checkpoint is needed only until the model is finished, and is several times its size.
     """
     (run / "model").replace(model)
     (run / CHECKPOINT).unlink(missing_ok=True)

@@ -22,11 +22,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from polarmask_components.errors import ComponentError, LaunchError, StorageError
-from polarmask_components.run.signals import when_asked_to_end
+from polarmask_components.signals import on_stop_signal
 from polarmask_components.storage.s3_objects import S3Objects
 from polarmask_components.storage.transfer import download_files
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.snapshots import snapshots_of
+from polarmask_components.training.run_snapshots import upload_snapshots
 from polarmask_components.training.torchrun import run_to_end
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # The first process of a container gets no SIGTERM that it does not ask for.
-    with when_asked_to_end(lambda *_: sys.exit(_ENDED_BY_SIGTERM)):
+    with on_stop_signal(lambda *_: sys.exit(_ENDED_BY_SIGTERM)):
         try:
             _run(options)
         except LaunchError as error:
@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace) -> None:
     if not (run / "model").is_dir():  # else the pod was killed while it stored the result
         run.mkdir(parents=True, exist_ok=True)
         _start_together(storage)
-        with snapshots_of(run, options.storage, options.job):
+        with upload_snapshots(run, options.storage, options.job):
             run_to_end(_torchrun_command(options))
     if (run / "model").is_dir():  # on the first node only
         storage.store_result(run / "model", run, spec=options.spec)

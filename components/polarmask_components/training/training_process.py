@@ -12,7 +12,7 @@ from pathlib import Path
 from polarmask.cli import main as polarmask
 from polarmask_components.errors import StorageError
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.snapshots import restore_newest
+from polarmask_components.training.run_snapshots import restore_newest_snapshot
 from polarmask_components.training.training_pod import REFUSED, refusal_file, run_folder
 
 
@@ -32,7 +32,9 @@ def main() -> int:
     # One of a node fetches; the others meet it when they join the process group.
     if os.environ["LOCAL_RANK"] == "0":
         try:
-            restore_newest(run_folder(options.workspace), JobStorage(options.storage, options.job))
+            restore_newest_snapshot(
+                run_folder(options.workspace), JobStorage(options.storage, options.job)
+            )
         except StorageError as error:
             logging.getLogger(__name__).error("training process: %s", error)
             return 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from polarmask.system.files import write_text
 from polarmask_components.deploy.local_server import is_serving, stop_server
-from polarmask_components.run.data_version import has_uncommitted_pointer
+from polarmask_components.provenance.data_version import has_uncommitted_pointer
 from polarmask_pipelines.commands.command import PARAM, argument, command
 from polarmask_pipelines.local_run import LOG, run
 from polarmask_pipelines.package import compile_package

@@ -27,7 +27,7 @@ Quantity = Annotated[str, BeforeValidator(_quantity)]
 
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """How the pods of a training job are to be, one pod a node."""
+    """The pods of a training job; one pod a node."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -49,7 +49,7 @@ class JobSettings:
     """Name of a Secret whose keys become environment variables: endpoint and credentials of the
     object storage. Empty for none."""
     service_account: str = ""
-    """Empty: the namespace's default. The pods never speak to Kubernetes."""
+    """Empty: the namespace's default. The pods never call Kubernetes."""
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: list[dict[str, Any]] = field(default_factory=list)
     priority_class: str = ""
@@ -57,7 +57,7 @@ class JobSettings:
     """LocalQueue of Kueue that admits the job; empty for none."""
     env: dict[str, str] = field(default_factory=dict)
     max_restarts: int = 3
-    """For each node, before the job is given up."""
+    """For each node, before the job fails."""
     deadline_hours: float = 72
     """From submission to end, waiting for nodes included."""
     start_timeout_minutes: float = 60
@@ -65,17 +65,19 @@ class JobSettings:
 
     def __post_init__(self) -> None:
         """Reject jobs that could never run."""
-        lowest: dict[str, float] = {"gpus_per_node": 0, "max_restarts": 0}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be {least} or above")
+        for name in ("gpus_per_node", "max_restarts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be 0 or above")
         for name in ("deadline_hours", "start_timeout_minutes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be above 0")
 
-    def processes_per_node(self, asked: int) -> int:
-        """Return how many processes train on a node: as many as asked for, or one for each GPU."""
-        return asked or self.gpus_per_node or 1
+    def amounts(self) -> dict[str, str]:
+        """Return what each pod requests, by the name of the resource."""
+        amounts = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.disk}
+        if self.gpus_per_node:
+            amounts[self.gpu_resource] = str(self.gpus_per_node)
+        return amounts
 
 
 def read_job_settings(plain: Mapping[str, Any]) -> JobSettings:

@@ -1,7 +1,7 @@
-"""No process outlives who started it, not even after a kill that can't be caught.
+"""Child processes end with the run that started them, even if it is killed.
 
 The run holds a lock on a file and names the file in the environment of its steps. The lock ends
-with the run, however that ends, and then who waits for the lock ends what it started.
+with the run, however that ends; then the step that waits for the lock ends its child.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextmanager
-def lifeline(file: Path) -> Iterator[None]:
+def run_lock(file: Path) -> Iterator[None]:
     """Hold the file's lock; processes started inside the block find it in their environment.
 
     Raises:
@@ -35,7 +35,7 @@ def lifeline(file: Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LaunchError(
-                f"another run is going on in {file.parent}; wait for it or choose another folder"
+                f"another run uses {file.parent}; wait for it or choose another folder"
             ) from error
         os.environ[VARIABLE] = str(file)
         try:
@@ -44,8 +44,8 @@ def lifeline(file: Path) -> Iterator[None]:
             del os.environ[VARIABLE]
 
 
-def end_with_the_run(child: subprocess.Popen[bytes]) -> None:
-    """Ask the child to end once the run's lifeline is gone; without a lifeline do nothing."""
+def end_with_run(child: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to the child once the run's lock is free; without a run lock do nothing."""
     file = os.environ.get(VARIABLE)
     if file is not None:
         threading.Thread(target=_end_when_free, args=(file, child), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Checkpoints go to object storage while training goes on, and come back from there."""
+"""Snapshots of the run folder: to object storage while training runs, and back from there."""
 
 import logging
 import shutil
@@ -16,27 +16,27 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _DEADLINE_SECONDS = 60.0
-"""The next look tries again."""
+"""The next look retries."""
 
 
 @contextmanager
-def snapshots_of(run: Path, storage: str, job: str) -> Iterator[None]:
+def upload_snapshots(run: Path, storage: str, job: str) -> Iterator[None]:
     """Store each new checkpoint of a run folder while the block runs.
 
-    If the block fails, the last one is stored before the error goes on: this node's disk may go.
-    A storage that can't be reached holds up nothing; the next checkpoint is tried again.
+    If the block fails, the last one is stored first: the node's disk may be lost.
+    A storage that can't be reached does not delay training; the next checkpoint is tried.
 
     Args:
         run: Run folder.
         storage: s3://bucket/prefix of all jobs.
         job: Name of this one.
     """
-    keeper = _Keeper(run, JobStorage(storage, job, deadline_seconds=_DEADLINE_SECONDS))
+    uploader = _Uploader(run, JobStorage(storage, job, deadline_seconds=_DEADLINE_SECONDS))
     done = threading.Event()
 
     def look() -> None:
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
-            keeper.keep_newest()
+            uploader.upload_newest()
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -45,25 +45,25 @@ def snapshots_of(run: Path, storage: str, job: str) -> Iterator[None]:
     except BaseException:
         done.set()
         thread.join()
-        keeper.keep_newest()
+        uploader.upload_newest()
         raise
     finally:
         done.set()
         thread.join()
 
 
-class _Keeper:
-    """Knows what of a run is stored."""
+class _Uploader:
+    """Stores the newest checkpoint of a run, once."""
 
     def __init__(self, run: Path, storage: JobStorage) -> None:
         self._run = run
         self._storage = storage
-        self._kept: tuple[int, int] | None = None
+        self._uploaded: tuple[int, int] | None = None
 
-    def keep_newest(self) -> None:
+    def upload_newest(self) -> None:
         """Store the checkpoint if it is another one than at the last look."""
         stamp = _stamp(self._run / CHECKPOINT)
-        if stamp is None or stamp == self._kept:
+        if stamp is None or stamp == self._uploaded:
             return
         from polarmask.errors import CheckpointError
         from polarmask.training.checkpoint import read_step  # brings torch, which takes seconds
@@ -74,7 +74,7 @@ class _Keeper:
         try:
             if take_snapshot(self._run, copy):
                 self._storage.save_snapshot(copy, read_step(copy / CHECKPOINT))
-                self._kept = stamp
+                self._uploaded = stamp
         except (StorageError, CheckpointError, OSError) as error:
             logger.warning("the checkpoint is not stored: %s", error)
         finally:
@@ -89,7 +89,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def restore_newest(run: Path, storage: JobStorage) -> None:
+def restore_newest_snapshot(run: Path, storage: JobStorage) -> None:
     """Bring a run folder to the newest snapshot, if that is newer than what lies there.
 
     A checkpoint that can't be read is dropped.

@@ -1,24 +1,29 @@
-from dataclasses import replace
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from polarmask_components.errors import StorageError
+from polarmask_components.provenance.last_run import RunInputs, decide, remember, settings_id
 from polarmask_components.registry.registry import open_registry
-from polarmask_components.run.run_fingerprint import RunInputs, decide, remember
 from polarmask_components.steps.check_changed import check_changed
 from polarmask_components.steps.remember_run import remember_run
 from polarmask_components.storage.objects import open_objects
 
-INPUTS = RunInputs(
-    data_hash="a59d.dir",
-    code_version="c0de",
-    preset="tiny",
-    overrides="optim.epochs=2 seed=1",
-    floor_ap=0.25,
-    model_name="polarmask",
-    target="kubernetes://ml/polarmask",
-)
+SETTINGS = {
+    "preset": "tiny",
+    "overrides": "optim.epochs=2 seed=1",
+    "floor_ap": 0.25,
+    "model_name": "polarmask",
+    "target": "kubernetes://ml/polarmask",
+}
+
+
+def inputs_of(data_hash="a59d.dir", code_version="c0de", **changes):
+    return RunInputs(data_hash, code_version, settings_id(**SETTINGS | changes))
+
+
+INPUTS = inputs_of()
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -60,26 +65,26 @@ def test_first_run_goes_on_and_its_twin_stops(objects):
 )
 def test_every_change_lets_the_run_go_on_and_is_named(objects, change, words):
     remember(objects, INPUTS)
-    decision = goes_on(objects, replace(INPUTS, **change))
+    decision = goes_on(objects, inputs_of(**change))
     assert decision.goes_on
     assert words in decision.reason
 
 
 def test_spelling_that_means_the_same_is_no_change(objects):
     remember(objects, INPUTS)
-    same = replace(INPUTS, overrides="  optim.epochs=2   seed=1 ")
+    same = inputs_of(overrides="  optim.epochs=2   seed=1 ")
     assert not goes_on(objects, same).goes_on
 
 
 def test_data_that_went_back_is_a_change(objects):
-    newer = replace(INPUTS, data_hash="beef.dir")
+    newer = inputs_of(data_hash="beef.dir")
     remember(objects, INPUTS)
     remember(objects, newer)
     assert goes_on(objects, INPUTS).goes_on  # the champion learned from the newer
 
 
 def test_schedules_with_different_settings_do_not_wake_each_other(objects):
-    other = replace(INPUTS, preset="coco-r50-1x")
+    other = inputs_of(preset="coco-r50-1x")
     remember(objects, INPUTS)
     remember(objects, other)
     assert not goes_on(objects, INPUTS).goes_on
@@ -101,7 +106,7 @@ def test_damaged_memory_lets_the_run_go_on_and_is_written_anew(objects, content)
 
 def test_of_two_that_remember_at_once_none_fails(objects, monkeypatch):
     write = objects.write
-    rival = replace(INPUTS, data_hash="beef.dir")
+    rival = inputs_of(data_hash="beef.dir")
 
     def write_after_a_rival(name, data, *, expected_tag):
         monkeypatch.setattr(objects, "write", write)
@@ -125,7 +130,7 @@ def test_the_champion_is_not_touched(objects, uri):
 
 
 def test_steps_remember_and_decide(uri, tmp_path):
-    given = {name: getattr(INPUTS, name) for name in INPUTS.__dataclass_fields__}
+    given = asdict(INPUTS)
     note = SimpleNamespace(path=str(tmp_path / "note.md"))
 
     def check(**changed):

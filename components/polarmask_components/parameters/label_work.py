@@ -1,0 +1,55 @@
+"""How ray labels are made: their settings as JSON, the shards of each pod, the workers."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from polarmask.config.presets import preset
+from polarmask.config.settings import RunConfig, override
+from polarmask.errors import ConfigError
+from polarmask.labels.store import label_settings
+
+_IMAGES_PER_WORKER = 1000
+_MOST_PODS = 100
+
+
+def choose_workers(data: Path) -> int:
+    """Return how many processes make the ray labels of a COCO folder fastest here.
+
+    Not a parameter: the labels are the same, so their cached result must not depend on it. A
+    process takes seconds to start, in which it could label a thousand small images.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    images = sum(1 for _ in (data / "images").rglob("*"))
+    workers = min(cores or 1, images // _IMAGES_PER_WORKER)
+    return workers if workers > 1 else 0
+
+
+def label_shards(pods: int) -> list[str]:
+    """Return which shards each pod makes: "1/2" and "2/2" are every second one.
+
+    Raises:
+        ConfigError: No pod, or so many that fetching the data costs more than they save.
+    """
+    if not 1 <= pods <= _MOST_PODS:
+        raise ConfigError(f"label_pods is {pods}: give 1 to {_MOST_PODS}")
+    return [f"{number}/{pods}" for number in range(1, pods + 1)]
+
+
+def label_settings_text(config: RunConfig) -> str:
+    """Return what ray labels depend on as JSON: equal for runs that can share labels."""
+    return json.dumps(label_settings(config), sort_keys=True)
+
+
+def config_for_labels(text: str) -> RunConfig:
+    """Return a config with these label settings; its other settings are not used."""
+    settings: dict[str, Any] = json.loads(text)
+    values = {
+        "model.num_rays": settings["num_rays"],
+        "model.strides": settings["strides"],
+        **{f"input.{name}": value for name, value in settings["input"].items()},
+        **{f"labels.{name}": value for name, value in settings["labels"].items()},
+    }
+    assignments = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    return override(preset("coco-r50-1x"), assignments)

@@ -1,0 +1,1 @@
+"""Which data, which code, and whether either changed since the last pipeline run."""

@@ -1,1 +1,0 @@
-"""What a run is given, what it depends on, what it tells."""

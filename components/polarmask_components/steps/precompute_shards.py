@@ -1,0 +1,39 @@
+"""Step: the shards of the ray labels that one pod makes."""
+
+from kfp import dsl
+
+from polarmask_components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def precompute_shards(
+    dataset: dsl.Input[dsl.Dataset],
+    label_settings: str,
+    shard: str,
+    code_version: str,
+    shards: dsl.Output[dsl.Dataset],
+) -> int:
+    """Make every n-th shard of both splits.
+
+    Args:
+        dataset: COCO folder.
+        label_settings: JSON from `preflight`: input size, strides, ray count, label rules.
+        shard: "2/4" makes every 4th shard, starting with the second.
+        code_version: Hash of the installed code.
+        shards: Folder of the shards; `precompute_rays` joins those of all pods.
+
+    Returns:
+        Number of shards.
+    """
+    from pathlib import Path
+
+    from polarmask.labels.precompute import Crew, Part, precompute_part
+    from polarmask_components.parameters.label_work import choose_workers, config_for_labels
+
+    data, out = Path(dataset.path), Path(shards.path)
+    config, crew = config_for_labels(label_settings), Crew(choose_workers(data))
+    number, of = map(int, shard.split("/"))
+    count = precompute_part(data, out, config, Part(number, of), crew=crew)
+    (out / "shard.txt").write_text(f"{shard}\n")  # object storage keeps no empty folder
+    shards.metadata["shard"] = shard
+    return count

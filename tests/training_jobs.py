@@ -1,0 +1,34 @@
+"""Training requests and jobs for tests."""
+
+from math import lcm
+
+from polarmask_components.parameters.training_request import PYTORCHJOB, TrainingRequest
+from polarmask_components.training.training_job import TrainingJob
+
+
+def training_request(**changes):
+    """Return a request to train on a cluster, with a batch that divides among any of its nodes."""
+    wanted = {"on": PYTORCHJOB, "preset": "tiny", "storage": "s3://bucket/training"} | changes
+    nodes, job = wanted.get("nodes", 1), wanted.get("job")
+    processes = wanted.get("processes_per_node") or (job.gpus_per_node if job else 0) or 1
+    sizes = range(wanted.get("min_nodes") or nodes, nodes + 1)
+    batch = f"optim.batch_size={processes * lcm(*sizes)}"
+    return TrainingRequest(**{"overrides": batch} | wanted)
+
+
+_REQUEST_FIELDS = {"nodes", "min_nodes", "processes_per_node", "storage", "job", "overrides"}
+
+
+def training_job(kind=TrainingJob, **changes):
+    """Return a job; changes are fields of the job or of its request."""
+    request = {name: changes.pop(name) for name in _REQUEST_FIELDS & set(changes)}
+    fields = {
+        "name": "polarmask-train-0123456789",
+        "namespace": "ml",
+        "image": "trainer:1",
+        "request": training_request(**request),
+        "data": "s3://bucket/data",
+        "labels": "s3://bucket/labels",
+        "flags": ("--preset", "tiny"),
+    }
+    return kind(**fields | changes)

@@ -119,7 +119,7 @@ def describe(result: TaskResult) -> str:
             found = f", {problems} problems" if problems else ""
             return f"{facts['train_images']:g} train and {facts['val_images']:g} val images{found}"
         case "precompute-shards":
-            return f"part {outputs['shards'].metadata['part']}, shards: {outputs['Output']:g}"
+            return f"{outputs['Output']:g} shards, of {outputs['shards'].metadata['shard']}"
         case "precompute-rays":
             return (
                 f"{facts['train_instances']:g} train instances, "

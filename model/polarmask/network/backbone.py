@@ -1,5 +1,8 @@
 """Image to feature pyramid: a backbone of torchvision and FPN, at any range of strides.
 
+To add a backbone of torchvision, name it in `ModelConfig.backbone`. If it is neither a ResNet nor a
+MobileNet, add its stages to `_STAGES` and choose them in `Pyramid`.
+
 Dimension key
     B: images    C: channels    H, W: rows and columns of a level
 """

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polarmask.config.settings import RunConfig
 from polarmask.data.preprocess import (
     canvas_hw,
     letterbox,
@@ -32,6 +31,7 @@ from polarmask.geometry.rays import ray_directions
 from polarmask.inference.model_folder import ModelCard, load_model
 from polarmask.inference.stage_clock import StageClock
 from polarmask.network.postprocess import RawInstances, postprocess
+from polarmask.original.scores import score_rules
 from polarmask.system.device import find_device
 
 
@@ -124,6 +124,7 @@ class Predictor:
         self.card = card
         self.engine = engine
         self._device = device
+        self._rules = score_rules(card.config.postprocess)
 
     @classmethod
     def load(
@@ -192,7 +193,7 @@ class Predictor:
         clock = clock or StageClock()
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
-            alike[_canvas_hw(image, self.card.config)].append(index)
+            alike[self._canvas_hw(image)].append(index)
         found: dict[int, Instances] = {}
         for hw, indices in alike.items():
             group = [images[index] for index in indices]
@@ -224,11 +225,20 @@ class Predictor:
     def network_input(self, image: NDArray[np.uint8]) -> Tensor:
         """Return what the network gets to see of one image, (1, 3, rows, columns)."""
         prepared = self.prepare(image)
-        return self._batch([prepared], _canvas_hw(prepared, self.card.config))
+        return self._batch([prepared], self._canvas_hw(prepared))
+
+    def _canvas_hw(self, image: Prepared) -> tuple[int, int]:
+        fit = letterbox_hw if self._rules.is_padded_to_few_sizes else canvas_hw
+        rows, columns = image.pixels.shape[:2]
+        config = self.card.config
+        return fit((rows, columns), config.model.strides, config.input.multiple)
 
     def _batch(self, images: Sequence[Prepared], hw: tuple[int, int]) -> Tensor:
         config = self.card.config
-        canvas = np.stack([_on_canvas(image, hw, config) for image in images])
+        if self._rules.is_padded_to_few_sizes:
+            canvas = np.stack([letterbox(image.pixels, hw) for image in images])
+        else:
+            canvas = np.stack([to_canvas(image.pixels, hw, config.input) for image in images])
         return normalise(torch.from_numpy(canvas).to(self._device), config.input)
 
     def _in_image(
@@ -246,8 +256,7 @@ class Predictor:
         after_N = np.append(first_N, len(polygon_SR2))[1:]
         box_N4 = shapes["box_N4"][first_N]
         corner_N2, far_N2 = box_N4[:, :2] / scale_2, box_N4[:, 2:] / scale_2
-        as_original = self.card.config.postprocess.score == "original"
-        size_N2 = far_N2 - corner_N2 + (1 if as_original else 0)  # its boxes hold their last pixel
+        size_N2 = far_N2 - corner_N2 + self._rules.last_pixel
         categories = [self.card.categories[index] for index in shapes["category_N"][first_N]]
         return Instances(
             image_hw=(image_hw[0], image_hw[1]),
@@ -263,19 +272,5 @@ class Predictor:
                 for row, (first, after) in enumerate(zip(first_N, after_N, strict=True))
                 if after > first + 1
             },
-            raster="whole_pixels" if as_original else "exact",
+            raster=self._rules.raster,
         )
-
-
-def _canvas_hw(image: Prepared, config: RunConfig) -> tuple[int, int]:
-    """Return the size of the canvas; the original's is no larger than locations need."""
-    rows, columns = image.pixels.shape[:2]
-    fit = canvas_hw if config.postprocess.score == "original" else letterbox_hw
-    return fit((rows, columns), config.model.strides, config.input.multiple)
-
-
-def _on_canvas(image: Prepared, hw: tuple[int, int], config: RunConfig) -> NDArray[np.uint8]:
-    """Pad with the mirror image, in `original` with the mean colour as it does."""
-    if config.postprocess.score == "original":
-        return to_canvas(image.pixels, hw, config.input)
-    return letterbox(image.pixels, hw)

@@ -19,12 +19,10 @@ from polarmask.config.settings import PostprocessConfig
 from polarmask.geometry.locations import all_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.network.head import Predictions
-from polarmask.original.rays import original_directions
-
-_HIGHEST_ORIGINAL_SCORE = 1.5
+from polarmask.original.scores import ScoreRules, score_rules
 
 _FIRST_CONSIDERED = 4
-"""Of the best candidates, per instance wanted: most lose to a better one, so some more are seen."""
+"""Candidates that are compared at first, per instance wanted: most lose to a better one."""
 
 _SAME_OBJECT_IOU = 0.8
 """Shapes whose predicted boxes overlap more than this are parts of one object."""
@@ -76,143 +74,100 @@ def postprocess(
         given_hws: Rows and columns of each image before it was resized, in whose pixels the
             original compares boxes; None if it was not.
     """
+    rules = score_rules(config)
     point_L2 = all_points(predictions.level_hws, strides, predictions.class_BLC.device)
-    return [
-        _postprocess_one(predictions, index, point_L2, image_hw, given_hw, config, parts)
-        for index, (image_hw, given_hw) in enumerate(
-            zip(image_hws, given_hws or image_hws, strict=True)
+    found = []
+    for index, (image_hw, given_hw) in enumerate(
+        zip(image_hws, given_hws or image_hws, strict=True)
+    ):
+        image = _Image.of(predictions, index, point_L2, image_hw, given_hw)
+        found.append(_instances(_candidates(image, config, rules), image, config, rules, parts))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """The predictions for one image."""
+
+    class_LC: Tensor
+    quality_L: Tensor
+    """In (0, 1)."""
+    ray_LR: Tensor
+    box_L4: Tensor | None
+    point_L2: Tensor
+    level_ends: list[int]
+    size_2: Tensor
+    """Width and height inside the canvas, in pixels of the network's input."""
+    scale_2: Tensor
+    """Pixels of the network's input per pixel of the given image."""
+
+    @classmethod
+    def of(
+        cls,
+        predictions: Predictions,
+        index: int,
+        point_L2: Tensor,
+        image_hw: tuple[int, int],
+        given_hw: tuple[int, int],
+    ) -> "_Image":
+        size_2 = point_L2.new_tensor([image_hw[1], image_hw[0]])
+        return cls(
+            class_LC=predictions.class_BLC[index].float(),
+            quality_L=predictions.quality_BL[index].float().sigmoid(),
+            ray_LR=predictions.ray_BLR[index],
+            box_L4=None if predictions.box_BL4 is None else predictions.box_BL4[index],
+            point_L2=point_L2,
+            level_ends=list(accumulate(rows * columns for rows, columns in predictions.level_hws)),
+            size_2=size_2,
+            scale_2=size_2 / size_2.new_tensor(given_hw[::-1]),
         )
-    ]
 
 
-def _postprocess_one(
-    predictions: Predictions,
-    index: int,
-    point_L2: Tensor,
-    image_hw: tuple[int, int],
-    given_hw: tuple[int, int],
-    config: PostprocessConfig,
-    parts: Literal["largest", "all"],
-) -> RawInstances:
-    size_2 = point_L2.new_tensor([image_hw[1], image_hw[0]])
-    scale_2 = size_2 / size_2.new_tensor(given_hw[::-1])
-    location_K, category_K, score_K = _candidates(predictions, index, point_L2 < size_2, config)
-    order_K = score_K.argsort(descending=True, stable=True)
-    # What a candidate loses to is better than it, so the best ones decide among themselves; those
-    # that come after the last instance wanted are neither drawn nor compared.
-    considered = len(order_K) if parts == "all" else _FIRST_CONSIDERED * config.max_instances
-    while True:
-        best_K = order_K[:considered]
-        location_B, category_B = location_K[best_K], category_K[best_K]
-        shapes = _decode(predictions, index, location_B, point_L2[location_B], size_2, config)
-        kept_N = _suppress(shapes, category_B, size_2, scale_2, config, parts)
-        if considered >= len(order_K) or len(kept_N) >= config.max_instances:
-            break
-        considered *= 4
-    if parts == "all":
-        instance_N = _group_parts(shapes.box_K4[kept_N], category_B[kept_N], config.max_instances)
-    else:
-        instance_N = torch.arange(len(kept_N), device=kept_N.device)
-    order_N = instance_N.argsort(stable=True)
-    order_N = order_N[instance_N[order_N] < config.max_instances]
-    kept_N = kept_N[order_N]
-    return RawInstances(
-        center_N2=shapes.center_K2[kept_N],
-        ray_NR=shapes.ray_KR[kept_N],
-        polygon_NR2=shapes.polygon_KR2[kept_N],
-        box_N4=shapes.box_K4[kept_N],
-        score_N=score_K[best_K[kept_N]],
-        category_N=category_B[kept_N],
-        instance_N=instance_N[order_N],
-    )
+class _Candidates(NamedTuple):
+    """Pairs of location and category that may be an instance, or a part of one."""
 
+    location_K: Tensor
+    category_K: Tensor
+    score_K: Tensor
 
-def _suppress(
-    shapes: "_Shapes",
-    category_K: Tensor,
-    size_2: Tensor,
-    scale_2: Tensor,
-    config: PostprocessConfig,
-    parts: Literal["largest", "all"],
-) -> Tensor:
-    """Return which shapes are left (N,), best first, of shapes that come best first."""
-    compared_K4 = shapes.box_K4
-    if parts == "all":  # parts of an object share its box; what tells them apart is where they lie
-        compared_K4 = _extents(shapes.polygon_KR2)
-    if config.score == "original":
-        # Its boxes hold their last pixel too: one more wide and high.
-        compared_K4 = compared_K4 / scale_2.repeat(2) + scale_2.new_tensor([0, 0, 1, 1])
-    # Categories lie side by side on one canvas, too far apart to overlap. In float64, because far
-    # from the origin float32 has no digits left for the fractions of pixels.
-    width = (size_2 / scale_2).maximum(size_2).max().double() + 2
-    apart_K4 = compared_K4.double() + (category_K * width)[:, None]
-    rank_K = torch.arange(len(apart_K4), 0, -1, device=apart_K4.device, dtype=apart_K4.dtype)
-    kept_N: Tensor = nms(apart_K4, rank_K, config.nms_iou)
-    return kept_N
+    def take(self, index_N: Tensor) -> "_Candidates":
+        return _Candidates(*(each[index_N] for each in self))
 
 
 class _Shapes(NamedTuple):
+    """Candidates with their polygons and boxes, in pixels of the network's input."""
+
+    candidates: _Candidates
     center_K2: Tensor
     ray_KR: Tensor
     polygon_KR2: Tensor
     box_K4: Tensor
 
-
-def _decode(
-    predictions: Predictions,
-    index: int,
-    location_K: Tensor,
-    center_K2: Tensor,
-    size_2: Tensor,
-    config: PostprocessConfig,
-) -> _Shapes:
-    """Draw the polygons and boxes that are predicted at some locations, clipped to the image."""
-    ray_KR = predictions.ray_BLR[index].index_select(0, location_K)
-    limit_2, direction_R2 = size_2, None
-    if config.score == "original":
-        limit_2 = size_2 - 1  # its polygons and boxes end on the last pixel
-        direction_R2 = original_directions(ray_KR.shape[1], like=ray_KR)
-    polygon_KR2 = decode_rays(center_K2, ray_KR, direction_R2).clamp(min=0).minimum(limit_2)
-    if predictions.box_BL4 is None:
-        return _Shapes(center_K2, ray_KR, polygon_KR2, _extents(polygon_KR2))
-    side_K4 = predictions.box_BL4[index, location_K]
-    box_K4 = torch.cat([center_K2 - side_K4[:, :2], center_K2 + side_K4[:, 2:]], dim=1)
-    box_K4 = box_K4.clamp(min=0).minimum(limit_2.repeat(2))
-    return _Shapes(center_K2, ray_KR, polygon_KR2, box_K4)
+    def take(self, index_N: Tensor) -> "_Shapes":
+        return _Shapes(self.candidates.take(index_N), *(each[index_N] for each in self[1:]))
 
 
-def _extents(polygon_KR2: Tensor) -> Tensor:
-    return torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
-
-
-def _candidates(
-    predictions: Predictions, index: int, inside_L2: Tensor, config: PostprocessConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return location, category and score of what goes into suppression, in order of location."""
-    class_LC = predictions.class_BLC[index].float()
-    quality_L = predictions.quality_BL[index].float().sigmoid()
-    is_original = config.score == "original"
-    inside_L = inside_L2[:, 0] & inside_L2[:, 1]
-    highest_L = class_LC.amax(dim=1)
-    best_L = highest_L.sigmoid() * quality_L
-    if not is_original:
+def _candidates(image: _Image, config: PostprocessConfig, rules: ScoreRules) -> _Candidates:
+    """Return what goes into suppression, in order of location."""
+    inside_L = (image.point_L2 < image.size_2).all(dim=1)
+    highest_L = image.class_LC.amax(dim=1)
+    best_L = highest_L.sigmoid() * image.quality_L
+    if not rules.is_scored_by_location:
         best_L = best_L * inside_L
-    level_ends = list(accumulate(rows * columns for rows, columns in predictions.level_hws))
     # The best scores of a level are at its best locations, so only those are looked through.
-    chosen_L = _best_per_level(best_L, level_ends, config.pre_nms_top_k)
+    chosen_L = _best_per_level(best_L, image.level_ends, config.pre_nms_top_k)
     chosen_L = chosen_L[highest_L[chosen_L] > _lowest_logit(config.score_threshold)]
-    row_K, category_K, class_K = _above(class_LC.index_select(0, chosen_L), config.score_threshold)
+    class_LC = image.class_LC.index_select(0, chosen_L)
+    row_K, category_K, class_K = _above(class_LC, config.score_threshold)
     location_K = chosen_L[row_K]
-    if is_original:
-        # It takes all categories of the locations, and ranks by probability times (quality + 0.5).
-        score_K = class_K * (quality_L[location_K] + 0.5) / _HIGHEST_ORIGINAL_SCORE
-        return location_K, category_K, score_K
-    score_K = class_K * quality_L[location_K]
-    wanted_K = inside_L[location_K] & (score_K > 0)
-    location_K, category_K, score_K = location_K[wanted_K], category_K[wanted_K], score_K[wanted_K]
-    ends_K = torch.searchsorted(location_K, location_K.new_tensor(level_ends)).tolist()
-    best_K = _best_per_level(score_K, ends_K, config.pre_nms_top_k)
-    return location_K[best_K], category_K[best_K], score_K[best_K]
+    score_K = class_K * (image.quality_L[location_K] + rules.quality_offset)
+    found = _Candidates(location_K, category_K, score_K / (1 + rules.quality_offset))
+    if rules.is_scored_by_location:
+        return found
+    found = found.take(inside_L[location_K] & (found.score_K > 0))
+    level_end_L = found.location_K.new_tensor(image.level_ends)
+    ends_K = torch.searchsorted(found.location_K, level_end_L).tolist()
+    return found.take(_best_per_level(found.score_K, ends_K, config.pre_nms_top_k))
 
 
 def _above(class_LC: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,6 +200,97 @@ def _best_per_level(score_K: Tensor, level_ends: list[int], top_k: int) -> Tenso
         else:
             best.append(torch.arange(first, end, device=score_K.device))
     return torch.cat(best)
+
+
+def _instances(
+    candidates: _Candidates,
+    image: _Image,
+    config: PostprocessConfig,
+    rules: ScoreRules,
+    parts: Literal["largest", "all"],
+) -> RawInstances:
+    """Return the shapes that candidates become, those of one instance after the other."""
+    best = candidates.take(candidates.score_K.argsort(descending=True, stable=True))
+    if parts == "all":
+        # Parts of an object share its box; what tells them apart is where they lie.
+        shapes = _decode(best, image, rules)
+        extent_K4 = _extents(shapes.polygon_KR2)
+        shapes = shapes.take(_suppress(shapes, extent_K4, image, config, rules))
+        category_N = shapes.candidates.category_K
+        instance_N = _group_parts(shapes.box_K4, category_N, config.max_instances)
+    else:
+        shapes = _best_shapes(best, _FIRST_CONSIDERED * config.max_instances, image, config, rules)
+        instance_N = torch.arange(len(shapes.box_K4), device=shapes.box_K4.device)
+    order_N = instance_N.argsort(stable=True)
+    order_N = order_N[instance_N[order_N] < config.max_instances]
+    shapes = shapes.take(order_N)
+    return RawInstances(
+        center_N2=shapes.center_K2,
+        ray_NR=shapes.ray_KR,
+        polygon_NR2=shapes.polygon_KR2,
+        box_N4=shapes.box_K4,
+        score_N=shapes.candidates.score_K,
+        category_N=shapes.candidates.category_K,
+        instance_N=instance_N[order_N],
+    )
+
+
+def _best_shapes(
+    best: _Candidates,
+    considered: int,
+    image: _Image,
+    config: PostprocessConfig,
+    rules: ScoreRules,
+) -> _Shapes:
+    """Return at least `max_instances` shapes that survive suppression, if there are as many.
+
+    A candidate only loses to better ones, so the best decide among themselves: the first
+    `considered` are drawn and compared, and four times as many if too few of them survive.
+    """
+    shapes = _decode(_Candidates(*(each[:considered] for each in best)), image, rules)
+    shapes = shapes.take(_suppress(shapes, shapes.box_K4, image, config, rules))
+    if considered >= len(best.score_K) or len(shapes.box_K4) >= config.max_instances:
+        return shapes
+    return _best_shapes(best, 4 * considered, image, config, rules)
+
+
+def _decode(candidates: _Candidates, image: _Image, rules: ScoreRules) -> _Shapes:
+    """Draw the polygons and boxes that are predicted, clipped to the image."""
+    limit_2 = image.size_2 - rules.last_pixel
+    center_K2 = image.point_L2[candidates.location_K]
+    ray_KR = image.ray_LR.index_select(0, candidates.location_K)
+    direction_R2 = rules.directions(ray_KR.shape[1], like=ray_KR)
+    polygon_KR2 = decode_rays(center_K2, ray_KR, direction_R2).clamp(min=0).minimum(limit_2)
+    if image.box_L4 is None:
+        return _Shapes(candidates, center_K2, ray_KR, polygon_KR2, _extents(polygon_KR2))
+    side_K4 = image.box_L4[candidates.location_K]
+    box_K4 = torch.cat([center_K2 - side_K4[:, :2], center_K2 + side_K4[:, 2:]], dim=1)
+    box_K4 = box_K4.clamp(min=0).minimum(limit_2.repeat(2))
+    return _Shapes(candidates, center_K2, ray_KR, polygon_KR2, box_K4)
+
+
+def _extents(polygon_KR2: Tensor) -> Tensor:
+    return torch.cat([polygon_KR2.amin(dim=1), polygon_KR2.amax(dim=1)], dim=1)
+
+
+def _suppress(
+    shapes: _Shapes,
+    box_K4: Tensor,
+    image: _Image,
+    config: PostprocessConfig,
+    rules: ScoreRules,
+) -> Tensor:
+    """Return which shapes are left (N,), best first, of shapes that come best first."""
+    if rules.compares_given_pixels:
+        box_K4 = box_K4 / image.scale_2.repeat(2)
+    box_K4 = box_K4 + box_K4.new_tensor([0, 0, rules.last_pixel, rules.last_pixel])
+    # Categories lie side by side on one canvas, too far apart to overlap. In float64, because far
+    # from the origin float32 has no digits left for the fractions of pixels.
+    width = (image.size_2 / image.scale_2).maximum(image.size_2).max().double() + 2
+    apart_K4 = box_K4.double() + (shapes.candidates.category_K * width)[:, None]
+    rank_K = torch.arange(len(apart_K4), 0, -1, device=apart_K4.device, dtype=apart_K4.dtype)
+    kept_N: Tensor = nms(apart_K4, rank_K, config.nms_iou)
+    return kept_N
 
 
 def _group_parts(box_N4: Tensor, category_N: Tensor, max_instances: int) -> Tensor:

@@ -140,3 +140,22 @@ def test_the_code_has_every_message_of_the_troubleshooting_page():
     patterns = {m: re.compile(".*".join(map(re.escape, m.split("...")))) for m in messages}
     assert len(messages) > 20
     assert [m for m, pattern in patterns.items() if not any(map(pattern.search, texts))] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "package"),
+    [
+        ("docs/explanation/architecture.md", "## Model", "model/polarmask"),
+        ("docs/explanation/architecture.md", "## Serving", "serving/polarmask_serving"),
+        ("docs/explanation/architecture.md", "## Components", "components/polarmask_components"),
+        ("model/README.md", "## Where things are", "model/polarmask"),
+        ("components/README.md", "| folder | question |", "components/polarmask_components"),
+    ],
+)
+def test_tables_of_folders_name_every_folder_and_no_other(page, title, package):
+    text = (ROOT / page).read_text()
+    section = text[text.index(title) :].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*) \|$", section, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert named - {"cli", "polarmask"} == folders

@@ -1,13 +1,19 @@
 """The recipes of CONTRIBUTING are complete: following one to the letter is enough."""
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import yaml
+
+from polarmask.cli import COMMANDS
+from polarmask_components.parameters.training_request import TrainingRequest
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "CONTRIBUTING.md").read_text()
@@ -63,3 +69,51 @@ def test_a_step_added_by_the_recipe_compiles(tmp_path):
     )
     compiled, *_ = yaml.safe_load_all((tmp_path / "out.yaml").read_text())
     assert "comp-count-images" in compiled["components"]
+
+
+def parameters_of(step):
+    module = importlib.import_module(f"polarmask_components.steps.{step}")
+    return set(signature(getattr(module, step).python_func).parameters)
+
+
+def test_a_training_knob_passes_through_the_pipeline_preflight_and_the_request_only():
+    places = recipe("Add a pipeline parameter or a training knob")
+    assert [Path(place).name for place in places] == [
+        "train_and_deploy.py",
+        "preflight.py",
+        "training_request.py",
+    ]
+    assert all((ROOT / place).is_file() for place in places)
+    knobs = {field.name for field in fields(TrainingRequest)}
+    steps = {path.stem for path in (ROOT / recipe("Add a step")[0]).parent.glob("[a-z]*.py")}
+    assert knobs <= parameters_of("preflight")
+    assert len(steps) > 10
+    assert {step: parameters_of(step) & knobs for step in steps - {"preflight"}} == {
+        step: set() for step in steps - {"preflight"}
+    }
+
+
+def test_a_step_is_named_in_the_places_of_the_recipe_and_nowhere_else():
+    step, pipeline, *_ = recipe("Add a step")
+    # These show more about some steps; a step works without them.
+    optional = {"console.py", "summary.py"}
+    modules = [
+        path
+        for area in ("model", "serving", "components", "pipelines")
+        for path in (ROOT / area).rglob("*.py")
+    ]
+    sources = {path: path.read_text() for path in modules}
+    for name in (path.stem for path in (ROOT / step).parent.glob("[a-z]*.py")):
+        imports = re.compile(rf"polarmask_components\.steps\.{name}\b")
+        importing = {path.name for path, text in sources.items() if imports.search(text)}
+        quoted = {
+            path.name for path, text in sources.items() if f'"{name.replace("_", "-")}"' in text
+        }
+        assert importing == {Path(pipeline).name}, name
+        if "_" in name:  # others are words of the command line, too
+            assert quoted <= optional, name
+
+
+def test_every_command_is_one_module_and_one_row():
+    modules = {path.stem for path in (ROOT / "model/polarmask/commands").glob("*_command.py")}
+    assert modules == {f"{name.replace('-', '_')}_command" for name in COMMANDS}

@@ -1,4 +1,4 @@
-"""Write the tables of docs/reference/speed.md and accuracy.md from the JSON files in this folder.
+"""Write the tables of speed.md, accuracy.md and model/README.md from the JSON files in this folder.
 
     .venv/bin/python benchmarks/pages.py
 
@@ -18,6 +18,13 @@ from polarmask.system.files import write_text
 HERE = Path(__file__).parent
 RESULTS, SEEDS, SOAK = HERE / "results.json", HERE / "seeds", HERE / "soak.json"
 REFERENCE = HERE.parent / "docs" / "reference"
+MODEL = HERE.parent / "model" / "README.md"
+FOR_MODEL = (
+    "compute an image's labels",
+    "decode 95,000 candidates, default",
+    "COCO mask AP, 5,000",
+)
+"""Beginnings of the rows of results.json that model/README.md shows."""
 
 
 def write_pages():
@@ -30,8 +37,11 @@ def pages():
     """Return the text of each page, by path, with the generated parts brought up to date."""
     speed, accuracy = REFERENCE / "speed.md", REFERENCE / "accuracy.md"
     ours, original = (_read(SEEDS / f"{name}.json") for name in ("tiny", "tiny-original"))
+    results = _read(RESULTS)
+    numbers = _model_numbers(results, ours, original)
     return {
-        speed: _fill(speed.read_text(encoding="utf-8"), benchmarks=_speed(_read(RESULTS))),
+        MODEL: _fill(MODEL.read_text(encoding="utf-8"), numbers=numbers),
+        speed: _fill(speed.read_text(encoding="utf-8"), benchmarks=_speed(results)),
         accuracy: _fill(
             accuracy.read_text(encoding="utf-8"),
             seeds=[*seed_table(ours), "", _source(ours)],
@@ -69,9 +79,32 @@ def _fill(text, **parts):
     return text
 
 
-def _speed(held):
+def _results(held):
     fields = ("name", "fast", "reference", "unit", "goal")
-    results = [Result(**{key: line[key] for key in fields}) for line in held["results"].values()]
+    return [Result(**{key: line[key] for key in fields}) for line in held["results"].values()]
+
+
+def _model_numbers(held, *seeds):
+    accuracy, speed = (
+        "[accuracy](../docs/reference/accuracy.md)",
+        "[speed](../docs/reference/speed.md)",
+    )
+    rows = [
+        (
+            f"mask AP on the bundled nuclei, preset `{record['preset']}`, mean of "
+            f"{len(record['runs'])} seeds",
+            f"{mean(run['mask_ap'] for run in record['runs']):.3f}",
+            accuracy,
+        )
+        for record in seeds
+    ]
+    shown = [one for one in _results(held) if one.name.startswith(FOR_MODEL)]
+    rows += [(one.name, f"{one.fast:.3g} {one.unit}", speed) for one in shown]
+    return markdown(("measure", "value", "source"), rows)
+
+
+def _speed(held):
+    results = _results(held)
     dates = sorted({line["date"] for line in held["results"].values()})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return [*table(results), "", f"`{held['command']}`, {when}, {held['machine']}."]

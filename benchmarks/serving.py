@@ -42,10 +42,7 @@ from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
 from polarmask.system.files import write_text
 from polarmask_serving.archive.build import build_archive
-from polarmask_serving.proxy.main import LocalProxy
-from polarmask_serving.proxy.settings import Front, Limits
-from polarmask_serving.torchserve import launch
-from polarmask_serving.torchserve.server import LocalServer
+from polarmask_serving.local_pod import LocalPod
 
 IMAGE_HW = (480, 640)
 SCORE = {"X-Score-Threshold": "0"}
@@ -83,17 +80,12 @@ class Sides:
     """The same model twice: in this process (bare), and served."""
 
     bare: Predictor
-    proxy: LocalProxy
-    server: LocalServer
+    pod: LocalPod
     pixels: np.ndarray
     jpeg: bytes
 
     def __post_init__(self):
         self._local = threading.local()
-
-    @property
-    def url(self):
-        return f"{self.proxy.url}/predictions/polarmask"
 
     def predict(self):
         return self.bare.predict([self.pixels])[0]
@@ -101,7 +93,7 @@ class Sides:
     def request(self):
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
-        return self._local.session.post(self.url, data=self.jpeg, headers=SCORE, timeout=120)
+        return self._local.session.post(self.pod.url, data=self.jpeg, headers=SCORE, timeout=120)
 
     def check(self):
         """Stop unless both find the same instances."""
@@ -113,9 +105,12 @@ class Sides:
 
     def resident(self):
         """Return the resident bytes of each process of the served side."""
-        java = psutil.Process(self.server.pid)
-        memory = {"envoy": psutil.Process(self.proxy.process.pid), "java": java}
-        memory |= {f"worker {n}": each for n, each in enumerate(java.children(recursive=True))}
+        memory = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if self.pod.scratch in " ".join(process.cmdline()):
+                    worker = process.name().startswith("python")
+                    memory[f"worker {process.pid}" if worker else process.name()] = process
         return {name: process.memory_info().rss for name, process in memory.items()}
 
 
@@ -126,20 +121,11 @@ def both_sides(config):
         folder = Path(temporary)
         model = make_model(folder / "model", config)
         archive = build_archive(model, folder / "model.mar", name="polarmask", version="1")
-        scratch = folder / "proxy"
-        scratch.mkdir()
-        ports = launch.choose_ports()
-        front = Front(
-            host="127.0.0.1",
-            port=ports["inference_port"],
-            operations_port=ports["metrics_port"],
-            scratch=scratch,
-        )
-        with LocalServer.start(folder / "server") as server:
-            server.register(archive)
-            with LocalProxy.start(front, server.target, Limits()) as proxy:
-                bare = Predictor.load(model, threads=1)
-                yield Sides(bare, proxy, server, *sample_image())
+        pod = LocalPod.start(archive, folder)
+        try:
+            yield Sides(Predictor.load(model, threads=1), pod, *sample_image())
+        finally:
+            pod.stop()
 
 
 def overhead_ms(sides, *, blocks, warm_up):

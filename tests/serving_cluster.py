@@ -20,11 +20,11 @@ from polarmask.config.settings import LabelConfig
 from polarmask.data.coco import Category
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
-from polarmask_components.deploy import serving_deployment, trial
-from polarmask_components.deploy.deploy_target import deploy_to
-from polarmask_components.deploy.deployment import facts_of
+from polarmask_components.deploy import cluster_deployment, trial
+from polarmask_components.deploy.ask_server import ask
+from polarmask_components.deploy.deploy import deploy
+from polarmask_components.deploy.register_model import register_model
 from polarmask_components.registry.registry import open_registry
-from polarmask_serving.torchserve.management import ask
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
@@ -111,7 +111,7 @@ class ServingCluster:
         self._stack.__exit__(*exception)
 
     def _eased(self, deployment):
-        """Return a shipped Deployment without a pod, and less patient."""
+        """Return a shipped Deployment without a pod, and with shorter deadlines."""
         spec = deployment["spec"]
         spec |= {"replicas": 0, "minReadySeconds": 0, "progressDeadlineSeconds": 180}
         serve, proxy = spec["template"]["spec"]["containers"]
@@ -126,11 +126,11 @@ class ServingCluster:
         return deployment
 
     def lead_here(self, patch):
-        """Give this process the rights of the pipeline in this cluster, and less patience."""
+        """Give this process the rights of the pipeline in this cluster, and short pauses."""
         path = Path(self._folder) / "kubeconfig"
         self.server.write_kubeconfig(path, "polarmask-pipeline")
         patch.setenv("KUBECONFIG", str(path))
-        patch.setattr(serving_deployment, "_POLL_SECONDS", 0.1)
+        patch.setattr(cluster_deployment, "_POLL_SECONDS", 0.1)
         patch.setattr(trial, "_POLL_SECONDS", 0.5)
 
     def service(self):
@@ -170,17 +170,24 @@ class ServingCluster:
         return ask(self.url, self.image, token=self._token)["model"]["version"]
 
     def deploy(self, model, *, expected="the champion", trial=None):
-        """Deploy a model folder as the step does, compared with the champion of now."""
+        """Deploy a model, a folder or a record, as the step does."""
+        if isinstance(model, Path):
+            model = self.register(model)
         champion = self.registry.champion_version()
-        return deploy_to(
-            TARGET,
+        return deploy(
             model,
-            facts=facts_of(model, {"mask_ap": 0.5}),
+            TARGET,
             name="polarmask",
             registry=self.registry,
             expected=champion if expected == "the champion" else expected,
             image=self.image,
             trial=trial or {},
+        )
+
+    def register(self, model):
+        """Register a model folder."""
+        return register_model(
+            model, name="polarmask", metrics={"mask_ap": 0.5}, registry=self.registry
         )
 
 

@@ -35,12 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m polarmask_pipelines", description="compile or run the training pipeline"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (local.compile, local.run_, local.demo, local.stop, kubeflow.submit):
-        command.add_to(commands)
+    for add_to in (local.compile, local.run_, local.demo, local.stop, kubeflow.submit):
+        add_to(commands)
     schedule = commands.add_parser("schedule", help="run the pipeline on Kubeflow regularly")
     actions = schedule.add_subparsers(required=True, metavar="ACTION")
-    for command in (kubeflow.apply, kubeflow.list_, kubeflow.delete):
-        command.add_to(actions)
+    for add_to in (kubeflow.apply, kubeflow.list_, kubeflow.delete):
+        add_to(actions)
     return parser
 
 

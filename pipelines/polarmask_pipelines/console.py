@@ -119,7 +119,7 @@ def describe(result: TaskResult) -> str:
             found = f", {problems} problems" if problems else ""
             return f"{facts['train_images']:g} train and {facts['val_images']:g} val images{found}"
         case "precompute-shards":
-            return f"{outputs['Output']:g} shards, of {outputs['shards'].metadata['shard']}"
+            return f"shards {outputs['shards'].metadata['shard']}: {outputs['Output']:g}"
         case "precompute-rays":
             return (
                 f"{facts['train_instances']:g} train instances, "

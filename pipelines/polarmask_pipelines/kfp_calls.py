@@ -77,9 +77,7 @@ class KubeflowCalls:
             raise KubeflowError(f"{self.host} {_refusal(error)}") from error
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
-            advice = (
-                "" if reads else ". The request may have taken effect: look before you repeat it"
-            )
+            advice = "" if reads else ". The request may have taken effect: check before a retry"
             raise KubeflowError(
                 f"{self.host} gave no answer: {reason}; check --host or KFP_HOST{advice}"
             ) from error

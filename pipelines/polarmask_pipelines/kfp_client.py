@@ -114,19 +114,17 @@ class Kubeflow:
             )
         return str(version.pipeline_version_id)
 
-    def follow(self, run_id: str, report: Callable[[str], None]) -> Any:  # noqa: ANN401  # untyped client
-        """Wait until a run ended, and return it; report each new state."""
+    def follow(self, run_id: str) -> Iterator[Any]:
+        """Yield a run at each new state, until it ended."""
         self._calls.retry_seconds = DEADLINE_SECONDS
-        reported = ""
-        while True:
+        state = ""
+        while state not in _ENDED:
             run = self.client.get_run(run_id)
-            state = run.state or "PENDING"
-            if state != reported:
-                report(state.lower())
-                reported = state
-            if state in _ENDED:
-                return run
-            time.sleep(_POLL_SECONDS)
+            if run.state != state:
+                state = run.state
+                yield run
+            else:
+                time.sleep(_POLL_SECONDS)
 
     def recurring_runs(self) -> list[Any]:
         """Return all recurring runs of the experiment, those of others included."""

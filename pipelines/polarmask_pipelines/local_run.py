@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 
 from polarmask.errors import ConfigError
-from polarmask_components.deploy.local_server import Deployment, is_serving, stop_server
+from polarmask_components.deploy.local_target import ask_champion, is_serving, stop_server
+from polarmask_components.deploy.target import Deployment
 from polarmask_components.errors import ComponentError
 from polarmask_components.registry.registry import open_registry
 from polarmask_components.signals import on_stop_signal
@@ -94,9 +95,6 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
 
 
 def _ask_champion(parameters: Mapping[str, Any], sample: Path) -> Deployment | None:
-    # Imports torch, which no other part of this process needs.
-    from polarmask_components.deploy.deployment import ask_champion
-
     return ask_champion(
         Path(parameters["deploy_target"]),
         name=parameters["deploy_model_name"],

@@ -34,7 +34,7 @@ from polarmask_pipelines.train_and_deploy import train_and_deploy
 _REPEATED = re.compile(r"-\d+$")
 """KFP appends this to a step's name where the pipeline has the step twice, as in two branches."""
 
-TaskStatus = Literal["succeeded", "reused", "failed"]
+TaskStatus = Literal["succeeded", "reused", "failed", "skipped"]
 
 
 @dataclass(frozen=True)

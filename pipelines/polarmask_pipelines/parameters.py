@@ -3,11 +3,16 @@
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin
 
 from polarmask_pipelines.errors import ParameterError
+
+_HINTS: dict[type, str] = {
+    bool: ": write true or false",
+    dict: ': write a JSON object, as {"gpus_per_node": 8}',
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,11 @@ def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
             raise ParameterError(
                 f"--param {assignment!r}: write NAME=VALUE; names: {', '.join(known)}"
             )
-        expected, read = _READERS[known[name].type]
+        kind = known[name].type
         try:
-            values[name] = read(text)
-        except (ValueError, KeyError) as error:
+            values[name] = _read(text, kind)
+        except ValueError as error:
+            expected = kind.__name__ + _HINTS.get(kind, "")
             raise ParameterError(f"--param {assignment!r}: not of type {expected}") from error
     return values
 
@@ -65,24 +71,11 @@ def write_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
+def _read(text: str, kind: type) -> Any:  # noqa: ANN401  # of the kind given
+    if kind is str:
+        return text
+    value = float(text) if kind is float else json.loads(text)
+    finite = kind is not float or math.isfinite(value)
+    if type(value) is not kind or not finite:
         raise ValueError(text)
     return value
-
-
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(text)
-    return value
-
-
-_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
-    str: ("str", str),
-    int: ("int", int),
-    float: ("float", _finite),
-    bool: ("bool: write true or false", {"true": True, "false": False}.__getitem__),
-    dict: ('dict: write a JSON object, as {"gpus_per_node": 8}', _object),
-}

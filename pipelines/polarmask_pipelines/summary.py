@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polarmask.system.files import write_text
-from polarmask_components.deploy.local_server import Deployment
+from polarmask_components.deploy.target import Deployment
 from polarmask_pipelines.local_runner import TaskResult
 
 SUMMARY = "summary.json"
@@ -59,13 +59,12 @@ def summarize(
         out: Run folder.
     """
     by_name = {result.name: result for result in results}
-    steps = [(each.name, each.seconds, each.status) for each in results]
-    skipped = [(name, 0.0, "skipped") for name in sorted(names - by_name.keys())]
+    skipped = [TaskResult(name, "skipped", 0.0, {}) for name in sorted(names - by_name.keys())]
     summary = Summary(
         seconds=round(seconds, 1),
         steps=[
-            {"name": name, "seconds": round(took, 1), "status": status}
-            for name, took, status in [*steps, *skipped]
+            {"name": each.name, "seconds": round(each.seconds, 1), "status": each.status}
+            for each in [*results, *skipped]
         ],
         nothing_changed=_nothing_changed(by_name),
     )

@@ -16,10 +16,7 @@ from polarmask.evaluation.measure_engines import MAX_IMAGES, measure_engines, ra
 from polarmask.system.files import write_text
 from polarmask_serving.archive.build import build_archive
 from polarmask_serving.errors import ArchiveError, ServingError
-from polarmask_serving.proxy.main import LocalProxy
-from polarmask_serving.proxy.settings import Front, Limits
-from polarmask_serving.torchserve import launch
-from polarmask_serving.torchserve.server import LocalServer
+from polarmask_serving.local_pod import LocalPod
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="report of `measure` for this model (without: the engines are measured first)",
     )
     archive.add_argument(
-        "--metrics", type=Path, help="evaluation.json of `polarmask evaluate`, to be told by it"
+        "--metrics", type=Path, help="evaluation.json of `polarmask evaluate`, to be kept in it"
     )
     _add_measuring(archive)
 
@@ -137,29 +134,21 @@ def _measure(options: argparse.Namespace) -> EngineRanking:
 
 
 def _serve(model: Path, port: int) -> None:
-    """Serve one model from a folder that goes with the process."""
+    """Serve one model from a folder that is removed with the process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="polarmask-serve-") as folder:
-            archive = build_archive(
-                model, Path(folder) / "model.mar", name="polarmask", version="1"
-            )
-            with LocalServer.start(Path(folder)) as server:
-                server.register(archive)
-                with LocalProxy.start(_front(port, Path(folder)), server.target, Limits()) as proxy:
-                    url = f"{proxy.url}/predictions/{archive.name}"
-                    print("ready; Ctrl-C stops it. Ask it with")
-                    print(f"  curl -F image=@IMAGE.png {url}", flush=True)
-                    signal.pause()
+            out = Path(folder) / "model.mar"
+            archive = build_archive(model, out, name="polarmask", version="1")
+            pod = LocalPod.start(archive, Path(folder), port=port)
+            try:
+                print("ready; Ctrl-C stops it. Ask it with")
+                print(f"  curl -F image=@IMAGE.png {pod.url}", flush=True)
+                signal.pause()
+            finally:
+                pod.stop(drain_seconds=0)
     except KeyboardInterrupt:
         print("stopped")
-
-
-def _front(port: int, folder: Path) -> Front:
-    scratch = folder / "proxy"
-    scratch.mkdir()
-    operations_port = launch.choose_ports()["metrics_port"]
-    return Front(host="127.0.0.1", port=port, operations_port=operations_port, scratch=scratch)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""What can go wrong, by whose hand it is mended.
+"""Exceptions, and who fixes what.
 
 ServingError
     AnswerError                 an image gets an error instead of instances
         RequestError            the client's fault: 4xx
             EmptyRequestError       400 empty_request    send an image
             DamagedImageError       400 damaged_image    send the whole file
-            BadJsonError            400 bad_json         mend the JSON
-            BadOptionError          400 bad_option       mend the option
+            BadJsonError            400 bad_json         fix the JSON
+            BadOptionError          400 bad_option       fix the option
             ImageTooLargeError      413 image_too_large  send a smaller image
             NotAnImageError         415 not_an_image     send JPEG or PNG
         PredictionError         500 prediction_failed    our fault: look at the server's log
     ArchiveError                the .mar can't be built or read
-    FetchError                  a pod can't get the archive it is to serve
-    ServerError                 a TorchServe won't start, answer or stop
+    ServerError                 a server won't start, answer or stop
         PortTakenError          another program listens there: choose another port
-        RegistrationError       a version did not come up; the others are untouched
 """
 
 from http import HTTPStatus
@@ -94,17 +92,9 @@ class ArchiveError(ServingError):
     """A model archive can't be built or read."""
 
 
-class FetchError(ServingError):
-    """A pod can't get the archive it is to serve."""
-
-
 class ServerError(ServingError):
-    """A TorchServe won't start, answer or stop."""
+    """A server won't start, answer or stop."""
 
 
 class PortTakenError(ServerError):
     """Another program listens on a port of the server."""
-
-
-class RegistrationError(ServerError):
-    """A model version did not come up; versions registered before are untouched."""

@@ -23,7 +23,7 @@ EXTRAS_OF = {
     "polarmask_pipelines": ("pipelines",),
 }
 BROUGHT_FOR_OTHERS = {
-    "serving": {"pyyaml"},  # TorchServe imports it
+    "serving": {"boto3", "botocore"},  # the init container runs a module of the components
     "tensorboard": {"tensorboard"},  # torch.utils.tensorboard imports it
     "pipelines": {"kfp-kubernetes"},  # it installs itself into the package of kfp
 }

@@ -266,7 +266,7 @@ def test_missing_archive_is_named(tmp_path):
     registry = open_registry((tmp_path / "registry").as_uri())
     registry.add(make_archive(tmp_path / "a.mar", "a"), FACTS)
     (tmp_path / "registry" / "models" / "a.mar").unlink()
-    with pytest.raises(UnusableModelError, match=r"holds no models/a\.mar"):
+    with pytest.raises(UnusableModelError, match=r"models/a\.mar does not exist"):
         registry.fetch("a", tmp_path / "fetched")
 
 

@@ -23,7 +23,7 @@ from polarmask.errors import DataError
 from polarmask.inference.model_folder import read_card
 from polarmask.labels.store import LabelStore
 from polarmask.system.files import sha256_of_file
-from polarmask_components.deploy.deployment import facts_of, register
+from polarmask_components.deploy.register_model import register_model
 from polarmask_components.errors import (
     LaunchError,
     NotARepositoryError,
@@ -393,8 +393,8 @@ def test_damaged_val_image_is_left_out_and_a_bitmap_is_sent_as_png(trained, tmp_
     # The champion is judged on the same images.
     registry = open_registry(str(tmp_path / "registry"))
     model = Path(trained.model.path)
-    facts = facts_of(model, {"mask_ap": 0.7})
-    record = register(model, facts, name="polarmask", registry=registry)
+    metrics = {"mask_ap": 0.7}
+    record = register_model(model, name="polarmask", metrics=metrics, registry=registry)
     registry.promote(record.version, expected=None)
     score = measure_champion(registry, data=folder, data_hash="other.dir", code_version="v1")
     assert score.mask_ap == outputs["metrics"].metadata["mask_ap"]
@@ -410,8 +410,8 @@ def registry(trained, tmp_path):
     """A registry whose champion is the trained model, registered with mask AP 0.7."""
     registry = open_registry(str(tmp_path / "registry"))
     model = Path(trained.model.path)
-    facts = facts_of(model, {"mask_ap": 0.7})
-    record = register(model, facts, name="polarmask", registry=registry)
+    metrics = {"mask_ap": 0.7}
+    record = register_model(model, name="polarmask", metrics=metrics, registry=registry)
     registry.promote(record.version, expected=None)
     return registry
 

@@ -16,7 +16,7 @@ from factories import make_tiny_coco
 from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import RollOutError
 from polarmask_serving.errors import ServerError
-from polarmask_serving.proxy.trial import entries
+from polarmask_serving.proxy.traffic import entries
 from serving_cluster import ServingCluster, make_model
 
 pytestmark = [

@@ -10,8 +10,8 @@ from polarmask_components.deploy.trial_figures import (
     Figures,
     Requests,
     Side,
+    decide_trial,
     figures_of,
-    judge_trial,
     match,
 )
 from polarmask_components.deploy.trial_settings import TrialSettings, read_trial_settings
@@ -91,14 +91,14 @@ def test_of_a_share_each_side_is_judged_by_its_own_requests():
     ],
 )
 def test_the_verdict(figures, passes, says):
-    verdict = judge_trial(figures, COPIES)
+    verdict = decide_trial(figures, COPIES)
     assert verdict.passed == passes
     assert says in verdict.reason
 
 
 def test_few_requests_end_no_trial_early_and_clear_failure_does():
-    assert judge_trial(replace(GOOD, compared=3, agreement=0.0), COPIES, over=False).passed
-    assert not judge_trial(replace(GOOD, agreement=0.0), COPIES, over=False).passed
+    assert decide_trial(replace(GOOD, compared=3, agreement=0.0), COPIES, over=False).passed
+    assert not decide_trial(replace(GOOD, agreement=0.0), COPIES, over=False).passed
 
 
 def test_settings_come_as_kubeflow_gives_them():

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import pytest
 
 from factories import make_tiny_coco
-from polarmask_components.deploy import deployment as packing
+from polarmask_components.deploy import register_model as packing
+from polarmask_components.deploy.ask_server import ask, check_answer
 from polarmask_components.errors import RollOutError
 from polarmask_serving.archive.build import build_archive
 from polarmask_serving.archive.read import read_archive
 from polarmask_serving.errors import ServerError
-from polarmask_serving.torchserve.management import ask
-from polarmask_serving.torchserve.roll_out import check_answer
 from serving_cluster import ServingCluster, make_model
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -20,8 +19,8 @@ import pytest
 
 from factories import make_tiny_coco
 from kube.faults import Fault
-from polarmask_components.deploy import serving_deployment
-from polarmask_components.deploy.serving_state import RETURN_TO, VERSION
+from polarmask_components.deploy import cluster_deployment
+from polarmask_components.deploy.cluster_state import RETURN_TO, VERSION
 from polarmask_components.errors import (
     ClusterError,
     ConflictError,
@@ -119,7 +118,7 @@ BAD_MODELS = {
 @pytest.mark.parametrize(("behaviour", "kind", "reason"), BAD_MODELS.values(), ids=BAD_MODELS)
 def test_a_bad_model_is_rolled_back(cluster, tmp_path, monkeypatch, behaviour, kind, reason):
     """A model that does not load, start or answer well -> rolled back, the old one answers."""
-    monkeypatch.setattr(serving_deployment, "_SECONDS_PER_ANSWER", 3)
+    monkeypatch.setattr(cluster_deployment, "_SECONDS_PER_ANSWER", 3)
     bad = make_model(tmp_path / "bad", seed=3, behaviour=behaviour)
     with refused(cluster, kind, reason):
         cluster.deploy(bad)
@@ -225,13 +224,10 @@ def test_d14_a_run_that_was_overtaken_leaves_the_other_alone(cluster, candidate)
         deployment["spec"]["template"]["metadata"]["annotations"][VERSION] = "theirs"
 
     acting = when_rolling(cluster, lambda: cluster.change(overtake))
-    with pytest.raises(ConflictError, match="has version theirs, which is for others to judge"):
+    with pytest.raises(ConflictError, match="another run put version theirs into"):
         cluster.deploy(candidate)
     acting.join()
-    champion = cluster.registry.fetch(cluster.registry.champion_version(), candidate / "champion")
-    with zipfile.ZipFile(champion) as archive:
-        archive.extractall(candidate / "unpacked")
-    cluster.deploy(candidate / "unpacked" / "model")  # the other run's business in truth
+    cluster.deploy(cluster.registry.champion())  # the other run's business in truth
 
 
 def test_d15_a_run_that_is_asked_to_end_rolls_back(cluster, tmp_path):
@@ -246,19 +242,20 @@ def test_d15_a_run_that_is_asked_to_end_rolls_back(cluster, tmp_path):
 DEPLOY = """
 import sys
 from pathlib import Path
-from polarmask_components.deploy.deploy_target import deploy_to
-from polarmask_components.deploy.deployment import facts_of
+from polarmask_components.deploy.deploy import deploy
 from polarmask_components.registry.registry import open_registry
-model, registry, expected, image, target = sys.argv[1:]
-deploy_to(target, Path(model), facts=facts_of(Path(model), {"mask_ap": 0.5}), name="polarmask",
-          registry=open_registry(registry), expected=expected, image=Path(image).read_bytes())
+version, registry, expected, image, target = sys.argv[1:]
+registry = open_registry(registry)
+deploy(registry.record(version), target, name="polarmask", registry=registry, expected=expected,
+       image=Path(image).read_bytes())
 """
 
 
 def start_run(cluster, folder, model):
     """Deploy from a process of its own."""
     (folder / "image.png").write_bytes(cluster.image)
-    arguments = [model, cluster.registry.where, cluster.registry.champion_version()]
+    version = cluster.register(model).version
+    arguments = [version, cluster.registry.where, cluster.registry.champion_version()]
     arguments += [folder / "image.png", TARGET]
     return subprocess.Popen([sys.executable, "-c", DEPLOY, *map(str, arguments)])
 

@@ -28,11 +28,11 @@ def test_stopping_where_no_server_runs_says_so(tmp_path, capsys):
 
 
 def test_damaged_server_record_is_reported_in_one_line(tmp_path, capsys):
-    (tmp_path / "server.json").write_text("{")
+    (tmp_path / "pod.json").write_text("{")
     assert main(["stop", str(tmp_path)]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
-    assert "server.json" in printed
+    assert "pod.json" in printed
     assert printed.count("\n") == 1
 
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +19,9 @@ import psutil
 import pytest
 
 from data_repository import make_data_repository
-from polarmask_components.deploy.deployment import ask_champion, deploy
-from polarmask_components.deploy.local_server import is_serving, stop_server
+from polarmask_components.deploy.deploy import deploy
+from polarmask_components.deploy.local_target import ask_champion, is_serving, stop_server
+from polarmask_components.deploy.register_model import register_model
 from polarmask_components.registry.registry import open_registry
 
 SETTINGS = "optim.epochs=3 optim.batch_size=4 optim.warmup_steps=1"
@@ -182,11 +182,13 @@ def better(place, first, tmp_path):
     card["training"]["seconds"] += 1
     (model / "model.json").write_text(json.dumps(card))
     before = place.registry.champion()
+    record = register_model(
+        model, name="polarmask", metrics={"mask_ap": 0.99}, registry=place.registry
+    )
     return deploy(
-        model,
-        facts=replace(before.facts, metrics={"mask_ap": 0.99}),
+        record,
+        str(place.server),
         name="polarmask",
-        target=place.server,
         registry=place.registry,
         expected=before.version,
         image=Path(first.summary["sample"]).read_bytes(),
@@ -266,7 +268,7 @@ def test_labels_made_in_two_parts_are_those_made_in_one(place, first):
     halves = run(place, "halves", label_pods="2", eval_floor_ap="0.99")
     steps = [step["name"] for step in halves.summary["steps"]]
     assert steps.count("precompute-shards") == 2
-    assert "part 1/2" in halves.out
+    assert "shards 1/2" in halves.out
     assert "part 2/2" in halves.out
     stores = [
         {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -4,9 +4,11 @@ import json
 import textwrap
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,8 +19,8 @@ from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
 from polarmask_serving.archive.build import build_archive
 from polarmask_serving.archive.read import DESCRIPTION, read_archive
-from polarmask_serving.torchserve.roll_out import roll_out
-from polarmask_serving.torchserve.server import LocalServer
+from polarmask_serving.local_pod import LocalPod
+from polarmask_serving.torchserve.probe import Target
 
 CATEGORIES = (Category(3, "nucleus"), Category(7, "debris"))
 
@@ -93,11 +95,29 @@ def archive_of_handler(archive, tmp_path):
     return build
 
 
+class Server:
+    """What tests ask of the TorchServe of a pod, past its proxy."""
+
+    def __init__(self, pod):
+        self.pod = pod
+        self.version = pod.version
+        self.log = pod.log
+        self.target = Target.read(Path(pod.scratch))
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in self.target.ports.items()}
+        self.inference_url, self.management_url = urls["inference_port"], urls["management_port"]
+        self.predict_url = f"{self.inference_url}/predictions/{pod.name}"
+        self.metrics_url = urls["metrics_port"] + "/metrics"
+        (self.pid,) = (
+            each.pid
+            for each in psutil.process_iter()
+            if each.name() == "java" and pod.scratch in " ".join(each.cmdline())
+        )
+
+
 @pytest.fixture(scope="session")
-def server(archive, png, tmp_path_factory):
-    """TorchServe with batches of up to 4 in a long path with spaces; some version is champion."""
+def server(archive, tmp_path_factory):
+    """The TorchServe of a pod, whose logs lie in a long path with spaces."""
     folder = tmp_path_factory.mktemp("server") / "a path with spaces" / ("long" * 30)
-    with LocalServer.start(folder, batch_size=4) as server:
-        outcome = roll_out(server, archive, image=png)
-        assert outcome.promoted, outcome.reason
-        yield server
+    pod = LocalPod.start(archive, folder)
+    yield Server(pod)
+    pod.stop()

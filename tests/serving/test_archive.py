@@ -248,7 +248,7 @@ def test_an_archive_of_an_unknown_format_is_refused_by_name(archive, tmp_path):
             if name == DESCRIPTION:
                 text = json.dumps(json.loads(text) | {"format_version": 99})
             new.writestr(name, text)
-    with pytest.raises(ArchiveError, match="archive format version 99, this code reads 1"):
+    with pytest.raises(ArchiveError, match="has format version 99, this code reads 1"):
         read_archive(changed)
 
 

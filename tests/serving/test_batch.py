@@ -7,7 +7,7 @@ from PIL import Image
 
 from polarmask.inference.predictor import Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
-from polarmask_serving.answer.batch import STAGES, Asked, answer_batch, predict_each, prepare_each
+from polarmask_serving.answer.batch import STAGES, Request, answer_batch, predict_each, prepare_each
 from polarmask_serving.errors import (
     DamagedImageError,
     EmptyRequestError,
@@ -43,7 +43,7 @@ def found_in(predictor, *images):
 
 
 def answers_to(predictor, *bodies, headers=None):
-    batch = [Asked(fields={"body": body}, headers=headers or {}) for body in bodies]
+    batch = [Request(fields={"body": body}, headers=headers or {}) for body in bodies]
     return answer_batch(predictor, batch, MODEL)
 
 

@@ -1,4 +1,4 @@
-"""A person drops a picture on /demo in a real browser, through the proxy, and sees masks.
+"""A person drops an image on /demo in a real browser, through the proxy, and sees masks.
 
 Screenshots stay in dist/screenshots.
 """
@@ -12,9 +12,7 @@ import pytest
 import requests
 
 from browser import browser, find_browser
-from polarmask_serving.proxy.main import LocalProxy
-from polarmask_serving.proxy.settings import Front, Limits
-from polarmask_serving.torchserve import launch
+from proxy_process import running_proxy
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(__file__).parents[2] / "dist" / "screenshots"
@@ -22,7 +20,7 @@ SCREENSHOTS = Path(__file__).parents[2] / "dist" / "screenshots"
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    """The proxy's file of tokens: without a picture of it, everybody may ask."""
+    """The file of tokens of a proxy that asks for them."""
     path = tmp_path_factory.mktemp("tokens") / "tokens"
     path.write_text("open sesame\nsecret\n")
     return path
@@ -31,15 +29,7 @@ def tokens(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start_proxy(server, tmp_path_factory):
     def start(**front):
-        ports = launch.choose_ports()
-        front = Front(
-            host="127.0.0.1",
-            port=ports["inference_port"],
-            operations_port=ports["metrics_port"],
-            scratch=tmp_path_factory.mktemp("proxy"),
-            **front,
-        )
-        return LocalProxy.start(front, server.target, Limits())
+        return running_proxy(tmp_path_factory.mktemp("proxy"), server.target, **front)
 
     return start
 
@@ -93,14 +83,14 @@ def give(page, path):
 
 
 def test_a_picture_gets_masks_and_a_list(page, proxy, png, picture_file):
-    assert "Drop a picture here" in page.text("#invitation")
+    assert "Drop an image here" in page.text("#invitation")
     page.picture(SCREENSHOTS / "demo-empty.png")
     give(page, picture_file)
     expected = [each for each in found_by_server(proxy, png) if each["score"] >= 0.3]
     assert page.text("#status") == f"{len(expected)} instances"
     assert page.run("document.querySelectorAll('#list li').length") == len(expected)
     assert "200 x 120 pixels" in page.text("#facts")
-    # The picture is red there; drawn over it is something else.
+    # The image is red there; drawn over it is something else.
     scale = page.run("canvas.width / picture.width")
     x, y = (np.mean(expected[0]["polygon"], axis=0) * scale).round().astype(int)
     pixel = f"Array.from(canvas.getContext('2d').getImageData({x}, {y}, 1, 1).data)"
@@ -160,7 +150,7 @@ def test_what_is_no_picture_is_refused_in_words(page, tmp_path):
     path.write_text("no picture")
     page.choose_file("#file", path)
     page.until("!document.querySelector('#wrong').hidden")
-    assert "notes.txt is not a picture that this browser can read" in page.text("#wrong")
+    assert "notes.txt is not an image that this browser can read" in page.text("#wrong")
 
 
 def test_a_server_that_wants_a_token_is_told_it(running, start_proxy, tokens, picture_file):
@@ -183,15 +173,15 @@ def test_a_server_that_wants_a_token_is_told_it(running, start_proxy, tokens, pi
 
 
 def test_a_server_that_is_gone_is_told_and_asked_again(running, start_proxy, picture_file):
-    proxy = start_proxy()
-    running.open("about:blank#")
-    running.open(f"{proxy.url}/demo")
-    proxy.stop()
-    running.choose_file("#file", picture_file)
-    running.until(
-        "!document.querySelector('#again').hidden && document.querySelector('#busy').hidden"
-    )
-    assert "is not reached" in running.text("#wrong")
+    with start_proxy() as proxy:
+        running.open("about:blank#")
+        running.open(f"{proxy.url}/demo")
+        proxy.stop()
+        running.choose_file("#file", picture_file)
+        running.until(
+            "!document.querySelector('#again').hidden && document.querySelector('#busy').hidden"
+        )
+        assert "is not reached" in running.text("#wrong")
 
 
 def test_the_policy_lets_in_nothing_but_the_page_itself(proxy):

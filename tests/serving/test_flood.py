@@ -12,9 +12,8 @@ import psutil
 import pytest
 import requests
 
-from polarmask_serving.proxy.main import LocalProxy
-from polarmask_serving.proxy.settings import Front, Limits
-from polarmask_serving.torchserve import launch
+from polarmask_serving.proxy.config import Limits
+from proxy_process import running_proxy
 
 pytestmark = pytest.mark.slow
 SECONDS = 60
@@ -25,14 +24,7 @@ MIB = 1024**2
 @pytest.fixture
 def flooded(server, tmp_path):
     """The limits as shipped, but for less time to upload."""
-    ports = launch.choose_ports()
-    front = Front(
-        host="127.0.0.1",
-        port=ports["inference_port"],
-        operations_port=ports["metrics_port"],
-        scratch=tmp_path,
-    )
-    with LocalProxy.start(front, server.target, Limits(upload_seconds=5)) as proxy:
+    with running_proxy(tmp_path, server.target, Limits(upload_seconds=5)) as proxy:
         yield proxy
 
 

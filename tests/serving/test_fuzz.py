@@ -16,10 +16,9 @@ from schemathesis import GenerationMode
 
 from damaged_requests import damaged_requests, real_images
 from polarmask.inference.predictor import Predictor
-from polarmask_serving.answer.batch import Asked, answer_batch
-from polarmask_serving.proxy.main import LocalProxy, openapi
-from polarmask_serving.proxy.settings import Front, Limits
-from polarmask_serving.torchserve import launch
+from polarmask_serving.answer.batch import Request, answer_batch
+from polarmask_serving.proxy import openapi
+from proxy_process import running_proxy
 
 REASONS = {(error.status, error.code) for error in openapi.answer_errors() if error.status < 500}
 
@@ -49,14 +48,7 @@ def validator():
 @pytest.fixture(scope="module")
 def proxy(server, tmp_path_factory):
     """Envoy in front of the server; it lets all through that these tests send at once."""
-    ports = launch.choose_ports()
-    front = Front(
-        host="127.0.0.1",
-        port=ports["inference_port"],
-        operations_port=ports["metrics_port"],
-        scratch=tmp_path_factory.mktemp("proxy"),
-    )
-    with LocalProxy.start(front, server.target, Limits()) as started:
+    with running_proxy(tmp_path_factory.mktemp("proxy"), server.target) as started:
         yield started
 
 
@@ -90,7 +82,8 @@ def test_three_hundred_damaged_requests_are_answered_or_refused(random_model, im
     sent = [each for each in damaged_requests(images, 400) if each.kind != "form"][:300]
     codes = collections.Counter()
     for first in range(0, len(sent), 4):
-        batch = [Asked(fields={"body": d.body}, headers=d.headers) for d in sent[first : first + 4]]
+        some = sent[first : first + 4]
+        batch = [Request(fields={"body": d.body}, headers=d.headers) for d in some]
         for answer in answer_batch(predictor, batch, {"name": "m", "version": "1"}):
             validator.validate(json.loads(answer.body))
             if answer.error is not None:
@@ -145,7 +138,7 @@ def operations(server, images):
     schemathesis.openapi.format("byte", files.map(lambda data: base64.b64encode(data).decode()))
     known = {
         "model": {"enum": ["polarmask"]},
-        "version": {"enum": [server.champion]},
+        "version": {"enum": [server.version]},
         "X-Categories": {"type": "string", "enum": ["nucleus", "7", "debris,3", "[3]"]},
     }
     document = openapi.document()

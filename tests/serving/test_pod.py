@@ -1,11 +1,13 @@
-"""The serving container as its own processes: what it serves, whom it hears, what probes say."""
+"""The two programs of a serving pod: what they serve, where they listen, what probes answer."""
 
+import contextlib
 import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,6 @@ import requests
 
 from polarmask_serving.archive.read import read_archive
 from polarmask_serving.errors import ServerError
-from polarmask_serving.torchserve import launch
 from polarmask_serving.torchserve.pod import prepare
 from polarmask_serving.torchserve.server_log import last_worker_error
 
@@ -35,6 +36,7 @@ class Pod:
         self.url = f"http://{ip}:8080"
         self.operations_url = f"http://{ip}:8082"
         self.environment = {**os.environ, "POD_IP": ip, **environment}
+        self.workers = []
         self.log, self.proxy_log = folder / "log", folder / "proxy.log"
         command = ["polarmask_serving.torchserve.pod", "--archive", str(archive)]
         self.process = self._start([*command, "--scratch", str(self.scratch)], self.log)
@@ -101,10 +103,12 @@ class Pod:
         return server.result(), proxy.result()
 
     def end(self):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.workers = psutil.Process(self.process.pid).children()
         for process in (self.process, self.proxy):
             process.kill()
             process.wait()
-        launch.end_all(self.scratch, time_out=5)
+        psutil.wait_procs(self.workers, timeout=10)
 
 
 @pytest.fixture
@@ -124,7 +128,7 @@ def start_pod(short_folder):
 @pytest.fixture
 def short_folder():
     """A folder whose path leaves room for the names of sockets."""
-    folder = launch.make_scratch()
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
     yield folder
     shutil.rmtree(folder)
 

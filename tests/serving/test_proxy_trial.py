@@ -11,11 +11,10 @@ import pytest
 import requests
 
 from polarmask_serving.answer.options import TRIAL_HEADER
-from polarmask_serving.proxy.main import LocalProxy
-from polarmask_serving.proxy.settings import Front, Limits, Trial
-from polarmask_serving.proxy.trial import entries
-from polarmask_serving.torchserve import launch
+from polarmask_serving.proxy.config import Trial
+from polarmask_serving.proxy.traffic import entries
 from polarmask_serving.torchserve.probe import Target
+from proxy_process import running_proxy
 from scripted_server import FOUND, ScriptedServer
 
 STABLE = FOUND
@@ -55,19 +54,14 @@ def front(tmp_path):
         target = Target(
             ports=dict.fromkeys(kinds, ports[0]), name="polarmask", version="1", workers=1
         )
-        free = launch.choose_ports()
-        proxy = LocalProxy.start(
-            Front(
-                host="127.0.0.1",
-                port=free["inference_port"],
-                operations_port=free["metrics_port"],
-                scratch=tmp_path / "proxy",
+        proxy = stack.enter_context(
+            running_proxy(
+                tmp_path / "proxy",
+                target,
+                until=(200, 503),  # the scripted servers have no health
                 trial=Trial(host="localhost", port=ports[1], traffic=traffic.folder),
-            ),
-            target,
-            Limits(),
+            )
         )
-        stack.callback(proxy.stop)
 
         def ask(body=BODY, **headers):
             url = f"{proxy.url}/predictions/polarmask"

@@ -174,7 +174,7 @@ def test_requests_without_image_are_refused(fields):
 
 
 def test_an_answer_names_what_was_found_in_pixels_of_the_image():
-    error, answer = answer_to(wire.Request(images=(None,)), squares(2))
+    error, answer = answer_to(wire.ParsedRequest(images=(None,)), squares(2))
     assert error is None
     assert answer == {
         "image": {"height": 50, "width": 80},
@@ -202,20 +202,20 @@ def test_an_instance_in_several_parts_lists_all_its_outlines():
     """Clients that know `polygon` alone go on and see the best part."""
     part = squares().polygons[2:]
     found = replace(squares(count=2), further_parts={1: part})
-    _, answer = answer_to(wire.Request(images=(None,)), found)
+    _, answer = answer_to(wire.ParsedRequest(images=(None,)), found)
     whole, parted = answer["instances"]
     assert "polygons" not in whole
     assert parted["polygons"][0] == parted["polygon"]
     np.testing.assert_allclose(parted["polygons"][1], part[0], atol=0.0051)
     rle = Options(mask="rle")
-    _, answer = answer_to(wire.Request(images=(None,), options=rle), found)
+    _, answer = answer_to(wire.ParsedRequest(images=(None,), options=rle), found)
     area = bitmap_from_rle(answer["instances"][1]["rle"]).sum()
     assert area == 2 * bitmap_from_rle(answer["instances"][0]["rle"]).sum()
 
 
 def test_rle_stands_in_for_the_polygon_when_asked():
     options = Options(mask="rle")
-    _, answer = answer_to(wire.Request(images=(None,), options=options), squares())
+    _, answer = answer_to(wire.ParsedRequest(images=(None,), options=options), squares())
     assert "polygon" not in answer["instances"][0]
     masks = [instance["rle"] for instance in answer["instances"]]
     assert masks == rles_from_polygons(squares().polygons, (50, 80))
@@ -223,7 +223,7 @@ def test_rle_stands_in_for_the_polygon_when_asked():
 
 def test_answers_can_leave_masks_out():
     options = Options(mask="none")
-    _, answer = answer_to(wire.Request(images=(None,), options=options), squares())
+    _, answer = answer_to(wire.ParsedRequest(images=(None,), options=options), squares())
     assert set(answer["instances"][0]) == {"category_id", "category", "score", "bbox"}
 
 
@@ -242,20 +242,20 @@ def test_answers_can_leave_masks_out():
     ],
 )
 def test_options_limit_what_is_shown(options, count):
-    _, answer = answer_to(wire.Request(images=(None,), options=options), squares())
+    _, answer = answer_to(wire.ParsedRequest(images=(None,), options=options), squares())
     assert len(answer["instances"]) == count
 
 
 def test_rays_are_shown_when_asked():
     options = Options(return_rays=True, mask="none")
-    _, answer = answer_to(wire.Request(images=(None,), options=options), squares())
+    _, answer = answer_to(wire.ParsedRequest(images=(None,), options=options), squares())
     first = answer["instances"][0]
     assert (first["center"], first["rays"]) == ([5.12, 5.12], [7.0] * 4)
 
 
 def test_in_a_list_an_image_fails_alone():
     error, answer = answer_to(
-        wire.Request(images=(None, None), as_list=True),
+        wire.ParsedRequest(images=(None, None), as_list=True),
         errors.DamagedImageError("the image breaks off"),
         squares(),
     )
@@ -269,7 +269,7 @@ def test_in_a_list_an_image_fails_alone():
 def test_the_status_is_an_error_if_no_image_has_an_answer():
     refusal = errors.NotAnImageError("only JPEG and PNG are read")
     for as_list in (False, True):
-        error, answer = answer_to(wire.Request(images=(refusal,), as_list=as_list), refusal)
+        error, answer = answer_to(wire.ParsedRequest(images=(refusal,), as_list=as_list), refusal)
         assert (error.status, error.phrase) == (415, "Unsupported Media Type")
         assert answer["error"]["code"] == "not_an_image"
 

@@ -33,7 +33,7 @@ from polarmask_components.checks.cluster_access import (
 from polarmask_components.checks.image_reference import problem_of_image
 from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
-from polarmask_components.deploy.serving_state import CLUSTER
+from polarmask_components.deploy.target import CLUSTER
 from polarmask_components.errors import ComponentError, PreflightError
 from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.parameters.training_request import TrainingRequest

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polarmask_components.deploy.serving_state import CLUSTER
+from polarmask_components.deploy.target import CLUSTER
 from polarmask_components.parameters.training_request import TrainingRequest
 
 

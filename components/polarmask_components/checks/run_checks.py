@@ -4,7 +4,7 @@ import logging
 
 from polarmask.errors import ConfigError
 from polarmask_components.checks.planned_run import PlannedRun
-from polarmask_components.deploy.deploy_target import read_trial
+from polarmask_components.deploy.target import read_trial
 from polarmask_serving.archive.names import check_url_name
 from polarmask_serving.torchserve.launch import check_installed
 

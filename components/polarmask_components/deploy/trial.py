@@ -1,6 +1,6 @@
 """Try a new model in a cluster on live requests, before any pod of the server changes.
 
-    candidate scaled to one pod and asked an image -> share set in the ConfigMap -> logs of both
+    candidate scaled to one pod and sent an image -> share set in the ConfigMap -> logs of both
     compared for some minutes -> share 0 -> candidate scaled to none -> verdict
 
 Whatever happens, share and candidate go back to 0. What a killed run left is ended by the next one.
@@ -18,9 +18,10 @@ from kubernetes.client.exceptions import ApiException
 
 from polarmask.evaluation.gate import Verdict
 from polarmask_components.cluster.connection import call_api, refusal_of
-from polarmask_components.deploy.serving_deployment import ServingDeployment
-from polarmask_components.deploy.serving_state import Object, ServedModel, served_model
-from polarmask_components.deploy.trial_figures import Figures, Requests, figures_of, judge_trial
+from polarmask_components.deploy.cluster_deployment import ClusterDeployment
+from polarmask_components.deploy.cluster_state import Object, served_model
+from polarmask_components.deploy.target import ServedModel
+from polarmask_components.deploy.trial_figures import Figures, Requests, decide_trial, figures_of
 from polarmask_components.deploy.trial_settings import TrialSettings
 from polarmask_components.errors import (
     ClusterError,
@@ -29,12 +30,12 @@ from polarmask_components.errors import (
     RollOutError,
 )
 from polarmask_components.signals import end_run, on_stop_signal
-from polarmask_serving.proxy.trial import entries
+from polarmask_serving.proxy.traffic import entries
 
 _POLL_SECONDS = 10.0
 _REACH_SECONDS = 180.0
 """A kubelet brings an entry of a ConfigMap to the pods within two minutes."""
-_PATIENCE = 60.0
+_SERVICE_SECONDS = 60.0
 """Seconds until the candidate's Service knows its pod."""
 _CONTAINER = "torchserve"
 _ADMIN = "apply k8s/components/trial"
@@ -62,9 +63,9 @@ class Trial:
     """
 
     api: ApiClient
-    stable: ServingDeployment
+    stable: ClusterDeployment
     settings: TrialSettings
-    candidate: ServingDeployment = field(init=False)
+    candidate: ClusterDeployment = field(init=False)
     _old: Requests = field(default_factory=Requests)
     _new: Requests = field(default_factory=Requests)
 
@@ -90,7 +91,7 @@ class Trial:
         Args:
             model: The model.
             name: Of the model, in URLs.
-            image: JPEG or PNG that it is asked first.
+            image: JPEG or PNG that it has to answer first.
             time_out: Seconds until the candidate has to be ready.
 
         Raises:
@@ -105,7 +106,7 @@ class Trial:
                 self.candidate.change(before, model, back=None, replicas=1)
                 self.candidate.wait(model, before=before, time_out=time_out)
                 url, asked = self.candidate.url(name), (name, model.version)
-                self.candidate.ask(url, image, model=asked, patience=_PATIENCE)
+                self.candidate.ask(url, image, model=asked, deadline_seconds=_SERVICE_SECONDS)
                 verdict, figures = self._watch(model)
         except ConflictError:
             raise  # what runs there is another run's
@@ -122,27 +123,24 @@ class Trial:
             end_trial(self.api, self.stable)
 
     def _watch(self, model: ServedModel) -> tuple[Verdict, Figures]:
+        """Compare what both versions log until the trial is over or has failed."""
         settings = self.settings
         self._read_logs(since=600)
         self._old.forget(list(self._old.by_id))
         self._new.forget(list(self._new.by_id))
         set_traffic(self.api, self.stable, copies=settings.copies, share=settings.share)
-        started, first = time.monotonic(), 0.0
+        clock = _Clock(60 * settings.minutes)
         due: set[str] = set()
         while True:
             time.sleep(_POLL_SECONDS)
             self.candidate.check_serves(model)
-            known = set(self._old.by_id)
+            due |= set(self._old.by_id)  # the candidate had a poll's time to log these
             self._read_logs(since=int(3 * _POLL_SECONDS) + 5)
-            due |= known
             figures = figures_of(
                 *(self._old.by_id, self._new.by_id), due=due, copies=settings.copies > 0
             )
-            now = time.monotonic()
-            first = first or (now if figures.compared or figures.unanswered else 0.0)
-            waited_long = not first and now - started > max(_REACH_SECONDS, 60 * settings.minutes)
-            over = waited_long or bool(first and now - first >= 60 * settings.minutes)
-            verdict = judge_trial(figures, settings, over=over)
+            over = clock.is_over(reached=bool(figures.compared or figures.unanswered))
+            verdict = decide_trial(figures, settings, over=over)
             _log.info("trial of version %s: %s", model.version, verdict.reason)
             if over or not verdict.passed:
                 return verdict, figures
@@ -153,7 +151,7 @@ class Trial:
             for pod in serving.pods(serving.read()):
                 requests.read(self._log_of(serving, pod["metadata"]["name"], since))
 
-    def _log_of(self, serving: ServingDeployment, pod: str, since: int) -> list[str]:
+    def _log_of(self, serving: ClusterDeployment, pod: str, since: int) -> list[str]:
         with suppress(ApiException):  # it came or went a moment ago
             text: str = call_api(
                 CoreV1Api(self.api).read_namespaced_pod_log,
@@ -165,12 +163,28 @@ class Trial:
         return []
 
 
-def candidate_of(stable: ServingDeployment, api: ApiClient) -> ServingDeployment:
+class _Clock:
+    """Runs from the first request that reaches the candidate, or ends if none does."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = time.monotonic() + max(_REACH_SECONDS, seconds)
+        self._started = False
+
+    def is_over(self, *, reached: bool) -> bool:
+        """Return whether time is up, given whether a request has reached the candidate."""
+        now = time.monotonic()
+        if reached and not self._started:
+            self._started, self._deadline = True, now + self._seconds
+        return now >= self._deadline
+
+
+def candidate_of(stable: ClusterDeployment, api: ApiClient) -> ClusterDeployment:
     """Return the Deployment beside another one in which new models are tried."""
-    return ServingDeployment(api, stable.namespace, f"{stable.name}-candidate")
+    return ClusterDeployment(api, stable.namespace, f"{stable.name}-candidate")
 
 
-def end_trial(api: ApiClient, stable: ServingDeployment) -> None:
+def end_trial(api: ApiClient, stable: ClusterDeployment) -> None:
     """Send nothing to the candidate any more and end its pods, if there is one.
 
     Raises:
@@ -191,7 +205,7 @@ def end_trial(api: ApiClient, stable: ServingDeployment) -> None:
         ) from error
 
 
-def end_leftover(api: ApiClient, stable: ServingDeployment) -> None:
+def end_leftover(api: ApiClient, stable: ClusterDeployment) -> None:
     """End the trial that a killed run left, where there may be one."""
     try:
         end_trial(api, stable)
@@ -199,21 +213,21 @@ def end_leftover(api: ApiClient, stable: ServingDeployment) -> None:
         _log.debug("no trial to end: %s", error)
 
 
-def set_traffic(api: ApiClient, stable: ServingDeployment, *, copies: float, share: float) -> None:
+def set_traffic(api: ApiClient, stable: ClusterDeployment, *, copies: float, share: float) -> None:
     """Write what the server's proxies send to the candidate, as shares of all requests."""
     body = {"data": entries(copies=copies, share=share)}
     name = f"{stable.name}-traffic"
     _call(stable, CoreV1Api(api).patch_namespaced_config_map, name, stable.namespace, body)
 
 
-def _traffic(api: ApiClient, stable: ServingDeployment) -> Object:
+def _traffic(api: ApiClient, stable: ClusterDeployment) -> Object:
     name = f"{stable.name}-traffic"
     read = CoreV1Api(api).read_namespaced_config_map
     found: Object = api.sanitize_for_serialization(_call(stable, read, name, stable.namespace))
     return found
 
 
-def _call(stable: ServingDeployment, call: Callable[..., Answer], *arguments: Any) -> Answer:  # noqa: ANN401  # whatever the call takes
+def _call(stable: ClusterDeployment, call: Callable[..., Answer], *arguments: Any) -> Answer:  # noqa: ANN401  # whatever the call takes
     try:
         return call_api(call, *arguments)
     except ApiException as error:

@@ -1,7 +1,7 @@
-"""What the logs of two versions say of a trial, and the verdict. Pure: lines in, values out.
+"""Compare the logs of two versions during a trial, and decide. Pure: lines in, values out.
 
 Each request is a line of the server's log (`polarmask_serving.answer.request_log`). A request that
-was copied has the same id on both sides, and both lines tell what was found.
+was copied has the same id on both sides, and both lines list what was found.
 """
 
 import json
@@ -23,7 +23,7 @@ Found = Sequence[Sequence[float]]
 
 @dataclass
 class Requests:
-    """Requests of one version, as its pods' logs tell them; lines may come several times."""
+    """Requests of one version, from its pods' logs; lines may come several times."""
 
     by_id: dict[str, dict[str, Any]] = field(default_factory=dict)
     _ambiguous: set[str] = field(default_factory=set)
@@ -75,7 +75,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a trial came to."""
+    """The result of a trial."""
 
     compared: int
     """Requests of which both versions' answers are known; of a share, those the candidate had."""
@@ -172,7 +172,7 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-def judge_trial(figures: Figures, settings: TrialSettings, *, over: bool = True) -> Verdict:
+def decide_trial(figures: Figures, settings: TrialSettings, *, over: bool = True) -> Verdict:
     """Decide whether the candidate may take over.
 
     Args:
@@ -184,30 +184,30 @@ def judge_trial(figures: Figures, settings: TrialSettings, *, over: bool = True)
     seen = figures.compared + figures.unanswered
     enough = settings.min_requests if over else max(settings.min_requests, _EARLY)
     if seen < enough:
-        words = f"only {seen} requests reached the candidate, {enough} are needed"
-        return Verdict(not over, words + "; wait for more traffic, or lower min_requests")
-    told = describe(figures)
+        text = f"only {seen} requests reached the candidate, {enough} are needed"
+        return Verdict(not over, text + "; wait for more traffic, or lower min_requests")
+    summary = describe(figures)
     if failed > settings.max_errors * seen:
-        return Verdict(False, f"it failed at {failed} of {seen} requests; {told}")
+        return Verdict(False, f"it failed at {failed} of {seen} requests; {summary}")
     if figures.agreement is not None and figures.agreement < settings.min_agreement:
-        return Verdict(False, f"it agrees too little (below {settings.min_agreement:g}); {told}")
+        return Verdict(False, f"it agrees too little (below {settings.min_agreement:g}); {summary}")
     if figures.candidate.p95 > settings.max_slowdown * figures.stable.p95 > 0:
-        return Verdict(False, f"it is too slow (above {settings.max_slowdown:g} times); {told}")
-    return Verdict(True, told)
+        return Verdict(False, f"it is too slow (above {settings.max_slowdown:g} times); {summary}")
+    return Verdict(True, summary)
 
 
 def describe(figures: Figures) -> str:
     """Return the figures in one sentence."""
     new, old = figures.candidate, figures.stable
-    words = f"{figures.compared} requests compared, {new.errors} errors"
+    text = f"{figures.compared} requests compared, {new.errors} errors"
     if figures.unanswered:
-        words += f", {figures.unanswered} copies not answered"
+        text += f", {figures.unanswered} copies not answered"
     if figures.agreement is not None:
-        words += f", {figures.agreement:.3f} of the instances agree"
+        text += f", {figures.agreement:.3f} of the instances agree"
     if figures.mean_iou is not None:
-        words += f" (mean box IoU {figures.mean_iou:.3f})"
-    words += f", {new.instances:.1f} instances an image (stable {old.instances:.1f})"
-    return words + (
+        text += f" (mean box IoU {figures.mean_iou:.3f})"
+    text += f", {new.instances:.1f} instances an image (stable {old.instances:.1f})"
+    return text + (
         f", median {1000 * new.p50:.0f} ms (stable {1000 * old.p50:.0f}), "
         f"95 % within {1000 * new.p95:.0f} ms (stable {1000 * old.p95:.0f})"
     )

@@ -17,13 +17,13 @@ class TrialSettings:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     copies: float = 0.0
-    """Share of the requests of which it gets copies; clients see nothing of its answers."""
+    """Share of the requests of which it gets copies; clients never see its answers."""
     share: float = 0.0
     """Share of the requests that it answers. One of the two is above 0."""
     minutes: float = 10.0
     """From the first request on."""
     min_requests: int = 30
-    """That have to be compared; with fewer the trial says nothing, and the model stays out."""
+    """That have to be compared; with fewer the trial proves nothing, and the model stays out."""
     min_agreement: float = 0.7
     """Of copies: share of instances that both find, same category and box IoU at least 0.5."""
     max_errors: float = 0.01

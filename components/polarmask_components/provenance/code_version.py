@@ -1,9 +1,11 @@
 """Which code runs: a hash of what is installed, and the commit it came from if that is known."""
 
 import hashlib
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+
+from polarmask_components.errors import NotARepositoryError
+from polarmask_components.provenance.git import git
 
 PACKAGES = ("polarmask", "polarmask_components")
 """What results depend on: pipelines only feed steps, and servers come after them."""
@@ -28,26 +30,18 @@ def code_version() -> str:
 
 def code_commit() -> str:
     """Return the checkout's commit, with `-dirty` after uncommitted changes; "" if unknown."""
-    roots = [str(root) for root in _roots()]
-    # A wheel in an environment inside some checkout did not come from that checkout.
-    if not _git(roots[0], "ls-files", "--", "__init__.py"):
+    roots = _roots()
+    try:
+        # A wheel in an environment inside some checkout did not come from that checkout.
+        if not git(roots[0], "ls-files", "--", "__init__.py"):
+            return ""
+        changed = git(roots[0], "status", "--porcelain", "--", *map(str, roots))
+        return (git(roots[0], "rev-parse", "HEAD") or "") + ("-dirty" if changed else "")
+    except NotARepositoryError:
         return ""
-    changed = _git(roots[0], "status", "--porcelain", "--", *roots)
-    return _git(roots[0], "rev-parse", "HEAD") + ("-dirty" if changed else "")
 
 
 def _roots() -> list[Path]:
     """Return the folders of our packages that are installed: an image need not hold them all."""
     specs = [find_spec(package) for package in PACKAGES]
     return [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
-
-
-def _git(folder: str, *arguments: str) -> str:
-    """Return what git prints; nothing without git or outside a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", folder, *arguments], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return "" if done.returncode else done.stdout.strip()

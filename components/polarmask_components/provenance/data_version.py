@@ -6,8 +6,6 @@ fetch(".", version, Path("somewhere"))          # images/, annotations/
 
 import hashlib
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from polarmask_components.errors import (
     NotARepositoryError,
     UnknownRevisionError,
 )
+from polarmask_components.provenance.git import git, run_git
 
 POINTER = "data.dvc"
 _FOLDER = "data"
@@ -51,16 +50,16 @@ def resolve(repository: str, revision: str) -> DataVersion:
         NoDataError: No data.dvc at the top of that revision, or one that names no folder.
     """
     with _checkout(repository) as path:
-        found = _git(path, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        found = git(path, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
         if found is None:
-            found = _git(path, "rev-parse", "--verify", "--quiet", f"origin/{revision}^{{commit}}")
+            found = git(path, "rev-parse", "--verify", "--quiet", f"origin/{revision}^{{commit}}")
         if found is None:
             raise UnknownRevisionError(
                 f"{repository} has no revision {revision!r}; give a commit, tag or branch "
                 "that was fetched"
             )
-        pointer = _git(path, "show", f"{found}:{POINTER}")
-        commit = _git(path, "log", "-1", "--format=%H", found, "--", POINTER)
+        pointer = git(path, "show", f"{found}:{POINTER}")
+        commit = git(path, "log", "-1", "--format=%H", found, "--", POINTER)
         if pointer is None or not commit:
             raise NoDataError(
                 f"{repository} has no {POINTER} at {revision}; add data with `dvc add data` and "
@@ -75,7 +74,7 @@ def _hash_in(pointer: str, where: str) -> str:
         path, folder_hash = output["path"], str(output["md5"])
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise NoDataError(
-            f"{where}: {POINTER} can't be read ({error}); run `dvc add data` anew"
+            f"{where}: {POINTER} can't be read ({error}); run `dvc add data` again"
         ) from error
     if path != _FOLDER or not folder_hash.endswith(".dir"):
         raise NoDataError(f"{where}: {POINTER} names {path!r}, not the folder {_FOLDER!r}")
@@ -83,15 +82,15 @@ def _hash_in(pointer: str, where: str) -> str:
 
 
 def has_uncommitted_pointer(repository: str) -> bool:
-    """Tell whether a checkout's data.dvc was changed and not committed: no revision means that."""
+    """Return whether a checkout's data.dvc has changes that no revision has yet."""
     path = Path(repository)
-    return path.is_dir() and bool(_git(path, "status", "--porcelain", "--", f":/{POINTER}"))
+    return path.is_dir() and bool(git(path, "status", "--porcelain", "--", f":/{POINTER}"))
 
 
 def fetch(repository: str, version: DataVersion, to: Path) -> None:
     """Copy the data folder to `to`, which appears whole and verified or not at all.
 
-    Takes what the checkout's DVC cache holds, the rest from its default remote.
+    Files come from the checkout's DVC cache, and the rest from its default remote.
 
     Raises:
         NotARepositoryError: Neither a checkout nor a URL of one.
@@ -104,7 +103,7 @@ def fetch(repository: str, version: DataVersion, to: Path) -> None:
             files = DVCFileSystem(str(path), rev=version.commit)
             files.get(_FOLDER, str(temporary), recursive=True)
             files.repo.close()
-        except Exception as error:  # DVC lets through whatever its remotes raise
+        except Exception as error:  # DVC raises whatever its remotes raise
             raise MissingObjectsError(
                 f"the data of commit {version.commit[:12]} can't be fetched from {repository}: "
                 f"{error}; run `dvc push` where the data was added, and check the remote and its "
@@ -131,7 +130,7 @@ def hash_of_folder(folder: Path) -> str:
 
 
 def check_reachable(repository: str, revision: str) -> None:
-    """Look whether cache or remote hold the list of a revision's files, without fetching them.
+    """Check that cache or remote have the list of a revision's files, without fetching them.
 
     Raises:
         DataVersionError: No such data, or the remote can't be reached or lacks it.
@@ -146,7 +145,7 @@ def check_reachable(repository: str, revision: str) -> None:
                 repo.cloud.get_remote_odb().exists(version.hash)
             )
             repo.close()
-        except Exception as error:  # DVC lets through whatever its remotes raise
+        except Exception as error:  # DVC raises whatever its remotes raise
             raise MissingObjectsError(
                 f"the DVC remote of {repository} can't be reached: {error}; check its address and "
                 "credentials"
@@ -162,7 +161,7 @@ def check_reachable(repository: str, revision: str) -> None:
 def _checkout(repository: str, commit: str | None = None) -> Iterator[Path]:
     """Yield the top of a checkout: the given one as it is, or a temporary clone of a URL."""
     if Path(repository).is_dir():
-        top = _git(Path(repository), "rev-parse", "--show-toplevel")
+        top = git(Path(repository), "rev-parse", "--show-toplevel")
         if top is None:
             raise NotARepositoryError(
                 f"{repository} is in no git checkout that this user may read; "
@@ -171,26 +170,12 @@ def _checkout(repository: str, commit: str | None = None) -> Iterator[Path]:
         yield Path(top)
         return
     with tempfile.TemporaryDirectory(prefix="polarmask-data-") as folder:
-        done = _run(["git", "clone", "--quiet", "--", repository, folder])
+        done = run_git("clone", "--quiet", "--", repository, folder)
         if done.returncode:
             raise NotARepositoryError(
                 f"{repository!r} is no folder and can't be cloned: {done.stderr.strip()}"
             )
         if commit is not None:
             # A remote inside the repository has to be of the same time as the data.
-            _git(Path(folder), "checkout", "--quiet", "--detach", commit)
+            git(Path(folder), "checkout", "--quiet", "--detach", commit)
         yield Path(folder)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None if it fails."""
-    done = _run(["git", "-C", str(folder), *arguments])
-    return None if done.returncode else done.stdout.strip()
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    except FileNotFoundError as error:
-        raise NotARepositoryError("git is not installed; install it") from error

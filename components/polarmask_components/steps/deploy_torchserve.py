@@ -30,11 +30,11 @@ def deploy_torchserve(
         metrics: Of the model on this data; kept in the registry.
         engines: Report of `measure_engines`; the archive gets the fastest engine.
         registry: Folder or s3://bucket/prefix of the champion registry; s3 for a cluster.
-        target: kubernetes://NAMESPACE/NAME of a Deployment, or folder of the TorchServe of this
+        target: kubernetes://NAMESPACE/NAME of a Deployment, or a folder for the pod of this
             machine, which is started if none runs there.
         model_name: In URLs.
         champion_version: Champion that the candidate was compared with; empty for none.
-        answer: What the new version said to the image, as JSON; metadata: version, and the
+        answer: The new version's answer to the image, as JSON; metadata: version, and the
             figures of the trial if there was one.
         trial: Of the model on live requests of a cluster, before the roll-out: fields of
             `trial_settings.TrialSettings`; empty for none.
@@ -47,16 +47,23 @@ def deploy_torchserve(
 
     from polarmask.engines.ranking import read_ranking
     from polarmask.system.files import write_text
-    from polarmask_components.deploy.deploy_target import deploy_to
-    from polarmask_components.deploy.deployment import facts_of
+    from polarmask_components.deploy.deploy import deploy
+    from polarmask_components.deploy.register_model import register_model
     from polarmask_components.registry.registry import open_registry
 
-    deployed = deploy_to(
-        target,
+    models = open_registry(registry)
+    record = register_model(
         Path(model.path),
-        facts=facts_of(Path(model.path), metrics.metadata, read_ranking(Path(engines.path))),
         name=model_name,
-        registry=open_registry(registry),
+        metrics=metrics.metadata,
+        engines=read_ranking(Path(engines.path)),
+        registry=models,
+    )
+    deployed = deploy(
+        record,
+        target,
+        name=model_name,
+        registry=models,
         expected=champion_version or None,
         image=Path(sample.path).read_bytes(),
         trial=trial,

@@ -1,14 +1,13 @@
 """The S3 client: connection settings, retries, URIs, and errors in our words.
 
 Endpoint and credentials come from the environment, as boto3 reads it. Every call goes through
-`S3Bucket.call`: boto3 sends a request up to four times, and `retry` repeats the call until the
-deadline, while the storage is busy or can't be reached.
+`call_s3`: boto3 sends a request up to four times, and `retry` repeats the call until the deadline,
+while the storage is busy or can't be reached.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -22,7 +21,7 @@ from botocore.exceptions import (
 )
 
 from polarmask_components.errors import StorageError
-from polarmask_components.retry import BUSY_STATUSES, DEADLINE_SECONDS, retry
+from polarmask_components.retry import BUSY_STATUSES, retry
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -33,17 +32,14 @@ _SCHEMES = ("s3", "minio")
 """minio is what Kubeflow calls its own store; it speaks S3."""
 _MISSING = {"NoSuchKey", "404"}
 _CONDITION_FAILED = {
-    "PreconditionFailed",
-    "ConditionalRequestConflict",
+    *("PreconditionFailed", "412"),
+    *("ConditionalRequestConflict", "409"),
     "NoSuchKey",  # AWS, for If-Match on an object that was deleted
-    "412",
-    "409",
 }
 
 # Servers other than AWS may not know the checksums that boto3 adds by default.
 _CONFIG = Config(
     connect_timeout=5,
-    read_timeout=30,
     max_pool_connections=32,
     retries={"mode": "standard", "total_max_attempts": 4},
     request_checksum_calculation="when_required",
@@ -53,42 +49,30 @@ _CONFIG = Config(
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class S3Bucket:
-    """A bucket, as a client sees it; threads may share it."""
+def s3_client() -> "S3Client":
+    """Return a client without a request; threads may share it."""
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it logs where credentials are
+    return boto3.client("s3", config=_CONFIG)
 
-    client: "S3Client"
-    name: str
-    deadline_seconds: float
 
-    @classmethod
-    def connect(cls, name: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> Self:
-        """Return a bucket without a request to it."""
-        logging.getLogger("botocore").setLevel(logging.WARNING)  # it logs where credentials are
-        return cls(boto3.client("s3", config=_CONFIG), name, deadline_seconds)
+def call_s3(call: Callable[[], Answer], *, where: str, deadline_seconds: float) -> Answer:
+    """Make a call with retries.
 
-    def call(self, call: Callable[[], Answer], *, where: str) -> Answer:
-        """Make a call with retries.
+    Args:
+        call: Uses a client; may be repeated.
+        where: For messages: what is read or written.
+        deadline_seconds: See `retry`.
 
-        Args:
-            call: Uses `client`; may be repeated.
-            where: For messages: what is read or written.
-
-        Raises:
-            StorageError: The storage can't be reached or refuses.
-        """
-        try:
-            return retry(
-                call,
-                is_passing=_is_passing,
-                deadline_seconds=self.deadline_seconds,
-                server=where,
-            )
-        except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise StorageError(
-                f"{where}: {error}; check that it exists, AWS_ENDPOINT_URL and the credentials "
-                "in the environment"
-            ) from error
+    Raises:
+        StorageError: The storage can't be reached or refuses.
+    """
+    try:
+        return retry(call, is_passing=_is_passing, deadline_seconds=deadline_seconds, server=where)
+    except (ClientError, BotoCoreError, Boto3Error) as error:
+        raise StorageError(
+            f"{where}: {error}; check that it exists, AWS_ENDPOINT_URL and the credentials in the "
+            "environment"
+        ) from error
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -102,11 +86,6 @@ def split_uri(uri: str) -> tuple[str, str]:
     if not separator or scheme not in _SCHEMES or not bucket:
         raise StorageError(f"{uri!r} is no place in object storage; write s3://bucket/prefix")
     return bucket, key.strip("/")
-
-
-def is_object_storage(uri: str) -> bool:
-    """Return whether a URI names object storage rather than a folder."""
-    return uri.partition("://")[0] in _SCHEMES and "://" in uri
 
 
 def is_missing(error: ClientError) -> bool:

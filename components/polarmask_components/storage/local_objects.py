@@ -9,10 +9,7 @@ from pathlib import Path
 
 from polarmask.system.files import atomic_path
 from polarmask_components.errors import DamagedObjectError, StorageError
-from polarmask_components.storage.hashed_file import HashedFile
-
-_BLOCK = 1024 * 1024
-"""Bytes."""
+from polarmask_components.storage.verify import verified
 
 
 class LocalObjects:
@@ -68,14 +65,9 @@ class LocalObjects:
         """
         source = self._folder / name
         if not source.is_file():
-            raise DamagedObjectError(f"{self.where} holds no {name}; check that it exists")
-        with (
-            self._explained(),
-            source.open("rb") as stored,
-            HashedFile(to, sha256, where=self.uri(name)) as file,
-        ):
-            while block := stored.read(_BLOCK):
-                file.add(block)
+            raise DamagedObjectError(f"{source} does not exist")
+        with self._explained(), verified(to, sha256, where=str(source)):
+            shutil.copyfile(source, to)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

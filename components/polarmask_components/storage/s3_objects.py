@@ -7,19 +7,23 @@ If-None-Match on PUT will do.
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from botocore.exceptions import ClientError
 
 from polarmask_components.errors import DamagedObjectError
 from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_components.storage.client import (
-    S3Bucket,
+    call_s3,
     is_condition_failed,
     is_missing,
+    s3_client,
     split_uri,
 )
-from polarmask_components.storage.hashed_file import HashedFile
+from polarmask_components.storage.verify import verified
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
 
 _BLOCK = 1024 * 1024
 """Bytes."""
@@ -30,10 +34,12 @@ Answer = TypeVar("Answer")
 class S3Objects:
     """Objects of a bucket below a prefix; threads may share it. See `objects.Objects`."""
 
-    def __init__(self, bucket: S3Bucket, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, *, deadline_seconds: float) -> None:
+        self._client = s3_client()
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self.where = f"s3://{bucket.name}/{prefix}".rstrip("/")
+        self._deadline_seconds = deadline_seconds
+        self.where = f"s3://{bucket}/{prefix}".rstrip("/")
 
     @classmethod
     def from_uri(cls, uri: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> Self:
@@ -46,8 +52,7 @@ class S3Objects:
         Raises:
             StorageError: Not a URI of object storage.
         """
-        bucket, prefix = split_uri(uri)
-        return cls(S3Bucket.connect(bucket, deadline_seconds=deadline_seconds), prefix)
+        return cls(*split_uri(uri), deadline_seconds=deadline_seconds)
 
     def uri(self, name: str) -> str:
         """Return the URI of an object."""
@@ -57,14 +62,14 @@ class S3Objects:
         """Return a small object and its ETag, or None."""
 
         def get() -> tuple[bytes, str]:
-            found = self._bucket.client.get_object(**self._key(name))
+            found = self._client.get_object(**self._key(name))
             return found["Body"].read(), found["ETag"]
 
         return self._call(lambda: _or_none(get))
 
     def size(self, name: str) -> int | None:
         """Return an object's size in bytes, or None if there is none."""
-        head = partial(self._bucket.client.head_object, **self._key(name))
+        head = partial(self._client.head_object, **self._key(name))
         return self._call(lambda: _or_none(lambda: head()["ContentLength"]))
 
     def write(self, name: str, data: bytes, *, expected_tag: str | None) -> bool:
@@ -91,8 +96,8 @@ class S3Objects:
 
     def upload(self, name: str, file: Path) -> None:
         """Store a file, in place of an older object; S3 shows it as a whole or not at all."""
-        target = (self._bucket.name, self._prefix + name)
-        self._call(lambda: self._bucket.client.upload_file(str(file), *target))
+        target = (self._bucket, self._prefix + name)
+        self._call(lambda: self._client.upload_file(str(file), *target))
 
     def download(
         self,
@@ -108,39 +113,23 @@ class S3Objects:
 
         Args:
             name: Of the object.
-            to: File to write; not visible to others yet.
+            to: File to write; its folder is made if absent.
             sha256: Hex digest that it has to have, if known.
             progress: Called with the number of bytes of each block.
 
         Raises:
             DamagedObjectError: There is no such object, or it has other content.
         """
-        with HashedFile(to, sha256, where=self.uri(name)) as file:
-            self._call(lambda: self._receive(name, file, progress))
-
-    def _receive(self, name: str, file: HashedFile, progress: Callable[[int], None]) -> None:
-        if file.size == file.expected_size:
-            return
-        get = partial(self._bucket.client.get_object, **self._key(name))
-        try:
-            found = get(Range=f"bytes={file.size}-") if file.size else get()
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-            raise DamagedObjectError(
-                f"{self.where} holds no {name}; check that it exists"
-            ) from error
-        file.expected_size = file.size + found["ContentLength"]
-        for block in found["Body"].iter_chunks(_BLOCK):
-            file.add(block)
-            progress(len(block))
+        with verified(to, sha256, where=self.uri(name)), to.open("wb") as file:
+            download = _Download(file, progress)
+            self._call(lambda: download.go_on(self._client, self._key(name), self.uri(name)))
 
     def names(self) -> list[str]:
         """Return the names of all objects."""
 
         def find() -> list[str]:
-            pages = self._bucket.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket.name, Prefix=self._prefix
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
             )
             return [found["Key"] for page in pages for found in page.get("Contents", ())]
 
@@ -149,14 +138,14 @@ class S3Objects:
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that do not exist are skipped."""
         for name in names:
-            self._call(partial(self._bucket.client.delete_object, **self._key(name)))
+            self._call(partial(self._client.delete_object, **self._key(name)))
 
     def _put(self, name: str, data: bytes, **condition: str) -> bool:
         return self._call(lambda: self._put_once(name, data, **condition))
 
     def _put_once(self, name: str, body: Any, **condition: Any) -> bool:  # noqa: ANN401  # of put_object
         try:
-            self._bucket.client.put_object(**self._key(name), Body=body, **condition)
+            self._client.put_object(**self._key(name), Body=body, **condition)
         except ClientError as error:
             if condition and is_condition_failed(error):
                 return False
@@ -164,10 +153,38 @@ class S3Objects:
         return True
 
     def _key(self, name: str) -> dict[str, Any]:
-        return {"Bucket": self._bucket.name, "Key": self._prefix + name}
+        return {"Bucket": self._bucket, "Key": self._prefix + name}
 
     def _call(self, call: Callable[[], Answer]) -> Answer:
-        return self._bucket.call(call, where=self.where)
+        return call_s3(call, where=self.where, deadline_seconds=self._deadline_seconds)
+
+
+class _Download:
+    """A file that receives an object, in several requests if connections are lost."""
+
+    def __init__(self, file: IO[bytes], progress: Callable[[int], None]) -> None:
+        self._file = file
+        self._progress = progress
+        self._size: int | None = None
+        """Bytes of the whole object, once known."""
+
+    def go_on(self, client: "S3Client", key: dict[str, Any], uri: str) -> None:
+        """Receive what is missing."""
+        received = self._file.tell()
+        if received == self._size:
+            return
+        # A range of an empty object is refused, so the first request has none.
+        rest: dict[str, Any] = {"Range": f"bytes={received}-"} if received else {}
+        try:
+            found = client.get_object(**key, **rest)
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+            raise DamagedObjectError(f"{uri} does not exist") from error
+        self._size = received + found["ContentLength"]
+        for block in found["Body"].iter_chunks(_BLOCK):
+            self._file.write(block)
+            self._progress(len(block))
 
 
 def _or_none(call: Callable[[], Answer]) -> Answer | None:

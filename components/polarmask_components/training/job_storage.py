@@ -1,7 +1,7 @@
-"""What a training job keeps in object storage, so that it outlives every pod and launcher.
+"""What a training job keeps in object storage, independent of pods and launcher.
 
     STORAGE/JOB/inputs.json      what the pods fetch; written by the launcher
-    STORAGE/JOB/start.json       the last start of the first node; the others begin anew with it
+    STORAGE/JOB/start.json       the last start of the first node; the others restart with it
     STORAGE/JOB/latest.json      the last two snapshots of the run folder
     STORAGE/JOB/result.json      model and run folder, once the training has ended
     STORAGE/JOB/objects/SHA256   their files
@@ -9,13 +9,13 @@
 Files are stored before the JSON that names them, so what is named is whole.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polarmask.system.formats import JsonFormat
 from polarmask.training.run_folder import CHECKPOINT
 from polarmask_components.errors import StorageError
 from polarmask_components.retry import DEADLINE_SECONDS
@@ -31,7 +31,7 @@ from polarmask_components.storage.transfer import download_files, upload_files
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+_FORMAT = JsonFormat(1, StorageError, "delete the folder it is in and start the train step again")
 _INPUTS, _LATEST, _RESULT = "inputs.json", "latest.json", "result.json"
 _START = "start.json"
 _SNAPSHOTS_KEPT = 2
@@ -48,16 +48,16 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished job left."""
+    """What a finished job stored."""
 
     spec: str
-    """Hash of what was asked for."""
+    """Hash of the job's spec."""
     model: dict[str, FileFacts]
     run: dict[str, FileFacts]
 
 
 class JobStorage:
-    """The place of one job."""
+    """The folder of one job."""
 
     def __init__(
         self, storage: str, job: str, *, deadline_seconds: float = DEADLINE_SECONDS
@@ -67,14 +67,14 @@ class JobStorage:
         self.where = self._objects.where
 
     def write_inputs(self, inputs: Mapping[str, Manifest]) -> None:
-        """Say what the pods are to find: a manifest for each input."""
+        """Store what the pods fetch: a manifest for each input."""
         self._write(_INPUTS, {name: to_plain(manifest) for name, manifest in inputs.items()})
 
     def inputs(self) -> dict[str, dict[str, FileFacts]]:
-        """Return what the pods are to find.
+        """Return what the pods fetch.
 
         Raises:
-            StorageError: The launcher left no such list.
+            StorageError: The launcher stored no such list.
         """
         plain = self._read(_INPUTS)
         if plain is None:
@@ -82,7 +82,7 @@ class JobStorage:
         return {name: from_plain(manifest) for name, manifest in plain.items()}
 
     def write_start(self, start: str) -> None:
-        """Say that the first node starts, under an id of this start."""
+        """Store the id of a start of the first node."""
         self._write(_START, {"start": start})
 
     def start(self) -> str:
@@ -127,7 +127,7 @@ class JobStorage:
         for snapshot in self.snapshots():
             if snapshot.step <= newer_than:
                 return None
-            # Of its own: after an error some files may still be on their way.
+            # A folder of its own: after an error other threads may still write files.
             own = to.with_name(f"{to.name}-{snapshot.step}")
             try:
                 self._fetch(snapshot.files, own, what=f"snapshot of step {snapshot.step}")
@@ -142,7 +142,7 @@ class JobStorage:
         return None
 
     def store_result(self, model: Path, run: Path, *, spec: str) -> None:
-        """Store what a finished training left: model folder, and run folder without checkpoint."""
+        """Store the results: model folder, and run folder without checkpoint."""
         files = manifest_of(model)
         self._store(files, model, set(), what="model")
         run_files = {
@@ -155,7 +155,7 @@ class JobStorage:
         self._write(_RESULT, plain)
 
     def result(self) -> Result | None:
-        """Return what the job left if it has finished."""
+        """Return the results if the job has finished."""
         plain = self._read(_RESULT)
         if plain is None:
             return None
@@ -167,7 +167,7 @@ class JobStorage:
         self._fetch(result.run, run, what="run folder")
 
     def forget_snapshots(self, result: Result) -> None:
-        """Remove all but the result."""
+        """Remove everything but the results."""
         kept = {
             _object(each.sha256) for files in (result.model, result.run) for each in files.values()
         }
@@ -187,27 +187,11 @@ class JobStorage:
         )
 
     def _write(self, name: str, plain: Mapping[str, Any]) -> None:
-        text = json.dumps({"format_version": FORMAT_VERSION, **plain}, indent=1)
-        self._objects.put(name, text.encode())
+        self._objects.put(name, _FORMAT.dump(plain).encode())
 
     def _read(self, name: str) -> dict[str, Any] | None:
         found = self._objects.read(name)
-        if found is None:
-            return None
-        try:
-            plain: dict[str, Any] = json.loads(found[0])
-            version = plain.pop("format_version", None)
-        except (ValueError, AttributeError) as error:
-            raise StorageError(
-                f"{self.where}/{name} is damaged ({error}); delete {self.where} and start the "
-                "train step again"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise StorageError(
-                f"{self.where}/{name} has format version {version}, this code reads "
-                f"{FORMAT_VERSION}; delete {self.where} and start the train step again"
-            )
-        return plain
+        return None if found is None else _FORMAT.load(found[0], where=self._objects.uri(name))
 
 
 def _object(sha256: str) -> str:

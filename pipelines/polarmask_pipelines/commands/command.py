@@ -3,7 +3,6 @@
 import argparse
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from polarmask_pipelines.parameters import pipeline_parameters, write_value
@@ -14,34 +13,30 @@ Run: TypeAlias = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-@dataclass(frozen=True)
-class Command:
-    """One command."""
+def command(example: str = "", *arguments: Argument) -> Callable[[Run], Callable[[Commands], None]]:
+    """Make a function that adds a command to a parser.
 
-    run: Run
-    example: str
-    arguments: tuple[Argument, ...]
-
-    def add_to(self, commands: Commands) -> None:
-        """Add it to a parser, with a copyable example below its help."""
-        text = inspect.getdoc(self.run) or ""
-        does = text[:1].lower() + text[1:].rstrip(".")
-        name = self.run.__name__.rstrip("_")
-        parser = commands.add_parser(name, help=does, description=does)
-        parser.epilog = f"example: {parser.prog} {self.example}".strip()
-        parser.set_defaults(run=self.run)
-        for flag, options in self.arguments:
-            parser.add_argument(flag, **options)
-
-
-def command(example: str = "", *arguments: Argument) -> Callable[[Run], Command]:
-    """Make a command of a function with the command's name; its docstring is the help.
+    The decorated function runs the command. Its name is that of the command, its docstring the
+    help.
 
     Args:
-        example: Arguments of the example.
+        example: Arguments of the example below the help.
         arguments: In the order of the help.
     """
-    return lambda run: Command(run, example, arguments)
+
+    def declare(run: Run) -> Callable[[Commands], None]:
+        def add_to(commands: Commands) -> None:
+            text = inspect.getdoc(run) or ""
+            does = text[:1].lower() + text[1:].rstrip(".")
+            parser = commands.add_parser(run.__name__.rstrip("_"), help=does, description=does)
+            parser.epilog = f"example: {parser.prog} {example}".strip()
+            parser.set_defaults(run=run)
+            for flag, options in arguments:
+                parser.add_argument(flag, **options)
+
+        return add_to
+
+    return declare
 
 
 def argument(flag: str, help: str, **options: Any) -> Argument:  # noqa: ANN401  # as argparse

@@ -59,21 +59,19 @@ def submit(options: argparse.Namespace) -> int:
 
 def _follow(kubeflow: Kubeflow, run_id: str) -> int:
     try:
-        ended = kubeflow.follow(run_id, _print_with_time)
+        for run in kubeflow.follow(run_id):
+            state = (run.state or "PENDING").lower()
+            print(f"{datetime.now().astimezone():%H:%M:%S}    {state}", flush=True)
     except KeyboardInterrupt:
         print("\nthe run continues; end it in the UI")
         return 130
-    tasks = (ended.run_details and ended.run_details.task_details) or []
+    tasks = (run.run_details and run.run_details.task_details) or []
     failed = [each.display_name for each in tasks if each.state == "FAILED"]
     if failed:
         print(f"failed      {', '.join(failed)}; the UI shows their logs")
-    if ended.error:
-        print(f"error       {ended.error.message}")
-    return 0 if ended.state in ("SUCCEEDED", "SKIPPED") else 1
-
-
-def _print_with_time(state: str) -> None:
-    print(f"{datetime.now().astimezone():%H:%M:%S}    {state}", flush=True)
+    if run.error:
+        print(f"error       {run.error.message}")
+    return 0 if run.state in ("SUCCEEDED", "SKIPPED") else 1
 
 
 @command(

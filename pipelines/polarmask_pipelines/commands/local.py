@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polarmask.system.files import write_text
-from polarmask_components.deploy.local_server import is_serving, stop_server
+from polarmask_components.deploy.local_target import is_serving, stop_server
 from polarmask_components.provenance.data_version import has_uncommitted_pointer
 from polarmask_pipelines.commands.command import PARAM, argument, command
 from polarmask_pipelines.local_run import LOG, run
@@ -99,11 +99,10 @@ def _print_summary(summary: Summary, out: Path, url: str) -> None:
     print(json.dumps(shorten(summary.server_answer)))
 
 
-def _shown(path: Path | str | None) -> str:
+def _shown(path: object) -> str:
     """Return a path relative to the current folder, if it is below it."""
-    if path is None:
-        return "none"
-    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+    full = Path(str(path)).resolve()
+    return os.path.relpath(full) if full.is_relative_to(Path.cwd()) else str(path)
 
 
 def shorten(value: object) -> object:

@@ -16,7 +16,7 @@ STAGES = ("decode_image", "network", "decode_rays", "encode_answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Request:
     """One HTTP request as it came."""
 
     fields: Mapping[str, object]
@@ -26,7 +26,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What goes back, and what is worth knowing of it."""
+    """What goes back, and the figures about it."""
 
     error: AnswerError | None
     """Gives the HTTP status; None: 200."""
@@ -41,13 +41,13 @@ class Answer:
 class _Open:
     """A request on its way."""
 
-    request: wire.Request
+    parsed: wire.ParsedRequest
     images: list[Prepared | AnswerError]
     clock: StageClock = field(default_factory=StageClock)
 
 
 def answer_batch(
-    predictor: Predictor, batch: Sequence[Asked], model: Mapping[str, str]
+    predictor: Predictor, batch: Sequence[Request], model: Mapping[str, str]
 ) -> list[Answer]:
     """Answer requests; whatever is wrong with one image stays with that image.
 
@@ -57,7 +57,7 @@ def answer_batch(
         model: `name` and `version` for the answers.
     """
     categories = {category.id: category.name for category in predictor.card.categories}
-    opened = [_open(predictor, asked, categories) for asked in batch]
+    opened = [_open(predictor, request, categories) for request in batch]
     clock = StageClock()
     outcomes = iter(predict_each(predictor, [i for each in opened for i in each.images], clock))
     return [
@@ -65,18 +65,18 @@ def answer_batch(
     ]
 
 
-def _open(predictor: Predictor, asked: Asked, categories: Mapping[int, str]) -> _Open:
+def _open(predictor: Predictor, request: Request, categories: Mapping[int, str]) -> _Open:
     clock = StageClock()
     with clock("decode_image"):
         try:
-            request = wire.read_request(asked.fields, asked.headers, categories)
-            return _Open(request, prepare_each(predictor, request.images), clock)
+            parsed = wire.read_request(request.fields, request.headers, categories)
+            return _Open(parsed, prepare_each(predictor, parsed.images), clock)
         except RequestError as refusal:
-            return _Open(wire.Request(images=(None,)), [refusal], clock)
+            return _Open(wire.ParsedRequest(images=(None,)), [refusal], clock)
         except Exception as error:  # whatever it is, the others of the batch go on
             _log.exception("a request can't be read")
             fault = PredictionError(f"reading the request failed: {type(error).__name__}")
-            return _Open(wire.Request(images=(None,)), [fault], clock)
+            return _Open(wire.ParsedRequest(images=(None,)), [fault], clock)
 
 
 def _close(
@@ -87,7 +87,7 @@ def _close(
 ) -> Answer:
     with each.clock("encode_answer"):
         try:
-            error, body = wire.write_answer(each.request, outcomes, model)
+            error, body = wire.write_answer(each.parsed, outcomes, model)
         except ValueError:  # JSON has no NaN
             _log.exception("an answer can't be written")
             error = PredictionError("the model's answer holds what is no number")

@@ -1,4 +1,4 @@
-"""What is told of each request: metrics for Prometheus, and one line of JSON for the log."""
+"""Figures about each request: metrics for Prometheus, and one line of JSON for the log."""
 
 import json
 from bisect import bisect_left
@@ -25,7 +25,7 @@ Add = Callable[[str, str, list[str], MetricTypes], Any]
 
 
 class Metrics:
-    """One worker's share of what the metrics port shows; `metrics.yaml` declares the names."""
+    """One worker's part of what the metrics port shows; `metrics.yaml` declares the names."""
 
     def __init__(self, add: Add, model: str) -> None:
         self._model = model
@@ -37,7 +37,7 @@ class Metrics:
         self._instances = _Histogram(add, "polarmask_instances", _INSTANCE_BOUNDS, model)
         self._scores = _Histogram(add, "polarmask_score", _SCORE_BOUNDS, model)
 
-    def tell(self, answer: Answer) -> None:
+    def add(self, answer: Answer) -> None:
         """Add one answer. Instances and scores are counted before the request's own options."""
         for stage in STAGES:
             self._seconds.add_or_update(answer.seconds[stage], [stage, self._model, "Model"])

@@ -34,8 +34,8 @@ _SEVERAL = '{"instances": [{"b64": "BASE64"}], "parameters": {...}}'
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One HTTP request; its images are still encoded."""
+class ParsedRequest:
+    """What one request asks for; its images are still encoded."""
 
     images: tuple[object, ...]
     """Bytes of image files, or whatever the client sent in their place; never empty."""
@@ -46,7 +46,7 @@ class Request:
 
 def read_request(
     fields: Mapping[str, object], headers: Mapping[str, object], categories: Mapping[int, str]
-) -> Request:
+) -> ParsedRequest:
     """Read one request.
 
     Args:
@@ -65,13 +65,13 @@ def read_request(
             )
         in_fields = {name: value for name, value in fields.items() if name != "image"}
         options = read_options([in_headers, in_fields], categories)
-        return Request(images=(fields["image"],), options=options)
+        return ParsedRequest(images=(fields["image"],), options=options)
     body = fields["body"]
     if not isinstance(body, bytes | bytearray) or not body[:100].lstrip().startswith((b"{", b"[")):
-        return Request(images=(body,), options=read_options([in_headers], categories))
+        return ParsedRequest(images=(body,), options=read_options([in_headers], categories))
     images, parameters, as_list = _read_json(body)
     options = read_options([in_headers, parameters], categories)
-    return Request(images=images, options=options, as_list=as_list)
+    return ParsedRequest(images=images, options=options, as_list=as_list)
 
 
 def _read_json(body: bytes | bytearray) -> tuple[tuple[bytes, ...], dict[str, object], bool]:
@@ -101,7 +101,7 @@ def _read_json(body: bytes | bytearray) -> tuple[tuple[bytes, ...], dict[str, ob
 
 
 def write_answer(
-    request: Request, outcomes: Sequence[Instances | AnswerError], model: Mapping[str, str]
+    request: ParsedRequest, outcomes: Sequence[Instances | AnswerError], model: Mapping[str, str]
 ) -> tuple[AnswerError | None, bytes]:
     """Write the answer to one request.
 
@@ -141,7 +141,7 @@ def _error_part(error: AnswerError) -> dict[str, Any]:
 def _instances_part(
     instances: Instances, options: Options, model: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what is told of the instances the options let through, best first."""
+    """Return the answer for one image: the instances that the options let through, best first."""
     height, width = instances.image_hw
     shown = instances.select(_shown(instances, options))
     score_N, box_N4 = _rounded(shown.scores, 4), _rounded(shown.boxes_xywh, 2)

@@ -31,7 +31,7 @@ from polarmask.system.files import atomic_path, sha256_of_file
 from polarmask_serving.archive.names import check_url_name
 from polarmask_serving.archive.read import (
     DESCRIPTION,
-    FORMAT_VERSION,
+    FORMAT,
     HANDLER,
     MANIFEST,
     MODEL_CONFIG,
@@ -61,7 +61,7 @@ def build_archive(
         name: Model name in URLs: letters, digits, `.`, `_`, `-`.
         version: Model version in URLs, of the same letters.
         engines: What was measured of the engines; without it the folded network runs.
-        metrics: Mask AP and its kin in [0, 1], to be told by the archive.
+        metrics: Mask AP and related metrics in [0, 1], kept in the archive.
 
     Raises:
         ArchiveError: A name that fits no URL, a file of the model is missing, or `engines` is of
@@ -134,8 +134,7 @@ def _description(
     ranking = engines.fastest_first if engines is not None else ()
     code = importlib.metadata.metadata("polarmask-k8s")
     known = card.provenance
-    return {
-        "format_version": FORMAT_VERSION,
+    content = {
         "config": to_dict(card.config),
         "categories": [asdict(category) for category in card.categories],
         "metrics": dict(metrics),
@@ -147,6 +146,7 @@ def _description(
         "licence": {"code": code["License-Expression"], "model": known.get("licence", "")},
         "files": {name: sha256_of_file(path) for name, path in files.items()},
     }
+    return FORMAT.stamp(content)
 
 
 def _json(plain: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@
     model/engines.json         what was measured of the engines, if anything
     model/engines/*.onnx       the program that the fastest engine runs, if it runs one
 
-`packaging` builds them.
+`archive.build` builds them.
 """
 
 import json
@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from polarmask.system.files import sha256_of_file
+from polarmask.system.formats import JsonFormat
 from polarmask_serving.errors import ArchiveError
 
-FORMAT_VERSION = 1
+FORMAT = JsonFormat(
+    1,
+    ArchiveError,
+    "use the release that built it, or build it again: `python -m polarmask_serving archive`",
+)
 HANDLER = "polarmask_handler.py"
 MODEL_CONFIG = "model-config.yaml"
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -55,7 +60,7 @@ def read_archive(path: Path) -> Archive:
                 raise ArchiveError(
                     f"{path} runs {handler}, not {HANDLER}: it is no PolarMask archive"
                 )
-            _check_format(json.loads(archive.read(DESCRIPTION)), path)
+            FORMAT.load(archive.read(DESCRIPTION), where=path)
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ArchiveError(
             f"{path} is no model archive ({error}); build one with "
@@ -71,28 +76,18 @@ def check_unpacked(folder: Path) -> dict[str, Any]:
         ArchiveError: It is of an unknown format version, or a file is missing or was changed.
     """
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        _check_format(description, folder / DESCRIPTION)
+        described = folder / DESCRIPTION
+        description = FORMAT.load(described.read_text(encoding="utf-8"), where=described)
         files: dict[str, str] = description["files"]
         changed = [
             name for name, sha256 in files.items() if sha256_of_file(folder / name) != sha256
         ]
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchiveError(
-            f"{folder} holds no whole archive ({error}); unpack it again or build it anew"
+            f"{folder} holds no whole archive ({error}); unpack it again, or build it again"
         ) from error
     if changed:
         raise ArchiveError(
             f"{folder / changed[0]} is not what was packed; unpack the archive again"
         )
-    return dict(description)
-
-
-def _check_format(description: object, where: Path) -> None:
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArchiveError(
-            f"{where} has archive format version {version}, this code reads {FORMAT_VERSION}; "
-            "use the release that built it, or build it again with "
-            "`python -m polarmask_serving archive`"
-        )
+    return description

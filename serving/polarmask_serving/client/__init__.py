@@ -1,6 +1,6 @@
 """Clients of the server.
 
-The names here are the public ones; `client.client` says how they behave.
+The names here are the public ones; `client.client` documents them.
 """
 
 from polarmask_serving.client.client import (

@@ -9,7 +9,7 @@
 Needs requests, numpy, and for arrays as images Pillow. What can go wrong:
 
 ClientError (a ServingError)
-    RefusedError            4xx: mend the request; `code` says what is wrong with it
+    RefusedError            4xx: fix the request; `code` names the problem
         UnauthorizedError       401, 403: give a token, or another one
     UnavailableError        not reached, overloaded or too slow, after all retries: try later
     FaultyAnswerError       5xx, or no answer of a model: look at the address or the server's log
@@ -49,7 +49,7 @@ class ClientError(ServingError):
 
     Attributes:
         status: Of the HTTP answer; None if there was none.
-        code: The server's word for what is wrong; empty if it gave none.
+        code: The server's code of the problem; empty if it gave none.
     """
 
     def __init__(self, message: str, *, status: int | None = None, code: str = "") -> None:
@@ -59,7 +59,7 @@ class ClientError(ServingError):
 
 
 class RefusedError(ClientError):
-    """The server does not take the request: mend it."""
+    """The server does not take the request: fix it."""
 
 
 class UnauthorizedError(RefusedError):
@@ -293,17 +293,17 @@ def _encode(image: Image) -> bytes:
 def _failure(url: str, answer: requests.Response) -> ClientError:
     status = answer.status_code
     code, message = _reason(answer)
-    words = f"{url} answers {status}{f' {code}' if code else ''}: {message}"
+    text = f"{url} answers {status}{f' {code}' if code else ''}: {message}"
     if status in {401, 403}:
-        return UnauthorizedError(words, status=status, code=code)
+        return UnauthorizedError(text, status=status, code=code)
     if status in {408, 429, 502, 503, 504}:
-        return UnavailableError(words, status=status, code=code)
+        return UnavailableError(text, status=status, code=code)
     kind = RefusedError if 400 <= status < 500 else FaultyAnswerError
-    return kind(words, status=status, code=code)
+    return kind(text, status=status, code=code)
 
 
 def _reason(answer: requests.Response) -> tuple[str, str]:
-    """Return code and message of our errors, or the words of whatever else answers."""
+    """Return code and message of our errors, or the text of whatever else answers."""
     try:
         error = cast(dict[str, Any], answer.json())["error"]
         return str(error["code"]), str(error["message"])

@@ -45,7 +45,7 @@ def open_http(url: str, *, token: str | None) -> ServerFinder:
 
 
 def instances_of(prediction: Prediction) -> Instances:
-    """Turn a client's arrays into those of the model; centres are NaN where none were told."""
+    """Turn a client's arrays into those of the model; centres are NaN where none were asked for."""
     number = len(prediction)
     centers, rays = prediction.centers, prediction.ray_lengths
     return Instances(

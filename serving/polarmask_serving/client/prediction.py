@@ -100,25 +100,25 @@ def read_prediction(answer: Mapping[str, Any]) -> Prediction:
     Raises:
         KeyError, TypeError, ValueError: It is another server's.
     """
-    said = answer["instances"]
-    number = len(said)
-    with_rays = all("rays" in entry for entry in said)
-    polygons = np.array([entry["polygon"] for entry in said], dtype=np.float32)
+    entries = answer["instances"]
+    number = len(entries)
+    with_rays = all("rays" in entry for entry in entries)
+    polygons = np.array([entry["polygon"] for entry in entries], dtype=np.float32)
     if number and (polygons.ndim != 3 or polygons.shape[1] < 3 or polygons.shape[2] != 2):
         raise ValueError(f"polygons of shape {polygons.shape}")
     return Prediction(
         image_hw=(int(answer["image"]["height"]), int(answer["image"]["width"])),
         model=(str(answer["model"]["name"]), str(answer["model"]["version"])),
         polygons=polygons if number else np.zeros((0, 0, 2), dtype=np.float32),
-        boxes_xywh=np.array([entry["bbox"] for entry in said], np.float32).reshape(number, 4),
-        scores=np.array([entry["score"] for entry in said], dtype=np.float32),
-        category_ids=np.array([entry["category_id"] for entry in said], dtype=np.int64),
-        categories=tuple(entry["category"] for entry in said),
-        centers=_rows([e["center"] for e in said], 2) if with_rays else None,
-        ray_lengths=_rows([e["rays"] for e in said]) if with_rays else None,
+        boxes_xywh=np.array([entry["bbox"] for entry in entries], np.float32).reshape(number, 4),
+        scores=np.array([entry["score"] for entry in entries], dtype=np.float32),
+        category_ids=np.array([entry["category_id"] for entry in entries], dtype=np.int64),
+        categories=tuple(entry["category"] for entry in entries),
+        centers=_rows([e["center"] for e in entries], 2) if with_rays else None,
+        ray_lengths=_rows([e["rays"] for e in entries]) if with_rays else None,
         further_parts={
             row: np.array(entry["polygons"][1:], dtype=np.float32)
-            for row, entry in enumerate(said)
+            for row, entry in enumerate(entries)
             if len(entry.get("polygons", ())) > 1
         },
         answer=answer,
@@ -126,5 +126,5 @@ def read_prediction(answer: Mapping[str, Any]) -> Prediction:
 
 
 def _rows(values: list[list[float]], columns: int = 0) -> NDArray[np.float32]:
-    """Return (N, columns or more) also where there is no row to tell the columns."""
+    """Return (N, columns or more) also where there is no row to count columns in."""
     return np.array(values, dtype=np.float32) if values else np.zeros((0, columns), np.float32)

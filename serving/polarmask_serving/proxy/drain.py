@@ -13,7 +13,8 @@ import socket
 import time
 from pathlib import Path
 
-from polarmask_serving.proxy.settings import ADMIN_SOCKET, OPERATIONS_PORT
+from polarmask_serving.proxy.config import ADMIN_SOCKET
+from polarmask_serving.proxy.main import OPERATIONS_PORT
 from polarmask_serving.torchserve import launch
 
 _POLL_SECONDS = 0.1
@@ -42,11 +43,11 @@ def _ask(path: Path, method: str, address: str) -> str:
 
 
 def drain_proxy(scratch: Path, *, forget_seconds: float, time_out: float) -> bool:
-    """Stop taking requests, wait for those that are there; tell whether all were answered.
+    """Stop taking requests and wait for those that are there; return whether all were answered.
 
     Args:
         scratch: The proxy's folder.
-        forget_seconds: Until everybody in the cluster has heard that the pod goes.
+        forget_seconds: Until all of the cluster knows that the pod goes.
         time_out: Seconds for the answers after that.
     """
     time.sleep(forget_seconds)
@@ -54,8 +55,8 @@ def drain_proxy(scratch: Path, *, forget_seconds: float, time_out: float) -> boo
     _ask(admin, "POST", "/drain_listeners?inboundonly")
     deadline = time.monotonic() + time_out
     while time.monotonic() < deadline:
-        said = _ask(admin, "GET", "/stats?filter=^http.public.downstream_rq_active$")
-        if said.rpartition(":")[2].strip() == "0":
+        stat = _ask(admin, "GET", "/stats?filter=^http.public.downstream_rq_active$")
+        if stat.rpartition(":")[2].strip() == "0":
             return True
         time.sleep(_POLL_SECONDS)
     return False

@@ -11,13 +11,7 @@ from typing import Any
 
 from polarmask_serving.answer.options import MAX_IMAGES, OPTIONS, header_of
 from polarmask_serving.errors import AnswerError
-from polarmask_serving.proxy.settings import REFUSALS
-
-SCRIPT_REFUSALS = (
-    (400, "bad_form", "The form can't be read."),
-    (503, "authentication_unavailable", "The server can't read its tokens."),
-)
-"""What the proxy's scripts refuse beside `proxy_config.REFUSALS`."""
+from polarmask_serving.proxy.refusals import REFUSALS, SCRIPT_REFUSALS
 
 _MODEL = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}
 _PIXELS = {"type": "number"}
@@ -32,9 +26,9 @@ def answer_errors() -> list[type[AnswerError]]:
 
 def proxy_refusals() -> list[tuple[int, str, str]]:
     """Return what is refused before or after a worker: status, code and reason."""
-    told = {error.code for error in answer_errors()}
+    known_codes = {error.code for error in answer_errors()}
     known = [(status, code, message) for status, (code, message) in REFUSALS.items()]
-    return sorted(each for each in (*known, *SCRIPT_REFUSALS) if each[1] not in told)
+    return sorted(each for each in (*known, *SCRIPT_REFUSALS) if each[1] not in known_codes)
 
 
 def _leaves(kind: type[AnswerError]) -> Iterator[type[AnswerError]]:
@@ -152,7 +146,7 @@ def _health() -> dict[str, Any]:
     refusal = {"application/json": {"schema": _ref("Refusal")}}
     return {
         "operationId": "health",
-        "summary": "Tell whether a worker has put a picture through the model.",
+        "summary": "Check whether a worker has loaded the model and run an image through it.",
         "security": [{}],
         "responses": {
             "200": {"description": "It has.", "content": {"application/json": {"schema": ready}}},

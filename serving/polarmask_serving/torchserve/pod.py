@@ -3,10 +3,10 @@
     WORKERS=2 python -m polarmask_serving.torchserve.pod \
         --archive /models/model.mar --scratch /scratch
 
-This process turns into Java, so that Java gets the signals meant for the container. It
-listens on loopback alone; the proxy in the pod's other container (`polarmask_serving.proxy`) learns
-from the scratch folder where. Nothing but that folder is written to. Who wants to know whether the
-model answers asks `polarmask_serving.torchserve.probe`.
+This process turns into Java, so that Java gets the signals meant for the container. It listens on
+loopback alone; the proxy in the pod's other container (`polarmask_serving.proxy.main`) reads its
+ports from the scratch folder. It writes to that folder only. Whether the model answers is
+checked by `polarmask_serving.torchserve.probe`. A laptop runs the same two programs (`local_pod`).
 """
 
 import argparse
@@ -35,12 +35,21 @@ def prepare(archive: Archive, scratch: Path, *, workers: int) -> list[str]:
         raise ServerError(f"WORKERS is {workers}: give 1 or more")
     if len(os.fsencode(scratch)) > launch.LONGEST_SCRATCH:
         raise ServerError(f"{scratch} is too long for the sockets in it; mount it elsewhere")
-    ports = _known_ports(scratch) or launch.choose_ports()
+    names = launch.PORT_NAMES
+    ports = _known_ports(scratch) or dict(zip(names, launch.free_ports(len(names)), strict=True))
+    model = {
+        "defaultVersion": True,
+        "marName": archive.path.name,
+        "minWorkers": workers,
+        "maxWorkers": workers,
+        "batchSize": 1,
+        "maxBatchDelay": 1,  # ms, paid by lone requests too
+    }
     settings = {
         "enable_model_api": "false",
         "load_models": archive.path.name,
         # One line: keyed by a version that is not the archive's, it would be ignored silently.
-        "models": json.dumps({archive.name: {archive.version: _scale(archive, workers)}}),
+        "models": json.dumps({archive.name: {archive.version: model}}),
     }
     config = launch.write_config(scratch, ports, settings)
     probe.Target(
@@ -52,19 +61,8 @@ def prepare(archive: Archive, scratch: Path, *, workers: int) -> list[str]:
     return launch.java_command(config, store=archive.path.parent, scratch=scratch)
 
 
-def _scale(archive: Archive, workers: int) -> dict[str, object]:
-    return {
-        "defaultVersion": True,
-        "marName": archive.path.name,
-        "minWorkers": workers,
-        "maxWorkers": workers,
-        "batchSize": 1,
-        "maxBatchDelay": 1,  # ms, paid by lone requests too
-    }
-
-
 def _known_ports(scratch: Path) -> dict[str, int] | None:
-    """Return the ports before a restart of the container: the proxy goes on using them."""
+    """Return the ports before a restart of the container: the proxy still uses them."""
     try:
         return probe.Target.read(scratch).ports
     except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""TorchServe adapter: rows in, answers out, and what is worth knowing of each told.
+"""TorchServe adapter: rows in, answers out, each with its metrics and a line of the log.
 
 TorchServe imports this file by its stem and refuses it if it defines more than one class.
 """
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from polarmask.inference.predictor import Predictor
-from polarmask_serving.answer.batch import Asked, answer_batch
+from polarmask_serving.answer.batch import Request, answer_batch
 from polarmask_serving.answer.options import TRIAL_HEADER
 from polarmask_serving.answer.request_log import Metrics, log_line
 from polarmask_serving.archive.read import check_unpacked
@@ -33,7 +33,7 @@ class PolarMaskHandler:
     """One worker's model."""
 
     def initialize(self, context: Any) -> None:
-        """Load the archive's model and send a picture through, so that READY means it answers."""
+        """Load the archive's model and send an image through, so that READY means it answers."""
         properties, described = context.system_properties, context.manifest["model"]
         check_unpacked(Path(properties["model_dir"]))
         self.model = {"name": described["modelName"], "version": described["modelVersion"]}
@@ -48,7 +48,7 @@ class PolarMaskHandler:
         self.metrics = Metrics(context.metrics.add_metric_to_cache, self.model["name"])
         blank = cv2.imencode(".png", np.zeros((256, 256, 3), np.uint8))[1].tobytes()
         (answer,) = answer_batch(
-            self.predictor, [Asked(fields={"body": blank}, headers={})], self.model
+            self.predictor, [Request(fields={"body": blank}, headers={})], self.model
         )
         if answer.error is not None:
             raise answer.error
@@ -58,19 +58,19 @@ class PolarMaskHandler:
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch; whatever is wrong with one request stays with that request."""
         batch = [
-            Asked(fields=row, headers=context.get_all_request_header(index))
+            Request(fields=row, headers=context.get_all_request_header(index))
             for index, row in enumerate(rows)
         ]
         answers = answer_batch(self.predictor, batch, self.model)
-        for index, (asked, answer) in enumerate(zip(batch, answers, strict=True)):
-            headers = {name.lower(): value for name, value in asked.headers.items()}
+        for index, (request, answer) in enumerate(zip(batch, answers, strict=True)):
+            headers = {name.lower(): value for name, value in request.headers.items()}
             request_id = _request_id(headers, context.get_request_id(index))
             context.set_response_content_type(index, "application/json")
             if answer.error is not None:
                 error = answer.error
                 context.set_response_status(code=error.status, phrase=error.phrase, idx=index)
-            self.metrics.tell(answer)
-            size = sum(len(v) for v in asked.fields.values() if isinstance(v, bytes | bytearray))
+            self.metrics.add(answer)
+            size = sum(len(v) for v in request.fields.values() if isinstance(v, bytes | bytearray))
             line = log_line(
                 answer,
                 request_id=request_id,
@@ -85,7 +85,7 @@ class PolarMaskHandler:
 def _request_id(headers: Mapping[str, object], own: str) -> str:
     """Return the id the client or proxy gave, if it is one, else TorchServe's.
 
-    TorchServe writes its own into the answer, whatever the handler says; the proxy sets that right.
+    TorchServe writes its own into the answer, whatever the handler sets; the proxy corrects that.
     """
     given = headers.get("x-request-id")
     return given if isinstance(given, str) and re.fullmatch(r"[!-~]{1,128}", given) else own

@@ -2,9 +2,9 @@
 
     python -m polarmask_serving.torchserve.probe --scratch /scratch
 
-TorchServe's own health answers say yes while workers load, crash in a loop or are absent. A worker
-counts as ready once a picture went through its model. Asked beside the queue of predictions: a
-pod that has much to do stays ready. Imports little, because it runs every few seconds.
+TorchServe's own health is positive while workers load, crash in a loop or are absent. A worker
+counts as ready once an image went through its model. This is asked beside the queue of predictions,
+so a busy pod stays ready. Imports little, because it runs every few seconds.
 """
 
 import argparse
@@ -28,8 +28,7 @@ class Target:
     ports: dict[str, int]
     """TorchServe's, on loopback; the names are those of its configuration."""
     name: str
-    version: str | None
-    """None where several are served: then the default one."""
+    version: str
     workers: int
 
     @classmethod
@@ -43,13 +42,8 @@ class Target:
 
         write_text(scratch / FILE, json.dumps(asdict(self)) + "\n")
 
-    @property
-    def description(self) -> str:
-        """Where management tells of the workers."""
-        return f"/models/{self.name}" + (f"/{self.version}" if self.version else "")
-
     def is_alive(self) -> bool:
-        """Tell whether Java still answers at all."""
+        """Return whether Java still answers at all."""
         try:
             _get(self.ports["inference_port"], "/ping")
         except urllib.error.HTTPError:
@@ -59,9 +53,10 @@ class Target:
         return True
 
     def problem(self) -> str:
-        """Say why it does not answer; nothing if it does."""
+        """Return why it does not answer; nothing if it does."""
         try:
-            model = _get(self.ports["management_port"], self.description)[0]
+            path = f"/models/{self.name}/{self.version}"
+            model = _get(self.ports["management_port"], path)[0]
             states = [worker["status"] for worker in model["workers"]]
         except urllib.error.HTTPError as error:
             return f"{self.name} {self.version} is not served: HTTP {error.code}"

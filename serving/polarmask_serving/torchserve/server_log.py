@@ -1,4 +1,4 @@
-"""Find in TorchServe's log why something failed; its own answers don't say."""
+"""Find in TorchServe's log why something failed; its answers give no reason."""
 
 import contextlib
 import json
@@ -12,30 +12,18 @@ _PYTHON_ERROR = re.compile(r"^[\w.]*(?:Exception|Error)\b(?!: 50\d - ).*")
 
 
 def start_error(log: Path) -> str:
-    """Return what the front end said before it ended: its last error, else its last line."""
+    """Return why the front end ended: its last error in the log, else its last line."""
     text = log.read_text(encoding="utf-8", errors="replace").strip()
     errors = _JAVA_ERROR.findall(text)
     return str(errors[-1]) if errors else text[text.rfind("\n") + 1 :]
 
 
-def worker_error(log: Path, model: str, version: str, *, since: int) -> str:
-    """Return the last error a version's worker raised after byte `since` of the log, or nothing."""
-    with log.open("rb") as file:
-        file.seek(since)
-        return last_worker_error(file, f"-{model}_{version}-")
-
-
-def last_worker_error(lines: Iterable[str | bytes], worker: str = "") -> str:
-    """Return the last error among lines of the log, or nothing.
-
-    Args:
-        lines: Of TorchServe's output; lines that are not its own are passed over.
-        worker: What the name of the worker's thread has to hold.
-    """
+def last_worker_error(lines: Iterable[str | bytes]) -> str:
+    """Return the last error of a worker among lines of TorchServe's log, or nothing."""
     last = ""
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            if worker in entry["thread"] and _PYTHON_ERROR.match(entry["message"]):
+            if entry["thread"] and _PYTHON_ERROR.match(entry["message"]):
                 last = entry["message"].strip()
     return last

@@ -1,11 +1,13 @@
-"""Deployment on a real TorchServe with a real registry: what fails changes nothing."""
+"""Deployment on this machine with a real pod and a real registry: what fails changes nothing."""
 
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import psutil
 import pytest
+import requests
 import torch
 
 from factories import make_tiny_coco
@@ -13,12 +15,19 @@ from polarmask.config.presets import tiny
 from polarmask.data.coco import Category
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
-from polarmask_components.deploy.deployment import ask_champion, deploy, facts_of
-from polarmask_components.deploy.local_server import is_serving, stop_server
-from polarmask_components.errors import ConflictError
+from polarmask_components.deploy.deploy import deploy
+from polarmask_components.deploy.local_target import (
+    LocalTarget,
+    ask_champion,
+    is_serving,
+    locked,
+    stop_server,
+)
+from polarmask_components.deploy.register_model import register_model
+from polarmask_components.errors import ConflictError, RollOutError
 from polarmask_components.registry.registry import open_registry
-from polarmask_serving.errors import ServerError, ServingError
-from polarmask_serving.torchserve.server import LocalServer
+from polarmask_serving.errors import PortTakenError, ServerError
+from polarmask_serving.local_pod import LocalPod
 
 
 def make_model(folder, seed):
@@ -47,15 +56,20 @@ def champion(place):
 
 def put(place, model, *, expected):
     folder, image = place
+    registry = open_registry(str(folder / "registry"))
     return deploy(
-        model,
-        facts=facts_of(model, {"mask_ap": 0.5}),
+        register_model(model, name="polarmask", metrics={"mask_ap": 0.5}, registry=registry),
+        str(folder / "server"),
         name="polarmask",
-        target=folder / "server",
-        registry=open_registry(str(folder / "registry")),
+        registry=registry,
         expected=expected,
         image=image,
     )
+
+
+def pods(place):
+    """Return the versions that have a folder."""
+    return [path.name for path in (place[0] / "server" / "pods").iterdir()]
 
 
 def state(place):
@@ -77,6 +91,8 @@ def test_first_model_is_served_and_promoted(place, champion):
     assert champion.answer["model"] == {"name": "polarmask", "version": champion.version}
     assert state(place) == (champion.version, champion.version)
     registered = open_registry(str(place[0] / "registry")).champion()
+    archive = open_registry(str(place[0] / "registry")).archive_uri(registered)
+    assert (place[0] / "server" / "pods" / champion.version / "model.mar").samefile(archive)
     assert registered.facts.data_commit == "c0ffee"
     assert registered.facts.config["name"] == "tiny"
     assert registered.facts.metrics == {"mask_ap": 0.5}
@@ -98,7 +114,8 @@ def test_model_that_does_not_load_changes_nothing(place, champion):
     broken = make_model(place[0] / "broken", 3)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ServingError, match="did not come up"):
+    says = f"did not come up.*version {champion.version} answers"
+    with pytest.raises(RollOutError, match=says):
         put(place, broken, expected=champion.version)
     assert state(place) == (champion.version, champion.version)
 
@@ -106,42 +123,42 @@ def test_model_that_does_not_load_changes_nothing(place, champion):
 def test_failed_first_deployment_leaves_no_server(place, tmp_path):
     broken = make_model(tmp_path / "broken", 4)
     (broken / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ServingError):
+    with pytest.raises(RollOutError, match="no version served before, and none does now"):
         put((tmp_path, place[1]), broken, expected=None)
     assert not is_serving(tmp_path / "server")
     assert open_registry(str(tmp_path / "registry")).champion() is None
 
 
-def refuse_default(self, version):
-    raise ServerError("the management port does not answer")
+def refuse_to_move(self, port):
+    raise ServerError("the proxy does not start")
 
 
 @pytest.mark.slow
 def test_server_that_missed_a_promotion_is_brought_to_the_champion(place, champion, monkeypatch):
     model = make_model(place[0] / "missed", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalServer, "set_default", refuse_default)
-        with pytest.raises(ServerError, match="the server did not take it"):
+        patch.setattr(LocalPod, "move", refuse_to_move)
+        with pytest.raises(RollOutError, match="is the champion, but could not take over"):
             put(place, model, expected=champion.version)
-    server = LocalServer.attach_or_start(place[0] / "server")
-    assert server.predict(place[1])["model"]["version"] == champion.version
+    answer = requests.post(champion.url, data=place[1], timeout=30).json()
+    assert answer["model"]["version"] == champion.version
     promoted = open_registry(str(place[0] / "registry")).champion_version()
     assert promoted != champion.version
     assert state(place) == (promoted, promoted)
-    assert server.client.versions() == (promoted,)
+    assert pods(place) == [promoted]
 
 
 @pytest.mark.slow
 def test_next_deployment_puts_the_promoted_champion_into_service_first(place, monkeypatch):
     before, _ = state(place)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalServer, "set_default", refuse_default)
-        with pytest.raises(ServerError):
+        patch.setattr(LocalPod, "move", refuse_to_move)
+        with pytest.raises(RollOutError):
             put(place, make_model(place[0] / "missed again", 6), expected=before)
     promoted = open_registry(str(place[0] / "registry")).champion_version()
     with pytest.raises(ConflictError):  # compared with the one before
         put(place, make_model(place[0] / "late again", 7), expected=before)
-    assert LocalServer(place[0] / "server").champion == promoted != before
+    assert pods(place) == [promoted] != [before]
 
 
 def test_champion_that_cannot_be_fetched_blocks_no_deployment(place):
@@ -159,7 +176,9 @@ def test_server_whose_archive_is_damaged_takes_the_champion_from_the_registry(pl
     folder, _ = place
     version, _ = state(place)
     stop_server(folder / "server")
-    (folder / "server" / "store" / f"polarmask-{version}.mar").write_bytes(b"no archive")
+    archive = folder / "server" / "pods" / version / "model.mar"
+    archive.unlink()  # it may be a link to the registry's
+    archive.write_bytes(b"no archive")
     assert state(place) == (version, version)
 
 
@@ -180,7 +199,7 @@ def test_of_two_deployments_at_once_one_wins_and_registry_and_server_agree(place
             won = [version for version in pool.map(race, models) if version]
         assert len(won) == 1
         assert state(here) == (won[0], won[0])
-        assert LocalServer(tmp_path / "server").client.versions() == (won[0],)
+        assert pods(here) == [won[0]]
     finally:
         stop_server(tmp_path / "server")
 
@@ -188,7 +207,7 @@ def test_of_two_deployments_at_once_one_wins_and_registry_and_server_agree(place
 def test_stopping_waits_for_a_deployment_that_goes_on(place):
     state(place)
     folder = place[0] / "server"
-    with LocalServer(folder).alone():
+    with locked(folder):
         stopping = threading.Thread(target=stop_server, args=(folder,))
         stopping.start()
         stopping.join(1)
@@ -196,3 +215,54 @@ def test_stopping_waits_for_a_deployment_that_goes_on(place):
         assert is_serving(folder)
     stopping.join(30)
     assert not is_serving(folder)
+
+
+def serving(place):
+    return LocalTarget(place[0] / "server", name="polarmask").serving
+
+
+def test_the_port_stays_the_same_over_versions_stops_and_kills(place):
+    before, _ = state(place)
+    port = serving(place).port
+    new = put(place, make_model(place[0] / "same port", 21), expected=before)
+    assert serving(place).port == port
+    stop_server(place[0] / "server")
+    assert state(place) == (new.version, new.version)
+    assert serving(place).port == port
+    scratch = serving(place).scratch
+    for process in psutil.process_iter():
+        if process.name() == "java" and scratch in " ".join(process.cmdline()):
+            process.kill()
+    assert state(place) == (new.version, new.version)
+    assert serving(place).port == port
+
+
+@pytest.mark.slow
+def test_where_one_port_takes_one_proxy_the_old_one_makes_room_or_comes_back(place, monkeypatch):
+    """As outside of Linux."""
+    before, _ = state(place)
+    url = serving(place).url
+    move, refusals = LocalPod.move, 1
+
+    def move_alone(pod, port):
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise PortTakenError("taken")
+        return move(pod, port)
+
+    monkeypatch.setattr(LocalPod, "move", move_alone)
+    new = put(place, make_model(place[0] / "alone", 22), expected=before)
+    assert (new.url, state(place)) == (url, (new.version, new.version))
+    refusals = 2
+    with pytest.raises(RollOutError, match="could not take over"):
+        put(place, make_model(place[0] / "kept out", 23), expected=new.version)
+    answer = requests.post(url, data=place[1], timeout=30).json()
+    assert answer["model"]["version"] == new.version
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format_version": 99}'])
+def test_a_damaged_record_is_refused_by_name(tmp_path, content):
+    (tmp_path / "pod.json").write_text(content)
+    with pytest.raises(ServerError, match=r"pod\.json"):
+        is_serving(tmp_path)

@@ -1,8 +1,8 @@
-"""What a serving Deployment and its pods say, and what to tell them. Pure: dicts in, values out.
+"""State of a serving Deployment and its pods, and patches for it. Pure: dicts in, values out.
 
 The model is named by two variables of the init container and two annotations of the pods. While a
-roll-out is not decided, one annotation of the Deployment tells what to return to: whoever comes
-after a run that was killed finds it there.
+roll-out is not decided, one annotation of the Deployment names the model to return to: the run
+after one that was killed finds it there.
 """
 
 import json
@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from polarmask_components.deploy.target import ServedModel
 from polarmask_components.errors import RollOutError
 
-CLUSTER = "kubernetes://"
-"""What a target in a cluster begins with; NAMESPACE/NAME follow."""
 INIT_CONTAINER = "fetch-model"
 VERSION = "polarmask.io/version"
 SHA256 = "polarmask.io/archive-sha256"
 RETURN_TO = "polarmask.io/return-to"
 
 _MOST_RESTARTS = 2
-"""A container that did not come up so often does not come up."""
+"""A container that ended more often does not come up."""
 _OVERDUE = timedelta(seconds=30)
 """A pod so long past the moment it had to be gone is lost with its node and answers nobody."""
 _STUCK = {
@@ -37,15 +36,6 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """A model as pods find it; all empty where none was deployed yet."""
-
-    version: str = ""
-    uri: str = ""
-    sha256: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReturnPoint:
     """What a roll-out returns to if it fails."""
 
@@ -56,11 +46,11 @@ class ReturnPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a roll-out is."""
+    """How far the Deployment's controller is."""
 
     done: bool = False
     failed: bool = False
-    words: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +59,23 @@ class Trouble:
 
     pod: str
     container: str
-    words: str
+    message: str
     fatal: bool
     """It will not pass by waiting."""
     restarted: bool
     """What ended is not what runs now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollOut:
+    """How far a roll-out and its pods are."""
+
+    done: bool
+    """All pods serve the model, and none of another one is left to answer."""
+    failed: bool
+    """It will not succeed by waiting."""
+    message: str
+    trouble: Trouble | None
 
 
 def served_model(deployment: Object) -> ServedModel:
@@ -103,7 +105,7 @@ def undecided(deployment: Object) -> ReturnPoint | None:
     """Return what a roll-out that is not decided yet would return to, or None.
 
     Raises:
-        RollOutError: Somebody else wrote the annotation.
+        RollOutError: The annotation is not ours.
     """
     annotations = deployment["metadata"].get("annotations") or {}
     if RETURN_TO not in annotations:
@@ -123,7 +125,7 @@ def return_point(deployment: Object, champion: str | None) -> ReturnPoint:
 
     Args:
         deployment: As it was before the roll-out.
-        champion: Version that the registry holds for the best.
+        champion: Version that was promoted last.
     """
     served, earlier = served_model(deployment), undecided(deployment)
     if earlier is not None and served.version != champion:
@@ -132,11 +134,11 @@ def return_point(deployment: Object, champion: str | None) -> ReturnPoint:
 
 
 def patch_to(model: ServedModel, *, back: ReturnPoint | None, replicas: int | None) -> Object:
-    """Return a strategic merge patch that lets a Deployment serve a model.
+    """Return a strategic merge patch that makes a Deployment serve a model.
 
     Args:
         model: The model.
-        back: What to note as what to return to; None once that is decided.
+        back: What to return to if it fails; None once it is decided.
         replicas: Pods to scale to; None leaves their number alone.
     """
     environment = {"MODEL_URI": model.uri, "MODEL_SHA256": model.sha256}
@@ -154,7 +156,7 @@ def patch_to(model: ServedModel, *, back: ReturnPoint | None, replicas: int | No
 
 
 def progress_of(deployment: Object, before: Object) -> Progress:
-    """Tell how far the roll-out of a Deployment is.
+    """Return how far the roll-out of a Deployment is, by what the Deployment reports.
 
     Args:
         deployment: As it is now.
@@ -163,21 +165,50 @@ def progress_of(deployment: Object, before: Object) -> Progress:
     """
     name, status = deployment["metadata"]["name"], deployment.get("status") or {}
     if deployment["spec"].get("paused"):
-        return Progress(failed=True, words=f"it is paused: `kubectl rollout resume deploy/{name}`")
+        return Progress(
+            failed=True, message=f"it is paused: `kubectl rollout resume deploy/{name}`"
+        )
     if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
-        return Progress(words="the Deployment's controller has not seen it yet")
+        return Progress(message="the Deployment's controller has not seen it yet")
     refused = _condition(deployment, "ReplicaFailure")
     why = f"; {refused.get('message')}" if refused.get("status") == "True" else ""
     moving = _condition(deployment, "Progressing")
     is_news = moving != _condition(before, "Progressing")
     if moving.get("reason") == "ProgressDeadlineExceeded" and is_news:
         seconds = deployment["spec"].get("progressDeadlineSeconds", 600)
-        return Progress(failed=True, words=f"no pod became ready for {seconds} s{why}")
+        return Progress(failed=True, message=f"no pod became ready for {seconds} s{why}")
     wanted, total = _replicas(deployment), status.get("replicas", 0)
     updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
     return Progress(
         done=updated == total == available == wanted,
-        words=f"{updated} of {wanted} pods are new, {available} of {total} are available{why}",
+        message=f"{updated} of {wanted} pods are new, {available} of {total} are available{why}",
+    )
+
+
+def roll_out_of(
+    deployment: Object, pods: Sequence[Object], model: ServedModel, *, before: Object, now: datetime
+) -> RollOut:
+    """Return how far the roll-out of a model is.
+
+    Args:
+        deployment: As it is now.
+        pods: Its pods.
+        model: What all of them shall serve.
+        before: The Deployment as it was before the roll-out.
+        now: With a time zone.
+    """
+    progress, trouble = progress_of(deployment, before), trouble_of(pods, model)
+    leaving = old_pods(pods, model, now=now) if progress.done else []
+    parts = [progress.message]
+    if trouble:
+        parts.append(trouble.message)
+    if leaving:
+        parts.append(f"still leaving: {', '.join(leaving)}")
+    return RollOut(
+        done=progress.done and not leaving,
+        failed=progress.failed or bool(trouble and trouble.fatal),
+        message="; ".join(parts),
+        trouble=trouble,
     )
 
 
@@ -221,8 +252,8 @@ def _trouble_of_pod(pod: Object) -> Trouble | None:
         return None
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
-        words = f"pod {name} has no node: {scheduled.get('message', '')}"
-        return Trouble(pod=name, container="", words=words, fatal=False, restarted=False)
+        message = f"pod {name} has no node: {scheduled.get('message', '')}"
+        return Trouble(pod=name, container="", message=message, fatal=False, restarted=False)
     containers = status.get("initContainerStatuses") or []
     containers = [*containers, *(status.get("containerStatuses") or [])]
     troubles = [trouble for each in containers if (trouble := _trouble_of_container(name, each))]
@@ -236,20 +267,20 @@ def _trouble_of_container(pod: str, status: Object) -> Trouble | None:
         return None
     ended = ended or (status.get("lastState") or {}).get("terminated")
     if waiting.get("reason") in _STUCK:
-        words, fatal = f"{waiting['reason']}: {waiting.get('message', '')}", True
+        message, fatal = f"{waiting['reason']}: {waiting.get('message', '')}", True
     elif ended is not None:
         times = restarts + ("running" not in state)
         reason = ended.get("reason", "Error")
-        words = f"ended {times} times, at last with exit code {ended['exitCode']} ({reason})"
+        message = f"ended {times} times, at last with exit code {ended['exitCode']} ({reason})"
         fatal = restarts >= _MOST_RESTARTS
     elif "running" in state and not status.get("ready"):
-        words, fatal = "runs and is not ready", False
+        message, fatal = "runs and is not ready", False
     else:
         return None
     return Trouble(
         pod=pod,
         container=status["name"],
-        words=f"pod {pod}, container {status['name']}: {words}",
+        message=f"pod {pod}, container {status['name']}: {message}",
         fatal=fatal,
         restarted="running" in state and ended is not None,
     )

@@ -4,9 +4,9 @@ import pytest
 
 from certificates import certificate
 from factories import make_tiny_coco
-from polarmask_components.deploy.serving_deployment import ServingDeployment
+from polarmask_components.deploy.ask_server import Tls, ask
+from polarmask_components.deploy.cluster_deployment import ClusterDeployment
 from polarmask_serving.errors import ServerError
-from polarmask_serving.torchserve.management import Tls, ask
 from serving_cluster import NAMESPACE, ServingCluster, make_model
 
 NAME = f"polarmask.{NAMESPACE}.svc"
@@ -63,4 +63,4 @@ def test_a_key_without_its_certificate_is_refused(monkeypatch):
     monkeypatch.delenv("POLARMASK_CLIENT_CERT", raising=False)
     monkeypatch.setenv("POLARMASK_CLIENT_KEY", "key")
     with pytest.raises(ServerError, match="go together"):
-        ServingDeployment.from_uri(None, "kubernetes://a/b")
+        ClusterDeployment.from_uri(None, "kubernetes://a/b")

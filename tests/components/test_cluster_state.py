@@ -5,12 +5,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from polarmask_components.deploy.serving_state import (
+from polarmask_components.deploy.cluster_state import (
     RETURN_TO,
     SHA256,
     VERSION,
     ReturnPoint,
-    ServedModel,
     old_pods,
     patch_to,
     progress_of,
@@ -19,6 +18,7 @@ from polarmask_components.deploy.serving_state import (
     trouble_of,
     undecided,
 )
+from polarmask_components.deploy.target import ServedModel
 from polarmask_components.errors import RollOutError
 
 OLD = ServedModel(version="old", uri="s3://b/old.mar", sha256="0" * 64)
@@ -148,7 +148,7 @@ QUOTA = condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota: gpu
 def test_progress_is_told_from_the_status_of_this_generation(deployment, done, failed, words):
     progress = progress_of(deployment, deployment_of())
     assert (progress.done, progress.failed) == (done, failed)
-    assert words in progress.words
+    assert words in progress.message
 
 
 def test_a_failure_of_before_the_roll_out_is_no_news():
@@ -210,7 +210,7 @@ DONE = {"terminated": {"exitCode": 0, "reason": "Completed"}}
 def test_trouble_of_a_pod_is_named_and_weighed(pod, fatal, words):
     trouble = trouble_of([pod_of(ready=True), pod], NEW)
     assert trouble.fatal is fatal
-    assert words in trouble.words
+    assert words in trouble.message
 
 
 @pytest.mark.parametrize(

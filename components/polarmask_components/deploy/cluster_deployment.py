@@ -12,23 +12,19 @@ from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
 from polarmask_components.cluster.connection import call_api, refusal_of
-from polarmask_components.deploy.serving_state import (
-    CLUSTER,
+from polarmask_components.deploy.ask_server import Tls, ask, check_answer
+from polarmask_components.deploy.cluster_state import (
     Object,
     ReturnPoint,
-    ServedModel,
     Trouble,
-    old_pods,
     patch_to,
-    progress_of,
+    roll_out_of,
     served_model,
-    trouble_of,
     undecided,
 )
+from polarmask_components.deploy.target import CLUSTER, ServedModel
 from polarmask_components.errors import ClusterError, ConflictError, RollOutError
 from polarmask_serving.errors import ServerError
-from polarmask_serving.torchserve.management import Tls, ask
-from polarmask_serving.torchserve.roll_out import check_answer
 from polarmask_serving.torchserve.server_log import last_worker_error
 
 _POLL_SECONDS = 1.0
@@ -37,13 +33,13 @@ _SURE = 5
 _SECONDS_PER_ANSWER = 30.0
 _LOG_LINES = 200
 _SHOWN_LINES = 5
-_PATIENCE_FOR_LOGS = 10.0
+_SECONDS_FOR_LOGS = 10.0
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-class ServingDeployment:
+class ClusterDeployment:
     """A Deployment and the Service of its name.
 
     Attributes:
@@ -99,12 +95,12 @@ class ServingDeployment:
         back: ReturnPoint | None,
         replicas: int | None = None,
     ) -> None:
-        """Let the Deployment serve a model, if it is still as it was read before.
+        """Make the Deployment serve a model, if it is still as it was read before.
 
         Args:
             before: The Deployment as it was read.
             model: The model.
-            back: What to note as what to return to; None once that is decided.
+            back: What to return to if it fails; None once it is decided.
             replicas: Pods to scale to; None leaves their number alone.
 
         Raises:
@@ -112,35 +108,35 @@ class ServingDeployment:
         """
         patch = patch_to(model, back=back, replicas=replicas)
         now = before
-        while True:
-            # Kubernetes refuses if anything changed since it was read, were it the status.
-            patch["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"]
-            try:
-                call_api(self._patch, patch)
-                return
-            except ApiException as error:
-                if error.status != 409:
-                    raise ClusterError(f"{self.where}: {refusal_of(error)}") from error
+        while not self._patch(patch, now):
             now = self.read()
             found = served_model(now), undecided(now)
             if found == (model, back):
-                return  # a first try was heard and its answer got lost
+                return  # an earlier try took effect and its answer was lost
             if found != (served_model(before), undecided(before)):
                 raise ConflictError(
                     f"another run put version {found[0].version or 'none'} into {self.where} "
                     "meanwhile; run again to compare with it"
                 )
 
-    def _patch(self, patch: Object, **options: Any) -> None:  # noqa: ANN401  # whatever the call takes
-        AppsV1Api(self._api).patch_namespaced_deployment(
-            self.name, self.namespace, patch, **options
-        )
+    def _patch(self, patch: Object, now: Object) -> bool:
+        """Patch the Deployment; return False if anything of it, were it the status, has changed."""
+        version = now["metadata"]["resourceVersion"]
+        body = patch | {"metadata": patch["metadata"] | {"resourceVersion": version}}
+        try:
+            patch_deployment = AppsV1Api(self._api).patch_namespaced_deployment
+            call_api(patch_deployment, self.name, self.namespace, body)
+        except ApiException as error:
+            if error.status == 409:
+                return False
+            raise ClusterError(f"{self.where}: {refusal_of(error)}") from error
+        return True
 
     def check_serves(self, model: ServedModel) -> Object:
         """Return the Deployment.
 
         Raises:
-            ConflictError: It is told to serve another model.
+            ConflictError: It is set to serve another model.
         """
         now = self.read()
         served = served_model(now)
@@ -155,45 +151,42 @@ class ServingDeployment:
 
         Args:
             model: The model.
-            before: The Deployment as it was before it was told to serve it.
+            before: The Deployment as it was before it was set to serve it.
             time_out: Seconds.
 
         Raises:
             ConflictError: Another run changed the model meanwhile.
             RollOutError: It failed, will never succeed, or took too long; says which pod and why.
         """
-        deadline, said = time.monotonic() + time_out, ""
+        deadline, logged = time.monotonic() + time_out, ""
         while True:
             deployment = self.check_serves(model)
-            progress, pods = progress_of(deployment, before), self.pods(deployment)
-            leaving = old_pods(pods, model, now=datetime.now(UTC)) if progress.done else []
-            if progress.done and not leaving:
+            pods = self.pods(deployment)
+            state = roll_out_of(deployment, pods, model, before=before, now=datetime.now(UTC))
+            if state.done:
                 return
-            trouble = trouble_of(pods, model)
-            words = progress.words + (f"; {trouble.words}" if trouble else "")
-            words += f"; still leaving: {', '.join(leaving)}" if leaving else ""
-            if words != said:
-                _log.info("%s, version %s: %s", self.where, model.version, words)
-                said = words
+            if state.message != logged:
+                _log.info("%s, version %s: %s", self.where, model.version, state.message)
+                logged = state.message
             late = time.monotonic() > deadline
-            if progress.failed or late or (trouble and trouble.fatal):
+            if state.failed or late:
                 limit = f" (gave up after {time_out:.0f} s)" if late else ""
                 raise RollOutError(
-                    f"version {model.version} does not come up in {self.where}: {words}{limit}"
-                    f"{self._last_words(trouble)}"
+                    f"version {model.version} does not come up in {self.where}: {state.message}"
+                    f"{limit}{self._last_output(state.trouble)}"
                 )
             time.sleep(_POLL_SECONDS)
 
     def ask(
-        self, url: str, image: bytes, *, model: tuple[str, str], patience: float
+        self, url: str, image: bytes, *, model: tuple[str, str], deadline_seconds: float
     ) -> dict[str, Any]:
-        """Ask through the Service until its pods answer for sure; return the last answer.
+        """Ask through the Service until all its pods answer; return the last answer.
 
         Args:
             url: Of the Service.
             image: JPEG or PNG.
             model: Name and version that have to answer.
-            patience: Seconds in which errors and nonsense may come, too.
+            deadline_seconds: Errors and nonsense are accepted until then.
 
         Raises:
             ServerError: Errors, nonsense, or another version.
@@ -207,7 +200,7 @@ class ServingDeployment:
                 check_answer(answer, name, version)
                 right += 1
             except ServerError:
-                if time.monotonic() - started > patience:
+                if time.monotonic() - started > deadline_seconds:
                     raise
                 right = 0
                 time.sleep(_POLL_SECONDS)
@@ -229,14 +222,14 @@ class ServingDeployment:
         pods = self._call(CoreV1Api(self._api).list_namespaced_pod, label_selector=selector)
         return list(pods["items"])
 
-    def _last_words(self, trouble: Trouble | None) -> str:
-        """Return what a container said before it ended, or nothing."""
+    def _last_output(self, trouble: Trouble | None) -> str:
+        """Return the last output of a container, or nothing."""
         if trouble is None or not trouble.container:
             return ""
         for previous in (trouble.restarted, not trouble.restarted):
             lines = self._log(trouble, previous=previous).splitlines()
-            if said := last_worker_error(lines) or "\n".join(lines[-_SHOWN_LINES:]):
-                return f". The last it said:\n{said}\n"
+            if output := last_worker_error(lines) or "\n".join(lines[-_SHOWN_LINES:]):
+                return f". Its last output:\n{output}\n"
         return ""
 
     def _log(self, trouble: Trouble, *, previous: bool) -> str:
@@ -247,7 +240,7 @@ class ServingDeployment:
                 container=trouble.container,
                 previous=previous,
                 tail_lines=_LOG_LINES,
-                deadline_seconds=_PATIENCE_FOR_LOGS,
+                deadline_seconds=_SECONDS_FOR_LOGS,
             )
             return text
         return ""

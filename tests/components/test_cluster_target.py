@@ -10,7 +10,7 @@ import requests
 
 from factories import make_tiny_coco
 from polarmask.evaluation.measure_engines import measure_engines
-from polarmask_components.deploy.serving_state import RETURN_TO, VERSION, served_model
+from polarmask_components.deploy.cluster_state import RETURN_TO, VERSION, served_model
 from polarmask_components.errors import RollOutError
 from polarmask_components.steps.deploy_torchserve import deploy_torchserve
 from serving_cluster import TARGET, ServingCluster, make_model
@@ -50,7 +50,7 @@ def test_the_first_model_is_scaled_up_served_and_promoted(cluster, first):
     assert RETURN_TO not in deployment["metadata"]["annotations"]
     served = served_model(deployment)
     assert served.version == first.version
-    assert served.uri == f"{cluster.registry.where}/archives/{served.sha256}.mar"
+    assert served.uri == f"{cluster.registry.where}/models/{served.version}.mar"
 
 
 def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, first, tmp_path):
@@ -80,11 +80,10 @@ def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, fir
     assert cluster.deployment()["spec"]["replicas"] == 2
 
 
-def test_deploying_the_champion_again_changes_nothing(cluster, first, tmp_path):
+def test_deploying_the_champion_again_changes_nothing(cluster, first):
     champion = cluster.registry.champion_version()
-    model = cluster.registry.fetch(champion, tmp_path / "model")
     before = cluster.deployment()["metadata"]["generation"]
-    assert cluster.deploy(model).version == champion
+    assert cluster.deploy(cluster.registry.record(champion)).version == champion
     assert cluster.deployment()["metadata"]["generation"] == before
     assert cluster.registry.history()[-1].version == champion
 

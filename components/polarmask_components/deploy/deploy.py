@@ -1,0 +1,113 @@
+"""Put a registered model into service and make it the champion, or leave everything as it was.
+
+    prove that the new version answers -> promote it in the registry -> let it take over
+
+The same on a cluster (`cluster_target`) and on this machine (`local_target`). Whatever fails, the
+version that was served before answers again. The registry alone names the champion.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from polarmask.errors import PolarMaskError
+from polarmask_components.deploy.target import (
+    CLUSTER,
+    Deployment,
+    DeployTarget,
+    ServedModel,
+    read_trial,
+)
+from polarmask_components.deploy.trial_settings import TrialSettings
+from polarmask_components.errors import ComponentError, ConflictError, RollOutError
+from polarmask_components.registry.registry import ModelRecord, Registry
+from polarmask_components.signals import end_run, on_stop_signal
+from polarmask_serving.errors import ServingError
+
+_log = logging.getLogger(__name__)
+
+
+def deploy(
+    record: ModelRecord,
+    target: str,
+    *,
+    name: str,
+    registry: Registry,
+    expected: str | None,
+    image: bytes,
+    trial: Mapping[str, Any] = MappingProxyType({}),
+) -> Deployment:
+    """Serve a registered model and promote it.
+
+    Args:
+        record: The candidate's.
+        target: kubernetes://NAMESPACE/NAME of a Deployment and its Service, or a folder for the
+            pod of this machine.
+        name: Of the model, in URLs.
+        registry: Holds the record and the champion.
+        expected: Version of the champion that the candidate was compared with, or None.
+        image: JPEG or PNG the candidate has to answer.
+        trial: Fields of `TrialSettings`, for a cluster; empty for none.
+
+    Raises:
+        RollOutError: The model does not come up, answers nonsense, or the run was asked to end;
+            the message says what answers now.
+        ConflictError: Another run promoted or rolled out meanwhile.
+        ComponentError: Registry or cluster can't be used.
+        ConfigError: A trial that can't be.
+    """
+    settings = read_trial(trial, target)
+    uri = registry.archive_uri(record)
+    model = ServedModel(version=record.version, uri=uri, sha256=record.archive_sha256)
+    with _open(target, name, settings) as place:
+        place.prepare(model, registry)
+        try:
+            with on_stop_signal(end_run):
+                proof = place.prove(image)
+                registry.promote(model.version, expected=expected)
+        except BaseException as error:
+            with on_stop_signal(lambda *_: _log.warning("busy putting back the old version")):
+                outcome = _go_back(place, model, registry)
+            _raise_with(error, outcome)
+        place.take_over()
+        return Deployment(model.version, place.url, proof.answer, proof.trial)
+
+
+@contextmanager
+def _open(target: str, name: str, trial: TrialSettings | None) -> Iterator[DeployTarget]:
+    if target.startswith(CLUSTER):
+        from polarmask_components.deploy.cluster_target import ClusterTarget
+
+        yield ClusterTarget(target, name=name, trial=trial)
+        return
+    from polarmask_components.deploy.local_target import LocalTarget, locked
+
+    with locked(Path(target)):
+        yield LocalTarget(Path(target), name=name)
+
+
+def _go_back(place: DeployTarget, model: ServedModel, registry: Registry) -> str:
+    """Return in one sentence what answers now."""
+    try:
+        champion = registry.champion_version()
+    except ComponentError as error:  # must not keep us from going back
+        _log.warning("%s", error)
+        champion = None
+    if champion == model.version:  # promoted, and the answer was lost
+        place.take_over()
+        return f"{champion} is the champion and stays in service"
+    return place.go_back(champion)
+
+
+def _raise_with(error: BaseException, outcome: str) -> NoReturn:
+    """Raise an error again, with what answers now."""
+    message = f"{str(error).rstrip()} -- {outcome}"
+    if isinstance(error, ConflictError):
+        raise ConflictError(message) from error
+    if isinstance(error, ComponentError | ServingError | PolarMaskError | SystemExit):
+        raise RollOutError(message) from error
+    error.add_note(outcome)
+    raise error

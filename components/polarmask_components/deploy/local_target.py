@@ -1,0 +1,252 @@
+"""This machine as a place to serve: a pod in a folder, at one port over all versions.
+
+    pod.json            the pod that serves, and a second one while it is replaced
+    pods/VERSION/       its archive and logs
+
+A new version starts beside the old one, then takes its port, then the old one ends. The registry
+decides which version has to serve: the next call after a killed run serves the registry's champion.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from polarmask.system.files import write_text
+from polarmask.system.formats import JsonFormat
+from polarmask_components.deploy.ask_server import ask, check_answer
+from polarmask_components.deploy.target import Deployment, Proof, ServedModel
+from polarmask_components.errors import ComponentError, RollOutError
+from polarmask_components.registry.registry import Registry
+from polarmask_components.storage.objects import fetch_file
+from polarmask_serving.archive.read import read_archive
+from polarmask_serving.errors import PortTakenError, ServerError, ServingError
+from polarmask_serving.local_pod import LocalPod
+
+_RECORD = "pod.json"
+_FORMAT = JsonFormat(1, ServerError, "end its TorchServe and Envoy, if they run, and remove it")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Content of pod.json."""
+
+    serving: LocalPod | None = None
+    other: LocalPod | None = None
+    """Starting or ending; left by a killed run if nobody holds the lock."""
+
+
+class LocalTarget:
+    """The pod of a folder; hold the folder's lock while using it."""
+
+    def __init__(self, folder: Path, *, name: str) -> None:
+        self._folder = folder.resolve()
+        self._name = name
+        self._new: LocalPod | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the model answers."""
+        serving = self._read().serving
+        return "" if serving is None else serving.url
+
+    @property
+    def serving(self) -> LocalPod | None:
+        """The pod that answers, if there is one."""
+        serving = self._read().serving
+        # Health is up to a second old: the process may have ended since.
+        if serving is not None and serving.is_running() and serving.is_ready():
+            return serving
+        return None
+
+    def prepare(self, model: ServedModel, registry: Registry) -> None:
+        """Serve the registry's champion, so that it answers until the new version does."""
+        self.follow(registry)
+        self._model = model
+
+    def follow(self, registry: Registry) -> None:
+        """End what a killed run left, and serve the registry's champion if that can be served."""
+        self._end_other()
+        self._tidy()
+        champion = registry.champion_version()
+        serving = self.serving
+        if champion is None or (serving is not None and serving.version == champion):
+            return
+        try:
+            record = registry.record(champion)
+            uri, sha256 = registry.archive_uri(record), record.archive_sha256
+            self._model = ServedModel(version=champion, uri=uri, sha256=sha256)
+            self._start()
+            self._take_over()
+        except (ComponentError, ServingError, OSError) as error:
+            # It must not stand in the way of a better one; what answers goes on answering.
+            _log.warning("the registry's champion can't be served: %s", error)
+            self._end_other()
+
+    def prove(self, image: bytes) -> Proof:
+        """Start the new version beside the old one and send it an image."""
+        serving = self.serving
+        if serving is None or serving.version != self._model.version:
+            new = self._start()
+        else:
+            new = self._new = serving  # a step that is repeated after its success
+        answer = ask(new.url, image)
+        check_answer(answer, self._name, self._model.version)
+        return Proof(answer)
+
+    def _start(self) -> LocalPod:
+        model, serving = self._model, self._read().serving
+        folder = self._folder / "pods" / model.version
+        path = folder / "model.mar"
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a registry of this disk needs no second copy
+            os.link(model.uri, path)
+        fetch_file(model.uri, path, sha256=model.sha256)
+        archive = read_archive(path)
+        port = None
+        if serving is not None and not serving.is_running():
+            serving.stop()
+            port = serving.port
+        try:
+            new = LocalPod.prepare(archive, folder, port=port)
+        except PortTakenError:
+            new = LocalPod.prepare(archive, folder)
+        self._write(_State(serving, new))  # first, so that no pod can be lost
+        self._new = new
+        new.launch(archive)
+        return new
+
+    def take_over(self) -> None:
+        """Give the new pod the port of the old one, and end the old one.
+
+        Raises:
+            RollOutError: The old one still answers.
+        """
+        try:
+            self._take_over()
+        except ServingError as error:
+            self._end_other()
+            raise RollOutError(
+                f"{self._model.version} is the champion, but could not take over: {error}; run "
+                "again to serve it"
+            ) from error
+
+    def _take_over(self) -> None:
+        old, new = self._read().serving, self._new
+        if new is None or new == old:
+            return
+        if old is not None and old.is_running():
+            new = _move(new, old)
+        self._write(_State(new, old))
+        self._end_other()
+        self._tidy()
+
+    def go_back(self, champion: str | None) -> str:
+        """End the new pod; the old one was never touched."""
+        self._end_other()
+        serving = self.serving
+        if serving is None:
+            return "no version served before, and none does now"
+        return f"version {serving.version} answers again at {serving.url}"
+
+    def stop(self) -> None:
+        """End all pods; a later call starts the champion again, at the same port."""
+        self._end_other()
+        serving = self._read().serving
+        if serving is not None:
+            serving.stop()
+
+    def _end_other(self) -> None:
+        state = self._read()
+        if state.other is not None:
+            state.other.stop()
+            self._write(_State(state.serving))
+
+    def _tidy(self) -> None:
+        """Remove archives and logs of versions that don't serve."""
+        serving = self._read().serving
+        for folder in (self._folder / "pods").glob("*"):
+            if serving is None or folder.name != serving.version:
+                shutil.rmtree(folder)
+
+    def _read(self) -> _State:
+        path = self._folder / _RECORD
+        if not path.exists():
+            return _State()
+        content = _FORMAT.load(path.read_text(encoding="utf-8"), where=path)
+        try:
+            return _State(**{role: each and LocalPod(**each) for role, each in content.items()})
+        except TypeError as error:
+            raise _FORMAT.damaged(path, error) from error
+
+    def _write(self, state: _State) -> None:
+        write_text(self._folder / _RECORD, _FORMAT.dump(asdict(state)))
+
+
+def _move(new: LocalPod, old: LocalPod) -> LocalPod:
+    """Give a pod the port of another one, which ends answering."""
+    try:
+        return new.move(old.port)
+    except PortTakenError:  # two proxies can listen at one port on Linux alone
+        old.close()
+        try:
+            return new.move(old.port)
+        except ServerError:
+            old.open()
+            raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder alone, among threads and processes; the lock ends with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def ask_champion(target: Path, *, name: str, registry: Registry, image: bytes) -> Deployment | None:
+    """Return the answer of this machine's champion to an image; its pod is started if need be.
+
+    Args:
+        target: Folder of the pod.
+        name: Of the model, in URLs.
+        registry: Says which version is the champion.
+        image: JPEG or PNG.
+
+    Returns:
+        None if nothing was deployed yet.
+
+    Raises:
+        ServingError: The pod does not start or does not answer.
+        ComponentError: The registry can't be used.
+    """
+    champion = registry.champion_version()
+    if champion is None:
+        return None
+    with locked(target):
+        local = LocalTarget(target, name=name)
+        local.follow(registry)
+        serving = local.serving
+    if serving is None:
+        raise ServerError(f"champion {champion} of {registry.where} can't be served; see the log")
+    return Deployment(serving.version, serving.url, ask(serving.url, image))
+
+
+def is_serving(target: Path) -> bool:
+    """Return whether a pod runs in a folder."""
+    serving = LocalTarget(target, name="")._read().serving
+    return serving is not None and serving.is_running()
+
+
+def stop_server(target: Path) -> None:
+    """End the pod of a folder, if there is one, after a deployment that goes on there."""
+    if (target / _RECORD).exists():
+        with locked(target):
+            LocalTarget(target, name="").stop()

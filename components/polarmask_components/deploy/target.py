@@ -1,0 +1,82 @@
+"""What all places have in common in which models are put into service."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from polarmask.errors import ConfigError
+from polarmask_components.deploy.trial_settings import TrialSettings, read_trial_settings
+from polarmask_components.registry.registry import Registry
+
+CLUSTER = "kubernetes://"
+"""What a target in a cluster begins with; NAMESPACE/NAME follow. Any other is a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A registered archive as pods find it; all empty where none was deployed yet."""
+
+    version: str = ""
+    uri: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model in service."""
+
+    version: str
+    url: str
+    """Where it answers."""
+    answer: dict[str, Any]
+    """Its answer to an image."""
+    trial: dict[str, Any] | None = None
+    """Figures of a trial on live requests, with `reason` for people; None: there was none."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A new version can serve."""
+
+    answer: dict[str, Any]
+    """Its answer to an image."""
+    trial: dict[str, Any] | None = None
+    """As in `Deployment`."""
+
+
+class DeployTarget(Protocol):
+    """Where a model goes into service. The methods are called in this order, by `deploy` alone."""
+
+    @property
+    def url(self) -> str:
+        """Where the model answers."""
+
+    def prepare(self, model: ServedModel, registry: Registry) -> None:
+        """See that the model can be served here; finish what a killed run left."""
+
+    def prove(self, image: bytes) -> Proof:
+        """Start the new version and send it an image; raise unless it answers well."""
+
+    def take_over(self) -> None:
+        """The new version is the champion: let it answer all requests."""
+
+    def go_back(self, champion: str | None) -> str:
+        """Undo `prove`, however far it came; return in one sentence what answers now.
+
+        Args:
+            champion: Of the registry; None also where it can't be read.
+        """
+
+
+def read_trial(trial: Mapping[str, Any], target: str) -> TrialSettings | None:
+    """Read how to try a new model on live requests; None: not at all.
+
+    Raises:
+        ConfigError: A setting that can't work, or a target without live requests.
+    """
+    settings = read_trial_settings(trial)
+    if settings is not None and not target.startswith(CLUSTER):
+        raise ConfigError(
+            f"deploy_trial needs a cluster, and deploy_target is {target!r}; leave it empty"
+        )
+    return settings

@@ -8,7 +8,7 @@ from pathlib import Path
 SLOW_NAMES = {
     *("subprocess", "Popen", "multiprocessing", "spawn"),
     *("train", "measure_engines", "quantize_program", "export_program", "build_archive"),
-    *("LocalPod", "Kubelet", "run_job"),
+    *("LocalPod", "Kubelet", "run_job", "deploy"),
 }
 """Names of functions and classes that take seconds, of Python and of the product."""
 

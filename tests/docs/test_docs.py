@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from polarmask.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -56,11 +54,15 @@ def test_every_make_target_says_what_it_does_and_the_named_ones_exist():
         assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= TARGETS, page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_to_files_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+def test_links_to_files_lead_somewhere():
+    links = [
+        (page, target)
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        if not target.startswith("http")
+    ]
+    assert len(links) > 50
+    assert [(str(p), target) for p, target in links if not (p.parent / target).exists()] == []
 
 
 def test_every_command_is_in_the_reference_and_in_the_readme_or_a_how_to():

@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,13 @@ def golden_state(name):
 
 
 @pytest.fixture(scope="module")
-def r50():
-    return golden_state("r50")
+def state_of():
+    return cache(golden_state)
+
+
+@pytest.fixture(scope="module")
+def r50(state_of):
+    return state_of("r50")
 
 
 def original_rays(ray_R):
@@ -54,8 +60,8 @@ def original_rays(ray_R):
 
 
 @pytest.mark.parametrize("name", ["r50", "r50_dcn"])
-def test_an_imported_network_answers_as_the_original(name, tmp_path):
-    state, golden = golden_state(name)
+def test_an_imported_network_answers_as_the_original(name, state_of, tmp_path):
+    state, golden = state_of(name)
     torch.save({"meta": {"epoch": 12}, "state_dict": state}, tmp_path / "epoch_12.pth")
     import_original(tmp_path / "epoch_12.pth", tmp_path / "model")
     detector, _ = load_model(tmp_path / "model")

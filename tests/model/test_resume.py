@@ -49,13 +49,13 @@ def assert_equal_runs(found, expected):
     assert (found / model).read_bytes() == (expected / model).read_bytes()
 
 
-@pytest.mark.parametrize("loader_workers", [0, 2])
-def test_ten_steps_and_ten_more_are_twenty(
-    straight, twenty_steps, drawn_data, drawn_labels, tmp_path, loader_workers
+def test_ten_steps_and_ten_more_with_other_loaders_are_twenty(
+    straight, twenty_steps, drawn_data, drawn_labels, tmp_path
 ):
     options = TrainOptions(data=drawn_data, labels=drawn_labels, out=tmp_path)
     train(twenty_steps, replace(options, stop_after=10))
-    train(twenty_steps, replace(options, loader_workers=loader_workers))
+    assert not (tmp_path / "model").exists()
+    train(twenty_steps, replace(options, loader_workers=2))
     assert_equal_runs(tmp_path, straight)
 
 

@@ -71,11 +71,6 @@ def test_steps_after_the_last_checkpoint_are_taken_and_noted_again(
     assert losses_of(options.out) == losses_of(straight_run)
 
 
-def test_loader_workers_change_nothing(straight_run, small_config, options):
-    train(small_config, replace(options, loader_workers=2))
-    assert losses_of(options.out) == losses_of(straight_run)
-
-
 @pytest.mark.parametrize("passes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_have_the_losses_of_one(straight_run, small_config, options, passes):
     """Same batches, same normalisers; gloo sums floats in another order."""

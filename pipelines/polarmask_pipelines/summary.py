@@ -29,7 +29,7 @@ class Summary:
     """From the first step to the last, set-up excluded."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     """Name, seconds and status (succeeded, reused, failed or skipped), in the order in which the
-    steps ended, skipped ones last; one entry for each part of the labels."""
+    steps ended, skipped ones last; one entry for each pod of the labels."""
     nothing_changed: bool = False
     """Data, code and parameters are those of an earlier run, and the champion stays."""
     report: str | None = None

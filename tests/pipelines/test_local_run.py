@@ -264,12 +264,12 @@ def test_killed_run_leaves_no_training_behind(place, champion):
 
 
 @pytest.mark.slow
-def test_labels_made_in_two_parts_are_those_made_in_one(place, first):
+def test_labels_made_by_two_pods_equal_those_made_by_one(place, first):
     halves = run(place, "halves", label_pods="2", eval_floor_ap="0.99")
     steps = [step["name"] for step in halves.summary["steps"]]
     assert steps.count("precompute-shards") == 2
     assert "shards 1/2" in halves.out
-    assert "part 2/2" in halves.out
+    assert "shards 2/2" in halves.out
     stores = [
         {path.name: path.read_bytes() for path in folder.iterdir()}
         for name in ("first", "halves")

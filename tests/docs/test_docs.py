@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from polarmask.cli import build_parser
 
 ROOT = Path(__file__).parents[2]

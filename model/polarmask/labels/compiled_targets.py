@@ -12,7 +12,8 @@ Dimension key
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -20,13 +21,10 @@ from numpy.typing import NDArray
 
 from polarmask.config.settings import LabelConfig, ModelConfig
 from polarmask.geometry.rays import MIN_LENGTH, direction_table
+from polarmask.labels.targets import CELLS_AROUND
 
 _ANGLE_MARGIN = 0.01
 """Ray spacings by which an edge's angles may be off; float64 has 1e-14."""
-
-_AROUND = 2
-"""Cells of the finest level around its centre that an object may get in need, each way."""
-
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -60,89 +58,113 @@ def assign_native(
         return nothing.reshape(0, 3), nothing, rays
     offset_G1 = np.cumsum([0, *(len(polygon) for polygon in vertices)], dtype=np.int64)
     vertex_V2 = np.concatenate(vertices).astype(np.float32, copy=False)
-    stride_L = np.array(model.strides, dtype=np.int64)
-    location_P3, object_P = _assign(
-        vertex_V2,
-        offset_G1,
-        np.array(canvas_hw, dtype=np.int64) // stride_L[:, None],
-        stride_L,
-        np.array(labels.level_ranges, dtype=np.float64),
-        float(labels.center_radius),
-    )
-    ray_PR = _rays_of(
-        location_P3, object_P, vertex_V2, offset_G1, stride_L, direction_table(model.num_rays)
-    )
+    levels = _levels(canvas_hw, model, labels)
+    location_P3, object_P = _assign(vertex_V2, offset_G1, levels, float(labels.center_radius))
+    directions = direction_table(model.num_rays)
+    ray_PR = _rays_of(location_P3, object_P, vertex_V2, offset_G1, levels.stride_L, directions)
     return location_P3, object_P, ray_PR
+
+
+class _Levels(NamedTuple):
+    """The levels of one canvas; locations are numbered by level, row and column."""
+
+    stride_L: NDArray[np.int64]
+    hw_L2: NDArray[np.int64]
+    """Rows and columns."""
+    first_L1: NDArray[np.int64]
+    """Number of each level's first location; the last entry is the number of all."""
+    range_L2: NDArray[np.float64]
+    """Least and greatest farthest side of a box, in pixels."""
+
+
+@lru_cache(maxsize=64)
+def _levels(canvas_hw: tuple[int, int], model: ModelConfig, labels: LabelConfig) -> _Levels:
+    stride_L = np.array(model.strides, dtype=np.int64)
+    hw_L2 = np.array(canvas_hw, dtype=np.int64) // stride_L[:, None]
+    first_L1 = np.cumsum([0, *hw_L2.prod(axis=1)], dtype=np.int64)
+    return _Levels(stride_L, hw_L2, first_L1, np.array(labels.level_ranges, dtype=np.float64))
+
+
+class _Object(NamedTuple):
+    """One object: its outline, mass centre, and box x0, y0, x1, y1."""
+
+    polygon_V2: NDArray[np.float32]
+    center_2: NDArray[np.float64]
+    box_4: NDArray[np.float64]
 
 
 @_compiled
 def _assign(
-    vertex_V2: NDArray[np.float32],
-    offset_G1: NDArray[np.int64],
-    grid_L2: NDArray[np.int64],
-    stride_L: NDArray[np.int64],
-    range_L2: NDArray[np.float64],
-    radius: float,
+    vertex_V2: NDArray[np.float32], offset_G1: NDArray[np.int64], levels: _Levels, radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return location_P3 and object_P, by object and then by level, row and column."""
-    num_objects, num_levels = len(offset_G1) - 1, len(stride_L)
-    first_L = np.zeros(num_levels + 1, np.int64)
-    for level in range(num_levels):
-        first_L[level + 1] = first_L[level] + grid_L2[level, 0] * grid_L2[level, 1]
-    owner = np.full(first_L[num_levels], -1, np.int64)
+    num_objects = len(offset_G1) - 1
     center_G2, box_G4 = np.empty((num_objects, 2)), np.empty((num_objects, 4))
-    area_G = np.empty(num_objects)
     for g in range(num_objects):
         _measure(vertex_V2[offset_G1[g] : offset_G1[g + 1]], center_G2[g], box_G4[g])
-        area_G[g] = (box_G4[g, 2] - box_G4[g, 0]) * (box_G4[g, 3] - box_G4[g, 1])
-    reach = int(radius) + 1
+    area_G = (box_G4[:, 2] - box_G4[:, 0]) * (box_G4[:, 3] - box_G4[:, 1])
+    owner = np.full(levels.first_L1[-1], -1, np.int64)
     for g in range(num_objects):
-        polygon = vertex_V2[offset_G1[g] : offset_G1[g + 1]]
-        for level in range(num_levels):
-            stride = stride_L[level]
-            middle_row = math.floor(center_G2[g, 1] / stride)
-            middle_column = math.floor(center_G2[g, 0] / stride)
-            for row in range(
-                max(middle_row - reach, 0), min(middle_row + reach + 1, grid_L2[level, 0])
-            ):
-                y = (row + 0.5) * stride
-                if not abs(y - center_G2[g, 1]) < radius * stride:
-                    continue
-                for column in range(
-                    max(middle_column - reach, 0), min(middle_column + reach + 1, grid_L2[level, 1])
-                ):
-                    x = (column + 0.5) * stride
-                    if not abs(x - center_G2[g, 0]) < radius * stride:
-                        continue
-                    left, top = x - box_G4[g, 0], y - box_G4[g, 1]
-                    right, bottom = box_G4[g, 2] - x, box_G4[g, 3] - y
-                    farthest = max(max(left, top), max(right, bottom))
-                    if (
-                        min(min(left, top), min(right, bottom)) <= 0
-                        or farthest < range_L2[level, 0]
-                        or farthest > range_L2[level, 1]
-                    ):
-                        continue
-                    place = first_L[level] + row * grid_L2[level, 1] + column
-                    # The first of equally small boxes keeps the location.
-                    if (owner[place] < 0 or area_G[g] < area_G[owner[place]]) and _is_inside(
-                        x, y, polygon
-                    ):
-                        owner[place] = g
+        polygon_V2 = vertex_V2[offset_G1[g] : offset_G1[g + 1]]
+        each = _Object(polygon_V2, center_G2[g], box_G4[g])
+        for level in range(len(levels.stride_L)):
+            _claim(g, each, area_G, level, levels, radius, owner)
     num_G = np.zeros(num_objects, np.int64)
     for place in range(len(owner)):
         if owner[place] >= 0:
             num_G[owner[place]] += 1
     for g in range(num_objects):
-        if num_G[g] == 0:
-            polygon = vertex_V2[offset_G1[g] : offset_G1[g + 1]]
-            place = _rescue(
-                polygon, center_G2[g], box_G4[g], owner, first_L, grid_L2, stride_L, range_L2
-            )
-            if place >= 0:
+        if num_G[g] > 0:
+            continue
+        polygon_V2 = vertex_V2[offset_G1[g] : offset_G1[g + 1]]
+        place = _rescue(_Object(polygon_V2, center_G2[g], box_G4[g]), owner, levels)
+        if place >= 0:
+            owner[place] = g
+            num_G[g] = 1
+    return _listed(owner, num_G, levels)
+
+
+@_compiled
+def _claim(
+    g: int,
+    own: _Object,
+    area_G: NDArray[np.float64],
+    level: int,
+    levels: _Levels,
+    radius: float,
+    owner: NDArray[np.int64],
+) -> None:
+    """Give an object the locations of a level that it wants and no smaller object has.
+
+    Of equally small objects the first keeps a location.
+    """
+    stride, rows, columns = levels.stride_L[level], levels.hw_L2[level, 0], levels.hw_L2[level, 1]
+    low, high = levels.range_L2[level, 0], levels.range_L2[level, 1]
+    reach = int(radius) + 1
+    middle_row = math.floor(own.center_2[1] / stride)
+    middle_column = math.floor(own.center_2[0] / stride)
+    for row in range(max(middle_row - reach, 0), min(middle_row + reach + 1, rows)):
+        for column in range(max(middle_column - reach, 0), min(middle_column + reach + 1, columns)):
+            x, y = (column + 0.5) * stride, (row + 0.5) * stride
+            place = levels.first_L1[level] + row * columns + column
+            if (
+                _is_candidate(x, y, own, radius * stride, low, high)
+                and (owner[place] < 0 or area_G[g] < area_G[owner[place]])
+                and _is_inside(x, y, own.polygon_V2)
+            ):
                 owner[place] = g
-                num_G[g] = 1
-    return _listed(owner, num_G, first_L, grid_L2)
+
+
+@_compiled
+def _is_candidate(x: float, y: float, own: _Object, radius: float, low: float, high: float) -> bool:
+    """Return whether a point is near the centre and in the box, with its farthest side in range."""
+    if not (abs(x - own.center_2[0]) < radius and abs(y - own.center_2[1]) < radius):
+        return False
+    left, top = x - own.box_4[0], y - own.box_4[1]
+    right, bottom = own.box_4[2] - x, own.box_4[3] - y
+    farthest = max(max(left, top), max(right, bottom))
+    nearest = min(min(left, top), min(right, bottom))
+    return bool(nearest > 0 and low <= farthest <= high)
 
 
 @_compiled
@@ -192,68 +214,96 @@ def _is_inside(x: float, y: float, polygon: NDArray[np.float32]) -> bool:
 
 
 @_compiled
-def _rescue(
-    polygon: NDArray[np.float32],
-    center: NDArray[np.float64],
-    box: NDArray[np.float64],
+def _rescue(own: _Object, owner: NDArray[np.int64], levels: _Levels) -> int:
+    """Return the best free location for an object that has none; -1 if there is none.
+
+    Inside the object: the nearest to its centre on its own level, or on the next finer one, and so
+    on. Else the nearest of those in its box and around its centre.
+    """
+    half_side = max(own.box_4[2] - own.box_4[0], own.box_4[3] - own.box_4[1]) / 2
+    own_level = 0
+    while half_side > levels.range_L2[own_level, 1]:
+        own_level += 1
+    for level in range(own_level, -1, -1):
+        place, _ = _nearest_free(_cells_in_box(own, level, levels), own, True, owner, levels)
+        if place >= 0:
+            return place
+    nearest, distance = -1, np.inf
+    for level in range(own_level, -1, -1):
+        cells = _cells_in_box(own, level, levels)
+        place, found = _nearest_free(cells, own, False, owner, levels)
+        if found < distance:
+            nearest, distance = place, found
+    place, found = _nearest_free(_cells_around_center(own, levels), own, False, owner, levels)
+    return place if found < distance else nearest
+
+
+class _Cells(NamedTuple):
+    """A rectangle of one level's locations."""
+
+    level: int
+    first_row: int
+    end_row: int
+    first_column: int
+    end_column: int
+
+
+@_compiled
+def _cells_in_box(own: _Object, level: int, levels: _Levels) -> _Cells:
+    stride, rows, columns = levels.stride_L[level], levels.hw_L2[level, 0], levels.hw_L2[level, 1]
+    return _Cells(
+        level,
+        max(math.ceil(own.box_4[1] / stride - 0.5), 0),
+        min(math.floor(own.box_4[3] / stride - 0.5), rows - 1) + 1,
+        max(math.ceil(own.box_4[0] / stride - 0.5), 0),
+        min(math.floor(own.box_4[2] / stride - 0.5), columns - 1) + 1,
+    )
+
+
+@_compiled
+def _cells_around_center(own: _Object, levels: _Levels) -> _Cells:
+    """Return cells of the finest level; at the canvas's border at least the outermost ones."""
+    last_row, last_column = levels.hw_L2[0, 0] - 1, levels.hw_L2[0, 1] - 1
+    row = math.floor(own.center_2[1] / levels.stride_L[0])
+    column = math.floor(own.center_2[0] / levels.stride_L[0])
+    return _Cells(
+        0,
+        min(max(row - CELLS_AROUND, 0), last_row),
+        min(max(row + CELLS_AROUND, 0), last_row) + 1,
+        min(max(column - CELLS_AROUND, 0), last_column),
+        min(max(column + CELLS_AROUND, 0), last_column) + 1,
+    )
+
+
+@_compiled
+def _nearest_free(
+    cells: _Cells,
+    own: _Object,
+    must_be_inside: bool,
     owner: NDArray[np.int64],
-    first_L: NDArray[np.int64],
-    grid_L2: NDArray[np.int64],
-    stride_L: NDArray[np.int64],
-    range_L2: NDArray[np.float64],
-) -> int:
-    """Return the best free location for an object that has none; -1 if there is none."""
-    half_side = max(box[2] - box[0], box[3] - box[1]) / 2
-    own = 0
-    while half_side > range_L2[own, 1]:
-        own += 1
-    nearest, nearest_distance = -1, np.inf
-    for level in range(own, -1, -1):
-        stride = stride_L[level]
-        within, within_distance = -1, np.inf
-        for row in range(
-            max(math.ceil(box[1] / stride - 0.5), 0),
-            min(math.floor(box[3] / stride - 0.5), grid_L2[level, 0] - 1) + 1,
-        ):
-            for column in range(
-                max(math.ceil(box[0] / stride - 0.5), 0),
-                min(math.floor(box[2] / stride - 0.5), grid_L2[level, 1] - 1) + 1,
+    levels: _Levels,
+) -> tuple[int, float]:
+    """Return the free location nearest to the centre and its squared distance; -1, inf if none."""
+    stride, columns = levels.stride_L[cells.level], levels.hw_L2[cells.level, 1]
+    first, center_x, center_y = levels.first_L1[cells.level], own.center_2[0], own.center_2[1]
+    nearest, least = -1, np.inf
+    for row in range(cells.first_row, cells.end_row):
+        for column in range(cells.first_column, cells.end_column):
+            place = first + row * columns + column
+            x, y = (column + 0.5) * stride, (row + 0.5) * stride
+            distance = (x - center_x) * (x - center_x) + (y - center_y) * (y - center_y)
+            if (
+                owner[place] < 0
+                and distance < least
+                and (not must_be_inside or _is_inside(x, y, own.polygon_V2))
             ):
-                place = first_L[level] + row * grid_L2[level, 1] + column
-                if owner[place] >= 0:
-                    continue
-                x, y = (column + 0.5) * stride, (row + 0.5) * stride
-                distance = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
-                if distance < within_distance and _is_inside(x, y, polygon):
-                    within, within_distance = place, distance
-                if distance < nearest_distance:
-                    nearest, nearest_distance = place, distance
-        if within >= 0:
-            return within
-    middle_row = math.floor(center[1] / stride_L[0])
-    middle_column = math.floor(center[0] / stride_L[0])
-    for step_row in range(-_AROUND, _AROUND + 1):
-        row = min(max(middle_row + step_row, 0), grid_L2[0, 0] - 1)
-        for step_column in range(-_AROUND, _AROUND + 1):
-            column = min(max(middle_column + step_column, 0), grid_L2[0, 1] - 1)
-            place = row * grid_L2[0, 1] + column
-            if owner[place] >= 0:
-                continue
-            x, y = (column + 0.5) * stride_L[0], (row + 0.5) * stride_L[0]
-            if _is_inside(x, y, polygon):
-                return int(place)
-            distance = (x - center[0]) * (x - center[0]) + (y - center[1]) * (y - center[1])
-            if distance < nearest_distance:
-                nearest, nearest_distance = place, distance
-    return nearest
+                nearest, least = place, distance
+    return nearest, least
 
 
 @_compiled
 def _listed(
-    owner: NDArray[np.int64],
-    num_G: NDArray[np.int64],
-    first_L: NDArray[np.int64],
-    grid_L2: NDArray[np.int64],
+    owner: NDArray[np.int64], num_G: NDArray[np.int64], levels: _Levels
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the owned places as location_P3 and object_P, object after object."""
     next_G = np.zeros(len(num_G), np.int64)
@@ -261,14 +311,14 @@ def _listed(
         next_G[g] = next_G[g - 1] + num_G[g - 1]
     total = num_G.sum()
     location_P3, object_P = np.empty((total, 3), np.int64), np.empty(total, np.int64)
-    for level in range(len(grid_L2)):
-        for place in range(first_L[level], first_L[level + 1]):
+    for level in range(len(levels.hw_L2)):
+        for place in range(levels.first_L1[level], levels.first_L1[level + 1]):
             g = owner[place]
             if g >= 0:
-                nth = place - first_L[level]
+                nth = place - levels.first_L1[level]
                 location_P3[next_G[g], 0] = level
-                location_P3[next_G[g], 1] = nth // grid_L2[level, 1]
-                location_P3[next_G[g], 2] = nth % grid_L2[level, 1]
+                location_P3[next_G[g], 1] = nth // levels.hw_L2[level, 1]
+                location_P3[next_G[g], 2] = nth % levels.hw_L2[level, 1]
                 object_P[next_G[g]] = g
                 next_G[g] += 1
     return location_P3, object_P

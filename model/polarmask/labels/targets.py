@@ -136,8 +136,8 @@ def _wishes(
     """Return free locations (C, 3) for objects without one, and the object of each, best first.
 
     Best are those inside the object: of its own level first, then of the next finer one, and so
-    on, by distance to the centre; then those around the centre, as listed. Outside, distance alone
-    counts. Equals keep the order in which they are listed.
+    on, by distance to the centre. Outside, distance alone counts. Equals keep the order in which
+    they are listed.
     """
     location_C3, object_C, level_order_C = _listed(lost_G, objects, grid, labels)
     free_C = is_free[grid.number(location_C3, objects.image_G[object_C])]
@@ -147,12 +147,11 @@ def _wishes(
     inside_C = objects.contain(location_C3, object_C, grid.strides)
     offset_C2 = level_points(location_C3, grid.strides).double() - objects.center_G2[object_C]
     distance_C = offset_C2[:, 0] * offset_C2[:, 0] + offset_C2[:, 1] * offset_C2[:, 1]
-    around_C = level_order_C == len(grid.strides)
     order_C = _sorted_by(
         object_C,
         (~inside_C).long(),
         torch.where(inside_C, level_order_C, 0),
-        torch.where(inside_C & around_C, 0.0, distance_C),
+        distance_C,
     )
     return location_C3[order_C], object_C[order_C]
 

@@ -23,7 +23,7 @@ from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.storage.s3_objects import S3Objects
 from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.pytorchjob import job_name
+from polarmask_components.training.training_job import job_name
 
 ROOT = Path(__file__).parents[2]
 PRESET = "tiny"

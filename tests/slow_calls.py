@@ -8,9 +8,9 @@ from pathlib import Path
 SLOW_NAMES = {
     *("subprocess", "Popen", "multiprocessing", "spawn"),
     *("train", "measure_engines", "quantize_program", "export_program", "build_archive"),
-    *("LocalPod", "Kubelet", "run_job", "deploy"),
+    *("LocalPod", "Kubelet", "run_job", "deploy", "Crew", "polarmask_serving.__main__.main"),
 }
-"""Names of functions and classes that take seconds, of Python and of the product."""
+"""Functions and classes that take seconds; common names are given with their module."""
 
 _HERE = str(Path(__file__).parent)
 
@@ -29,10 +29,11 @@ def is_slow(thing):
         seen.add(found)
         for function in _functions_of(found):
             names = set(_names_in(function.__code__))
-            if names & SLOW_NAMES:
-                return True
             used = [function.__globals__.get(name) for name in names]
-            pending += [each for each in used if inspect.isfunction(each) or inspect.isclass(each)]
+            used = [each for each in used if inspect.isfunction(each) or inspect.isclass(each)]
+            if SLOW_NAMES & (names | {f"{each.__module__}.{each.__name__}" for each in used}):
+                return True
+            pending += used
     return False
 
 

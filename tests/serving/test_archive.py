@@ -96,7 +96,7 @@ def test_an_unpacked_archive_runs_its_own_code_without_what_only_other_areas_nee
 
 
 def test_the_handler_is_small_and_has_the_one_class_torchserve_allows():
-    path = Path(polarmask_serving.__file__).with_name(HANDLER)
+    path = Path(polarmask_serving.__file__).with_name("torchserve") / HANDLER
     source = path.read_text()
     classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
     assert len(classes) == 1

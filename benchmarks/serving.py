@@ -105,12 +105,15 @@ class Sides:
 
     def resident(self):
         """Return the resident bytes of each process of the served side."""
-        memory = {}
-        for process in psutil.process_iter():
+        memory, workers = {}, 0
+        for process in psutil.process_iter():  # sorted by process id
             with contextlib.suppress(psutil.Error):
-                if self.pod.scratch in " ".join(process.cmdline()):
-                    worker = process.name().startswith("python")
-                    memory[f"worker {process.pid}" if worker else process.name()] = process
+                if self.pod.scratch not in " ".join(process.cmdline()):
+                    continue
+                name = process.name()
+                if name.startswith("python"):
+                    name, workers = f"worker {workers}", workers + 1
+                memory[name] = process
         return {name: process.memory_info().rss for name, process in memory.items()}
 
 

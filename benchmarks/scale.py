@@ -82,12 +82,12 @@ def label_here(data, out, workers):
     """Label a data set in this process; print CPU seconds, peak memory and store size."""
     from feed import CONFIG
 
-    from polarmask.labels.precompute import Crew, precompute
+    from polarmask.labels.precompute import Workers, precompute
 
     torch.set_num_threads(1)
     before = peak_mb()
     started = time.process_time()
-    precompute(data, out, CONFIG, splits=("train",), crew=Crew(workers))
+    precompute(data, out, CONFIG, splits=("train",), workers=Workers(workers))
     seconds = time.process_time() - started
     stored = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print(json.dumps([seconds, peak_mb() - before, stored]))

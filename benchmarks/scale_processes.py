@@ -15,13 +15,13 @@ from feed import CONFIG
 from harness import Result, main, wrong
 from scale import write_data
 
-from polarmask.labels.precompute import Crew, precompute
+from polarmask.labels.precompute import Workers, precompute
 
 
 def store_of(data, out, workers):
     """Make a label store; return its files by name and the seconds it took."""
     started = time.perf_counter()
-    precompute(data, out, CONFIG, splits=("train",), crew=Crew(workers))
+    precompute(data, out, CONFIG, splits=("train",), workers=Workers(workers))
     seconds = time.perf_counter() - started
     return {path.name: path.read_bytes() for path in out.iterdir()}, seconds
 

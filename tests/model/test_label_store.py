@@ -13,7 +13,7 @@ from factories import make_tiny_coco
 from polarmask.data.coco import load_coco
 from polarmask.errors import LabelStoreError
 from polarmask.labels.image_labels import label_image, label_images
-from polarmask.labels.precompute import Crew, Part, data_hash, precompute, precompute_part
+from polarmask.labels.precompute import EveryNth, Workers, data_hash, precompute, precompute_shards
 from polarmask.labels.store import LabelStore, decode_lengths, encode_lengths
 
 
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_with_the_next_shard(small_config, tmp_path, monkey
 
 
 def test_several_processes_make_the_same_store(drawn_data, drawn_labels, small_config, tmp_path):
-    precompute(drawn_data, tmp_path, small_config, crew=Crew(workers=2))
+    precompute(drawn_data, tmp_path, small_config, workers=Workers(processes=2))
     shards = list(drawn_labels.glob("*.safetensors"))
     assert shards
     for path in shards:
@@ -188,7 +188,7 @@ def test_machines_make_shares_and_one_gathers_them_from_their_folders(
     alone = precompute(data, tmp_path / "alone", small_config, splits=("train",))
     folders = [tmp_path / "a", tmp_path / "b"]
     for number, folder in enumerate(folders, start=1):
-        precompute_part(data, folder, small_config, Part(number, 2), splits=("train",))
+        precompute_shards(data, folder, small_config, EveryNth(number, 2), splits=("train",))
     assert [len(list(folder.glob("*.safetensors"))) for folder in folders] == [2, 1]
     monkeypatch.setattr("polarmask.labels.precompute._write", None)  # nothing is made anew
     out = tmp_path / "out"

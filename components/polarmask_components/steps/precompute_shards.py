@@ -27,13 +27,14 @@ def precompute_shards(
     """
     from pathlib import Path
 
-    from polarmask.labels.precompute import Crew, Part, precompute_part
+    from polarmask.labels.precompute import EveryNth, Workers
+    from polarmask.labels.precompute import precompute_shards as make_shards
     from polarmask_components.parameters.label_work import choose_workers, config_for_labels
 
     data, out = Path(dataset.path), Path(shards.path)
-    config, crew = config_for_labels(label_settings), Crew(choose_workers(data))
+    config, workers = config_for_labels(label_settings), Workers(choose_workers(data))
     number, of = map(int, shard.split("/"))
-    count = precompute_part(data, out, config, Part(number, of), crew=crew)
+    count = make_shards(data, out, config, EveryNth(number, of), workers=workers)
     (out / "shard.txt").write_text(f"{shard}\n")  # object storage keeps no empty folder
     shards.metadata["shard"] = shard
     return count

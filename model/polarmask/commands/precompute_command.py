@@ -53,19 +53,28 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace) -> None:
     """Make the labels and print a summary per split."""
-    from polarmask.labels.precompute import Crew, Part, find_splits, precompute, precompute_part
+    from polarmask.labels.precompute import (
+        EveryNth,
+        Workers,
+        find_splits,
+        precompute,
+        precompute_shards,
+    )
     from polarmask.system.device import find_device
 
     data, out, config = options.data, options.out, config_of(options)
     splits = find_splits(data)
-    crew = Crew(options.workers, find_device("cuda").type if options.device == "cuda" else None)
+    device = find_device("cuda").type if options.device == "cuda" else None
+    workers = Workers(options.workers, device)
     if options.shard is not None:
-        part = Part(*options.shard)
-        count = precompute_part(data, out, config, part, splits=splits, crew=crew)
-        print(f"{count} shards of {part.number}/{part.of} are in {out}; when all shards are made,")
+        shards = EveryNth(*options.shard)
+        count = precompute_shards(data, out, config, shards, splits=splits, workers=workers)
+        print(
+            f"{count} shards of {shards.first}/{shards.n} are in {out}; when all shards are made,"
+        )
         print("run the same command without --shard to finish the store (--made FOLDER ...)")
         return
-    store = precompute(data, out, config, splits=splits, crew=crew, made=options.made)
+    store = precompute(data, out, config, splits=splits, workers=workers, made=options.made)
     if "val" not in splits:
         print(f"val: {options.data} has no instances_val.json, labels are for training only")
     for split in splits:

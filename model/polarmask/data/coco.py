@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask.data.disk_list import Spool, SpoolWriter
+from polarmask.data.disk_list import DiskList, DiskListWriter
 from polarmask.data.images import read_image, read_size
 from polarmask.data.json_stream import MissingListError, read_lists
 from polarmask.errors import DataError
@@ -112,7 +112,7 @@ class CocoData:
     def only(self, ids: Collection[int]) -> "CocoData":
         """Return the images of these ids alone."""
         kept = [n for n, image in enumerate(self.images) if image.id in ids]
-        if isinstance(self.images, Spool):
+        if isinstance(self.images, DiskList):
             return replace(self, images=self.images.take(np.array(kept, dtype=np.int64)))
         return replace(self, images=tuple(self.images[n] for n in kept))
 
@@ -140,7 +140,7 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     categories = _read_categories(document["categories"], problems)
     index_of_category = {category.id: index for index, category in enumerate(categories)}
     raw_of_image = _group_by_image(document["annotations"], document["images"], problems)
-    images, any_object = SpoolWriter[ImageRecord](), False
+    images, any_object = DiskListWriter[ImageRecord](), False
     entries = _read_images(document["images"], problems)
     for entry in _check_files(
         data / "images", entries, problems, check_pixels, total=len(document["images"])
@@ -161,7 +161,7 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     return CocoData(data, split, categories, found, tuple(problems))
 
 
-def _read_document(data: Path, path: Path) -> Mapping[str, Spool[Any]]:
+def _read_document(data: Path, path: Path) -> Mapping[str, DiskList[Any]]:
     """Read the JSON file and see that it is a COCO one."""
     for needed in (data, data / "images", path):
         if not needed.exists():
@@ -169,7 +169,7 @@ def _read_document(data: Path, path: Path) -> Mapping[str, Spool[Any]]:
                 f"{needed} does not exist; a data folder holds images/ and "
                 "annotations/instances_{train,val}.json"
             )
-    lists = {key: SpoolWriter[Any]() for key in ("images", "annotations", "categories")}
+    lists = {key: DiskListWriter[Any]() for key in ("images", "annotations", "categories")}
     try:
         for key, item in read_lists(path, lists):
             lists[key].add(item)
@@ -201,7 +201,7 @@ def _read_categories(raw: Sequence[Any], problems: list[Problem]) -> tuple[Categ
 class _Groups:
     """The usable entries of a list of annotations by image."""
 
-    raw: Spool[dict[str, Any]]
+    raw: DiskList[dict[str, Any]]
     image_A: NDArray[np.int64]
     """Image id of each, ascending."""
     position_A: NDArray[np.int64]
@@ -215,7 +215,9 @@ class _Groups:
             yield self.raw[position]
 
 
-def _group_by_image(raw: Spool[Any], raw_images: Spool[Any], problems: list[Problem]) -> _Groups:
+def _group_by_image(
+    raw: DiskList[Any], raw_images: DiskList[Any], problems: list[Problem]
+) -> _Groups:
     """Sort annotations by image id; those without a known image or own id are left out."""
     known = {entry["id"] for entry in raw_images if _has_int(entry, "id")}
     ids, image_ids, positions = array("q"), array("q"), array("q")

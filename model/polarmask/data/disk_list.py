@@ -1,7 +1,7 @@
-"""A sequence on disk: written once, read item by item, in any process.
+"""A list on disk: written once, read item by item, in any process.
 
-Annotations of a large data set would fill the memory of every process that trains on it. A spool
-keeps them in a temporary file and 16 bytes of each in memory.
+Annotations of a large data set would fill the memory of every process that trains on it. A
+`DiskList` keeps its items in a temporary file, and 16 bytes of each in memory.
 """
 
 import contextlib
@@ -22,11 +22,12 @@ from polarmask.errors import DataError
 Item = TypeVar("Item")
 
 
-class Spool(Sequence[Item]):
-    """Items in a temporary file, in the order in which they came.
+class DiskList(Sequence[Item]):
+    """Items in a temporary file, in the order in which they were added.
 
-    The file lasts as long as the spool that its writer returned and what was taken of it. A pickled
-    copy reads the same file and must not outlive them. An item is a new object each time.
+    The file is removed with the last of the list that `finish` returned and the lists taken from
+    it. A pickled copy reads the same file and must not outlive them. Reading an item unpickles it:
+    it is a new object each time.
     """
 
     def __init__(
@@ -42,27 +43,27 @@ class Spool(Sequence[Item]):
     @overload
     def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, index: slice) -> "Spool[Item]": ...
-    def __getitem__(self, index: int | slice) -> "Item | Spool[Item]":
+    def __getitem__(self, index: slice) -> "DiskList[Item]": ...
+    def __getitem__(self, index: int | slice) -> "Item | DiskList[Item]":
         if isinstance(index, slice):
-            return Spool(self._file, self._start_N[index].copy(), self._size_N[index].copy())
+            return DiskList(self._file, self._start_N[index].copy(), self._size_N[index].copy())
         data = self._file.read(int(self._start_N[index]), int(self._size_N[index]))
         item: Item = pickle.loads(data)  # noqa: S301  # this process or its parent wrote it
         return item
 
-    def take(self, indices: NDArray[np.int64]) -> "Spool[Item]":
-        """Return the spool of some of the items, in that order."""
-        return Spool(self._file, self._start_N[indices], self._size_N[indices])
+    def take(self, indices: NDArray[np.int64]) -> "DiskList[Item]":
+        """Return a list of some of the items, in that order."""
+        return DiskList(self._file, self._start_N[indices], self._size_N[indices])
 
 
-class SpoolWriter(Generic[Item]):
-    """Puts items into a new spool."""
+class DiskListWriter(Generic[Item]):
+    """Writes the items of a new `DiskList`."""
 
     def __init__(self) -> None:
         self._start, self._size = array("q"), array("q")
         self._end = 0
-        with _told():
-            descriptor, name = tempfile.mkstemp(prefix="polarmask-", suffix=".spool")
+        with _disk_errors():
+            descriptor, name = tempfile.mkstemp(prefix="polarmask-", suffix=".list")
             self._out = os.fdopen(descriptor, "wb", buffering=1 << 20)
         weakref.finalize(self, self._out.close)
         self._file = _File(Path(name), owned=True)
@@ -74,26 +75,26 @@ class SpoolWriter(Generic[Item]):
             DataError: The folder for temporary files is full.
         """
         data = pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
-        with _told():
+        with _disk_errors():
             self._out.write(data)
         self._start.append(self._end)
         self._size.append(len(data))
         self._end += len(data)
 
-    def finish(self) -> Spool[Item]:
-        """Return the spool; nothing can be added any more.
+    def finish(self) -> DiskList[Item]:
+        """Return the list; nothing can be added afterwards.
 
         Raises:
             DataError: The folder for temporary files is full.
         """
-        with _told():
+        with _disk_errors():
             self._out.close()
         start_N, size_N = (np.array(each, dtype=np.int64) for each in (self._start, self._size))
-        return Spool(self._file, start_N, size_N)
+        return DiskList(self._file, start_N, size_N)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -104,7 +105,7 @@ def _told() -> Iterator[None]:
 
 
 class _File:
-    """The file behind a spool and all that was taken of it; removed with the last of them."""
+    """The file behind a list and the lists taken from it; removed with the last of them."""
 
     def __init__(self, path: Path, *, owned: bool = False) -> None:
         self._path = path
@@ -114,7 +115,7 @@ class _File:
 
     def read(self, start: int, size: int) -> bytes:
         if self._descriptor is None:
-            with _told():
+            with _disk_errors():
                 self._descriptor = os.open(self._path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
         return os.pread(self._descriptor, size, start)

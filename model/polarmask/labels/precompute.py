@@ -1,8 +1,8 @@
-"""COCO data to ray labels: checked, sharded, resumable, shared out over processes and machines.
+"""COCO data to a label store: checked, sharded, resumable, on many processes and machines.
 
 `polarmask precompute` decodes every image once, so that a truncated file is found here and not in
-epoch 7, then writes what each image teaches to a `LabelStore`. What a split adds up to stands in
-its shards, too: the last step only gathers, whoever made them.
+epoch 7, and writes the labels of each image to a shard of a `LabelStore`. Each shard also holds
+what its images add up to, so the last step only collects, wherever the shards were made.
 """
 
 import hashlib
@@ -63,28 +63,26 @@ def find_splits(data: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who makes the labels; what they are does not depend on it."""
+class Workers:
+    """Where labels are made; the labels do not depend on it."""
 
-    workers: int = 0
-    """Processes; 0 works in this one."""
+    processes: int = 0
+    """Worker processes; 0 works in this process."""
     device: str | None = None
-    """As for `label_images`; "cuda" shares the machine's GPUs out to the workers."""
+    """As for `label_images`; "cuda" distributes the workers over the machine's GPUs."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """The first, second, ... of several machines' shares: every `of`-th shard of a split."""
+class EveryNth:
+    """Every n-th shard of a split from the first-th on: what one of n machines makes."""
 
-    number: int
-    """From 1."""
-    of: int
+    first: int
+    """From 1 to `n`."""
+    n: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.of:
-            raise DataError(
-                f"shard {self.number}/{self.of}: give 1/{self.of} to {self.of}/{self.of}"
-            )
+        if not 1 <= self.first <= self.n:
+            raise DataError(f"shard {self.first}/{self.n}: give 1/{self.n} to {self.n}/{self.n}")
 
 
 def precompute(
@@ -93,7 +91,7 @@ def precompute(
     config: RunConfig,
     *,
     splits: tuple[str, ...] = ("train", "val"),
-    crew: Crew | None = None,
+    workers: Workers = Workers(),
     made: Sequence[Path] = (),
 ) -> LabelStore:
     """Make the labels of every split, or reuse those already there.
@@ -103,8 +101,8 @@ def precompute(
         out: Store folder. Whole shards of an interrupted run with equal data and settings stay.
         config: Strides, rays, input size and label rules.
         splits: Names of annotation files.
-        crew: Processes and device; None works in this process on the CPU.
-        made: Folders that `precompute_part` wrote elsewhere: whole shards are taken from them.
+        workers: Processes and device.
+        made: Folders that `precompute_shards` wrote elsewhere: whole shards are copied from them.
 
     Returns:
         The finished store.
@@ -120,30 +118,30 @@ def precompute(
         jobs = list(_jobs(coco, out, config))
         for job in jobs:
             _take(job, made)
-        _run(jobs, crew or Crew(), split)
+        _run(jobs, workers, split)
         entries[split] = _gather(coco, jobs, data_hash(data, split))
     return LabelStore.write_index(out, label_settings(config), entries)
 
 
-def precompute_part(
+def precompute_shards(
     data: Path,
     out: Path,
     config: RunConfig,
-    part: Part,
+    shards: EveryNth,
     *,
     splits: tuple[str, ...] = ("train", "val"),
-    crew: Crew | None = None,
+    workers: Workers = Workers(),
 ) -> int:
-    """Make one machine's share of the shards and return their number; `precompute` finishes.
+    """Make every n-th shard and return how many that are; `precompute` then finishes the store.
 
-    The arguments are those of `precompute`. `out` may be one folder for all machines, or each has
-    its own and `precompute` is told of them.
+    The other arguments are those of `precompute`. Machines may share one folder `out`, or each
+    writes its own and `precompute` gets all of them as `made`.
     """
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     for split in splits:
-        jobs = list(_jobs(load_coco(data, split), out, config))[part.number - 1 :: part.of]
-        _run(jobs, crew or Crew(), split)
+        jobs = list(_jobs(load_coco(data, split), out, config))[shards.first - 1 :: shards.n]
+        _run(jobs, workers, split)
         count += len(jobs)
     return count
 
@@ -159,22 +157,22 @@ class _Job:
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """What the finished shard says of itself; None while it is not made."""
+        """The facts in the finished shard; None while it is not made."""
         return shard_facts(self.path, self.key)
 
 
 @dataclass
 class _Facts:
-    """What a shard's images add up to."""
+    """Sums over a shard's images."""
 
     images: list[int] = field(default_factory=list)
-    """Ids of the images that it has labels of."""
+    """Ids of the images with labels."""
     instances: int = 0
     positives: int = 0
     without_positive: int = 0
     annotations: int = 0
     iou_of_category: dict[str, float] = field(default_factory=dict)
-    """Sum of mask IoU by category index; JSON wants its keys to be text."""
+    """Sum of mask IoU by category index; JSON needs keys of text."""
     count_of_category: dict[str, int] = field(default_factory=dict)
     worst: list[tuple[float, str, int]] = field(default_factory=list)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
@@ -211,34 +209,34 @@ def _jobs(coco: CocoData, out: Path, config: RunConfig) -> Iterator[_Job]:
 
 
 def _take(job: _Job, folders: Sequence[Path]) -> None:
-    """Copy a job's shard from where it is whole."""
+    """Copy a job's shard from a folder that has it whole."""
     for folder in folders:
         if job.facts is None and shard_facts(folder / job.path.name, job.key) is not None:
             with atomic_path(job.path) as temporary:
                 temporary.write_bytes((folder / job.path.name).read_bytes())
 
 
-def _run(jobs: Sequence[_Job], crew: Crew, split: str) -> None:
+def _run(jobs: Sequence[_Job], workers: Workers, split: str) -> None:
     """Make the shards that are not there yet."""
     pending = [job for job in jobs if job.facts is None]
     done = len(jobs) - len(pending)
     with tqdm(total=len(jobs), initial=done, desc=f"labels {split}", unit="shard") as bar:
-        for _ in _made(pending, crew):
+        for _ in _made(pending, workers):
             bar.update()
 
 
-def _made(jobs: Sequence[_Job], crew: Crew) -> Iterable[None]:
-    if not crew.workers:
+def _made(jobs: Sequence[_Job], workers: Workers) -> Iterable[None]:
+    if not workers.processes:
         for job in jobs:
-            _write(job, crew.device)
+            _write(job, workers.device)
             yield
         return
     context = get_context("spawn")  # fork would copy torch's thread pools, which then hang
     devices = context.SimpleQueue()
     gpus = torch.cuda.device_count() or 1
-    for number in range(crew.workers):
-        devices.put(f"cuda:{number % gpus}" if crew.device == "cuda" else crew.device)
-    with ProcessPoolExecutor(crew.workers, context, _start_worker, (devices,)) as pool:
+    for number in range(workers.processes):
+        devices.put(f"cuda:{number % gpus}" if workers.device == "cuda" else workers.device)
+    with ProcessPoolExecutor(workers.processes, context, _start_worker, (devices,)) as pool:
         yield from pool.map(_write_in_worker, jobs)
 
 

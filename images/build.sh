@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the three images; README.md tells what can be set.
+# Build the three images; README.md lists the settings.
 set -eu
 cd "$(dirname "$0")/.."
 docker=${DOCKER:-docker}

@@ -16,7 +16,7 @@ ComponentError
     LaunchError                the training process ended with an error
     ClusterError               the Kubernetes API can't be reached, or refuses
     PreflightError             what would stop the run later: a line for each, with the fix
-    RollOutError               a cluster did not take a model; says what answers instead
+    RollOutError               a cluster does not serve a model; with what answers instead
 
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
@@ -87,4 +87,4 @@ class PreflightError(ComponentError):
 
 
 class RollOutError(ComponentError):
-    """A cluster did not take a model; the message says why, and what answers instead."""
+    """A cluster does not serve a model; the message has the reason, and what answers instead."""

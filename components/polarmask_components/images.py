@@ -9,4 +9,4 @@ TRAINER_IMAGE = os.environ.get("POLARMASK_TRAINER_IMAGE", "polarmask-trainer:0.1
 """torch and all our packages: for steps that compute or serve."""
 
 OPS_IMAGE = os.environ.get("POLARMASK_OPS_IMAGE", "polarmask-ops:0.1.0-python3.11")
-"""Without torch: for steps that decide, look up or tell."""
+"""Without torch: for steps that decide, look up or notify."""

@@ -17,7 +17,7 @@ def check_webhook(address: str) -> None:
 
 
 def post(address: str, message: Mapping[str, str]) -> str:
-    """Send a message and return in words how that went; never raises for the network's sake."""
+    """Send a message; return for the log whether it arrived. Never raises a network error."""
     problem = ""
     for _ in range(_TRIES):
         try:
@@ -26,5 +26,5 @@ def post(address: str, message: Mapping[str, str]) -> str:
         except requests.RequestException as error:
             problem = str(error)
         else:
-            return f"told {address}"
-    return f"could not tell {address}: {problem}"
+            return f"notified {address}"
+    return f"could not notify {address}: {problem}"

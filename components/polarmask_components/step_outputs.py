@@ -1,4 +1,4 @@
-"""Pictures and numbers of a run that steps hand to people."""
+"""Metrics, overlays and sample images that steps leave as artifacts."""
 
 import json
 import math
@@ -33,9 +33,9 @@ class MetricsArtifact(Protocol):
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Return scalars under stable names; those the data can't tell are left out.
+    """Return scalars under stable names, without those that the data leaves undefined.
 
-    Mask AP and its kin are in [0, 1]; `mask_ap_small` and the like by COCO's object sizes.
+    Mask AP and related metrics are in [0, 1]; `mask_ap_small` and the like by COCO's object sizes.
     """
     values = {
         "mask_ap": evaluation.mask_ap,
@@ -84,7 +84,7 @@ def overlay_sheet(
     """Draw what was found on a few images, spread over the split; (H, W, 3) uint8 RGB."""
     step = max(1, len(data.images) // _OVERLAYS)
     records = data.images[::step][:_OVERLAYS]
-    pictures = [
+    overlays = [
         draw_shapes(
             read_image(data.image_path(record)),
             shapes_of_instances(predictions[record.id], min_score=min_score),
@@ -94,7 +94,7 @@ def overlay_sheet(
     captions = [
         f"{int((predictions[record.id].scores >= min_score).sum())} found" for record in records
     ]
-    return contact_sheet(pictures, captions=captions)
+    return contact_sheet(overlays, captions=captions)
 
 
 def sample_image(data: CocoData) -> NDArray[np.uint8]:
@@ -113,7 +113,7 @@ def sample_image(data: CocoData) -> NDArray[np.uint8]:
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an RGB picture as PNG, whatever the name ends in."""
+    """Write an RGB image as PNG, independent of the file name."""
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded.tobytes())

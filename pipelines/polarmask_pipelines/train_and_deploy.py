@@ -218,7 +218,7 @@ def train_and_deploy(
 
                 deployed = deploy_torchserve(
                     model=model,
-                    engines=measured.outputs["report"],
+                    engines=measured.outputs["ranking"],
                     sample=evaluated.outputs["sample"],
                     metrics=evaluated.outputs["metrics"],
                     registry=deploy_registry,

@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 def connect() -> ApiClient:
-    """Return a client: as this pod's service account, or as the kubeconfig says outside of one.
+    """Return a client with this pod's service account, or with the kubeconfig outside of a pod.
 
     Raises:
         ClusterError: Neither is there, or the kubeconfig can't be used.

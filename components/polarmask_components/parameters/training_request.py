@@ -1,4 +1,4 @@
-"""What training is asked to do: the pipeline's parameters `train_...`, checked.
+"""What to train, and where: the pipeline's parameters `train_...`, checked.
 
 Preflight builds one `TrainingRequest` and hands it on as JSON. The train step reads it, and so do
 the checks of the cluster and the builder of the job. A new parameter of training costs three
@@ -100,7 +100,7 @@ class TrainingRequest:
         return self.processes_per_node or gpus or 1
 
     def flags(self, provenance: Mapping[str, str]) -> list[str]:
-        """Return the flags of `polarmask train` that say what is learned, wherever it runs."""
+        """Return the flags of `polarmask train` that decide what is learned, wherever it runs."""
         flags = ["--preset", self.preset]
         flags += [flag for value in self.overrides.split() for flag in ("--set", value)]
         facts = [f"{name}={value}" for name, value in provenance.items()]

@@ -1,4 +1,4 @@
-"""Step: is there a champion that this data's model can't be compared with? Never cached."""
+"""Step: stop early if champion and data have different categories. Never cached."""
 
 from kfp import dsl
 
@@ -7,14 +7,14 @@ from polarmask_components.images import TRAINER_IMAGE
 
 @dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
 def check_champion(dataset: dsl.Input[dsl.Dataset], registry: str) -> str:
-    """Stop the run before it trains, if champion and data are of different categories.
+    """Stop the run before it trains, if champion and data have different categories.
 
     Args:
         dataset: COCO folder that the candidate learns from.
-        registry: Folder or s3://bucket/prefix of the champion registry.
+        registry: Folder or s3://bucket/prefix of the model registry.
 
     Returns:
-        Who is the champion, for people.
+        A sentence about the champion.
     """
     from pathlib import Path
 

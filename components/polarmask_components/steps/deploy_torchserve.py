@@ -22,21 +22,21 @@ def deploy_torchserve(
 ) -> str:
     """Serve a model with TorchServe, here or in a cluster, try it with an image, then promote it.
 
-    On any failure the version that was served before still is, and so is the champion.
+    On any failure the version before stays in service, and the champion stays champion.
 
     Args:
         model: Model folder.
         sample: PNG that is sent to the server.
-        metrics: Of the model on this data; kept in the registry.
-        engines: Report of `measure_engines`; the archive gets the fastest engine.
-        registry: Folder or s3://bucket/prefix of the champion registry; s3 for a cluster.
+        metrics: Metrics of the model on this data, for the registry.
+        engines: Engine ranking of `measure_engines`; the archive gets the fastest engine.
+        registry: Folder or s3://bucket/prefix of the model registry; s3 for a cluster.
         target: kubernetes://NAMESPACE/NAME of a Deployment, or a folder for the pod of this
             machine, which is started if none runs there.
-        model_name: In URLs.
+        model_name: Model name in URLs.
         champion_version: Champion that the candidate was compared with; empty for none.
         answer: The new version's answer to the image, as JSON; metadata: version, and the
             figures of the trial if there was one.
-        trial: Of the model on live requests of a cluster, before the roll-out: fields of
+        trial: How to try the model on live requests of a cluster first: fields of
             `trial_settings.TrialSettings`; empty for none.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Step: how good is the candidate? Succeeds whatever the answer."""
+"""Step: evaluate the candidate. Succeeds with any mask AP."""
 
 from kfp import dsl
 
@@ -20,11 +20,11 @@ def evaluate(
     Args:
         model: Model folder.
         dataset: COCO folder.
-        code_version: Of the code that measures.
-        metrics: Mask AP and its kin, in [0, 1].
+        code_version: Hash of the installed code.
+        metrics: Mask AP and related metrics, in [0, 1].
         page: Curves, tables, best and worst images.
-        overlay: PNG of what was found on a few images.
-        sample: PNG of a val image, to ask servers with.
+        overlay: PNG of a few images with the instances found.
+        sample: PNG of a val image, for requests to servers.
 
     Returns:
         Mask AP in [0, 1].

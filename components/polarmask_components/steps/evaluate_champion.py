@@ -1,4 +1,4 @@
-"""Step: how good is the champion on the same data? Never cached: champions change."""
+"""Step: mask AP of the champion on the same data. Never cached: champions change."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,19 @@ def evaluate_champion(
     code_version: str,
     note: dsl.Output[dsl.Markdown],
 ) -> NamedTuple("Champion", mask_ap=float, version=str, reason=str):  # type: ignore[valid-type]  # the form KFP asks for
-    """Look up the champion's mask AP; measure it again if it was measured on other data or code.
+    """Look up the champion's mask AP; evaluate it again if data or code changed since.
 
     Args:
-        dataset: COCO folder that the candidate is measured on.
-        registry: Folder or s3://bucket/prefix of the champion registry.
-        code_version: Of the code that measures.
-        note: Who is the champion and where its number comes from.
+        dataset: COCO folder that the candidate is evaluated on.
+        registry: Folder or s3://bucket/prefix of the model registry.
+        code_version: Hash of the installed code.
+        note: The champion, and where its number comes from.
 
     Returns:
         mask_ap: In [0, 1] on the val split of this data; -1.0 if there is no champion, or none
-            that can be measured.
+            that can be evaluated.
         version: Of the champion; empty if there is none.
-        reason: Where the number comes from, for people.
+        reason: Where the number comes from, as a sentence.
     """
     from collections import namedtuple
     from pathlib import Path

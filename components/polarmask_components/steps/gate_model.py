@@ -1,4 +1,4 @@
-"""Step: may the candidate be served?"""
+"""Step: decide whether the candidate may be served."""
 
 from kfp import dsl
 
@@ -16,10 +16,10 @@ def gate_model(
     """Pass or stop a candidate by its COCO mask AP; a tie with the champion passes.
 
     Args:
-        mask_ap: Of the candidate, in [0, 1].
+        mask_ap: Mask AP of the candidate, in [0, 1].
         floor_ap: Lowest mask AP that may be served, in [0, 1].
         verdict: The reason.
-        champion_ap: Of the champion on the same data, in [0, 1]; -1.0 if there is none.
+        champion_ap: Mask AP of the champion on the same data, in [0, 1]; -1.0 if there is none.
         champion_reason: Where that number comes from.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Step: bring the data of one commit, checked."""
+"""Step: fetch the data of one commit, and check it."""
 
 from kfp import dsl
 
@@ -14,15 +14,15 @@ def ingest_coco(
     dataset: dsl.Output[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """Fetch COCO data through DVC and look at every image and annotation.
+    """Fetch COCO data through DVC; check every image and annotation.
 
     Args:
         repository: Folder in a git checkout, or a URL of one.
         data_commit: Commit whose data.dvc names the data.
         data_hash: DVC's hash of the data; what was fetched is verified against it.
-        code_version: Of the code that checks.
+        code_version: Hash of the installed code.
         dataset: Folder with `images/` and `annotations/instances_{train,val}.json`.
-        page: What the data holds and what is wrong with it.
+        page: Statistics and problems of the data.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Step: which engine is fastest and safe for the candidate? Succeeds whatever the answer."""
+"""Step: rank the engines that may run the candidate by speed. Succeeds with any result."""
 
 from kfp import dsl
 
@@ -10,18 +10,18 @@ def measure_engines(
     model: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],
     code_version: str,
-    report: dsl.Output[dsl.Artifact],
+    ranking: dsl.Output[dsl.Artifact],
 ) -> str:
     """Run the model with every engine on the CPU of this step, on one thread as a server does.
 
-    Times are those of this machine; what may run at all (equal answers, mask AP kept) holds
-    elsewhere, and a server without the CPU's bf16 takes the next one of the list.
+    Times are those of this machine. Which engines may run (equal answers, mask AP kept) holds on
+    any machine; a server whose CPU lacks bf16 takes the next engine of the ranking.
 
     Args:
         model: Model folder.
-        dataset: COCO folder; the first 32 images of its val split are looked at.
-        code_version: Of the code that measures.
-        report: JSON that `deploy_torchserve` packs; metadata: code_version.
+        dataset: COCO folder; the first 32 images of its val split are used.
+        code_version: Hash of the installed code.
+        ranking: The engine ranking (JSON), which goes into the archive; metadata: code_version.
 
     Returns:
         Names of the admitted engines, fastest first, separated by spaces.
@@ -37,6 +37,6 @@ def measure_engines(
     torch.set_num_threads(1)
     measured = measure_engines(Path(model.path), data=Path(dataset.path))
     logging.getLogger(__name__).info("%s", ranking_table(measured))
-    write_text(Path(report.path), measured.to_json())
-    report.metadata["code_version"] = code_version
+    write_text(Path(ranking.path), measured.to_json())
+    ranking.metadata["code_version"] = code_version
     return " ".join(measured.fastest_first)

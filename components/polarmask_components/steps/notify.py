@@ -1,4 +1,4 @@
-"""Exit step: tell somebody how the run ended. Never cached."""
+"""Exit step: send the final status of the pipeline run. Never cached."""
 
 from kfp import dsl
 
@@ -10,7 +10,7 @@ def notify(webhook: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """POST the final status as JSON; a webhook that can't be reached fails no run.
 
     Args:
-        webhook: http(s) address; empty tells nobody.
+        webhook: http(s) address; empty for none.
         status: Given by Kubeflow.
     """
     import logging

@@ -1,4 +1,4 @@
-"""Step: ray labels, once for all runs that agree on them."""
+"""Step: the store of ray labels; cached for all runs with equal label settings."""
 
 from typing import List  # noqa: UP035 Kubeflow knows this form only
 

@@ -1,4 +1,4 @@
-"""Step: from a revision, which may move, to what it means now. Never cached."""
+"""Step: resolve a revision, which may move, to a commit and hashes. Never cached."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from polarmask_components.images import OPS_IMAGE
 def resolve_data(repository: str, revision: str) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Resolved", data_commit=str, data_hash=str, code_version=str
 ):
-    """Find the data of a revision and the version of the code that runs.
+    """Return the data version of a revision, and the version of the installed code.
 
     Args:
         repository: Folder in a git checkout with data.dvc at its top, or a URL of one.

@@ -116,7 +116,7 @@ def restore_newest_snapshot(run: Path, storage: JobStorage) -> None:
     if (fetched / BEST).is_dir():
         with atomic_path(run / BEST) as temporary:
             (fetched / BEST).replace(temporary)
-    # By name the checkpoint would come first; it comes last, because it says what is there.
+    # The checkpoint last: it is what marks the other files as complete.
     for path in sorted(fetched.iterdir(), key=lambda path: path.name == CHECKPOINT):
         if path.is_file():
             path.replace(run / path.name)

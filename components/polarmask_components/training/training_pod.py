@@ -1,4 +1,4 @@
-"""What a pod of a training job runs: fetch the inputs, train with torchrun, keep what is learned.
+"""What a pod of a training job runs: fetch the inputs, train with torchrun, store the results.
 
     python -m polarmask_components.training.training_pod --data s3://... --labels s3://... \
         --storage s3://bucket/training --job NAME --spec HASH --workspace /workspace \
@@ -32,10 +32,10 @@ from polarmask_components.training.torchrun import run_to_end
 logger = logging.getLogger(__name__)
 
 REFUSED = 2
-"""Exit code for what another try would not mend, such as a setting that can't work."""
+"""Exit code of errors that a retry would not fix, such as a setting that can't work."""
 _ENDED_BY_SIGTERM = 143
 _SECONDS_FOR_RESULT = 10 * 60.0
-"""For the first node to store what was learned, after training ended on this one."""
+"""For the first node to store the results, after training ended on this one."""
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_STARTS = 3.0
 
@@ -44,16 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one pod.
 
     Returns:
-        The exit code: 0, 1 for what a restart may mend, or REFUSED.
+        The exit code: 0, 1 for errors that a restart may fix, or REFUSED.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # The first process of a container gets no SIGTERM that it does not ask for.
+    # The first process of a container gets SIGTERM only with a handler.
     with on_stop_signal(lambda *_: sys.exit(_ENDED_BY_SIGTERM)):
         try:
             _run(options)
         except LaunchError as error:
-            # Once more, without torchrun's long report: the launcher shows the last lines.
+            # Again at the end, without torchrun's long report: the launcher shows the last lines.
             logger.error("training pod: %s", error)
             return REFUSED if refusal_file(options.workspace).is_file() else 1
         except (ComponentError, OSError) as error:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def refusal_file(workspace: Path) -> Path:
-    """Return where a training process says that another try would not help."""
+    """Return the file that a training process creates if a retry would not help."""
     return workspace / "refused"
 
 
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", required=True, help="label store in object storage")
     parser.add_argument("--storage", required=True, help="s3://bucket/prefix of all jobs")
     parser.add_argument("--job", required=True, help="name of this job, its folder there")
-    parser.add_argument("--spec", required=True, help="hash of what is asked for")
+    parser.add_argument("--spec", required=True, help="hash of the job's spec")
     parser.add_argument("--workspace", type=Path, required=True, help="folder on this node")
     parser.add_argument("settings", nargs="*", help="flags of polarmask train, after --")
     return parser
@@ -109,10 +109,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _start_together(storage: JobStorage) -> None:
-    """Let the other nodes start anew whenever the first one does.
+    """Restart the other nodes whenever the first one restarts.
 
-    One that comes back earlier than the first would meet what is left of the start before, and
-    both would wait for each other.
+    A node that comes back earlier than the first one would join the rendezvous of the start
+    before, and both would wait for each other.
     """
     rank = os.environ.get("PET_NODE_RANK")
     if rank is None:  # elastic: torchrun itself brings the nodes together
@@ -124,10 +124,10 @@ def _start_together(storage: JobStorage) -> None:
 
 
 def _end_with_start(storage: JobStorage) -> None:
-    """Ask this process to end when the first node has started again."""
+    """Send SIGTERM to this process when the first node has started again."""
     known = ""
     while True:
-        with suppress(StorageError):  # it may be away for a while
+        with suppress(StorageError):  # the storage may be away for a while
             found = storage.start()
             if known and found != known:
                 logger.info("the first node started again: so does this one")
@@ -154,10 +154,10 @@ def _is_finished(storage: JobStorage, spec: str) -> bool:
 
 
 def _wait_for_result(storage: JobStorage, spec: str) -> None:
-    """Stay until the first node has stored the result: should it be lost, it needs this one.
+    """Wait until the first node has stored the result: if it is lost, its retry needs this node.
 
     Raises:
-        LaunchError: It did not; started again, both go on from the last snapshot.
+        LaunchError: It did not; after a restart both resume from the last snapshot.
     """
     give_up = time.monotonic() + _SECONDS_FOR_RESULT
     while not _is_finished(storage, spec):

@@ -1,4 +1,4 @@
-"""What torchrun starts on a node of a training job: `polarmask train`, from the newest checkpoint.
+"""What torchrun starts on a node of a training job: `polarmask train` from the newest checkpoint.
 
 It takes a place in object storage and, after --, the arguments of `polarmask`.
 """

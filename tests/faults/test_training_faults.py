@@ -247,13 +247,13 @@ def test_t16_setting_that_can_never_work_ends_the_job_at_the_first_try(cluster, 
 
 def test_t17_image_that_is_not_there_is_named_with_its_parameter(cluster, launch):
     cluster.kubelet.images = {}
-    with pytest.raises(LaunchError, match=r"can't start: .*trainer:1.*mend train_job\.image"):
+    with pytest.raises(LaunchError, match=r"can't start: .*trainer:1.*change train_job\.image"):
         launch(job_of(FOREVER))
 
 
 def test_t18_secret_that_is_not_there_is_named_with_its_parameter(cluster, launch):
     job = job_of(FOREVER, settings={"secret": "storage"})
-    with pytest.raises(LaunchError, match=r'secret "storage" not found; mend train_job\.secret'):
+    with pytest.raises(LaunchError, match=r'secret "storage" not found; change train_job\.secret'):
         launch(job)
 
 
@@ -361,7 +361,7 @@ def test_t31_operator_that_does_not_run_is_told_apart(tmp_path, monkeypatch):
     with KubeServer() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
         job = job_of(FOREVER, settings={"start_timeout_minutes": 0.01})
-        with pytest.raises(LaunchError, match="no controller took it up"):
+        with pytest.raises(LaunchError, match="no controller picked it up"):
             run_job(job, Storage(job, tmp_path / "result"), connect(), pace=PACE)
         assert server.list("PyTorchJob") == []
 

@@ -69,7 +69,7 @@ def test_t34_input_that_changed_in_storage_is_refused_by_name(job, place):
 
 def test_t35_input_that_is_gone_is_named(job, place):
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{place}/labels/file")
-    assert "labels holds no file; run the step that wrote it again" in failure_of(job)
+    assert "labels/file does not exist; run the step that wrote it again" in failure_of(job)
 
 
 def test_t36_list_of_inputs_that_is_gone_is_named(job, place):

@@ -248,9 +248,8 @@ class _Launched:
                 f"failed again after {self._job.max_restarts} restarts, "
                 f"{settings.max_restarts} a node (train_job.max_restarts)"
             )
-        stuck = self._pods.stuck(self._pace.stuck)
-        if stuck:
-            return f"can't start: {stuck}"
+        if stuck := self._pods.stuck(self._pace.stuck):
+            return f"does not start: {stuck}"
         if not started and seconds > settings.start_timeout_minutes * 60:
             return (
                 f"did not start in {settings.start_timeout_minutes:g} minutes "

@@ -1,8 +1,8 @@
-"""Every setting of a run, typed, documented and checked at birth.
+"""Every setting of a run: typed, documented, and checked when a config is made.
 
 A run is a `RunConfig`; presets are functions that return one (`polarmask.config.presets`). The
-resolved config travels inside each checkpoint and model folder: a model can say how it was made.
-Imports no torch: gates and pipelines read configs too.
+resolved config is stored in each checkpoint and model folder. Imports no torch: the gate and the
+pipelines read configs, too.
 """
 
 import json
@@ -31,14 +31,15 @@ class ModelConfig:
     backbone: Literal[
         "resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"
     ] = "resnet50"
-    """ResNet, ResNeXt or, for CPUs, MobileNet from torchvision."""
+    """ResNet, ResNeXt or, for CPUs, MobileNet from torchvision; see `network/backbone.py`."""
     backbone_style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the
     weights were trained."""
     backbone_norm: Literal["batch", "frozen_batch", "group"] = "frozen_batch"
-    """`frozen_batch` for pretrained weights; `group` from scratch, equal for any process count."""
+    """`frozen_batch` for pretrained weights; `group` to train from scratch, with the same result for
+    any number of processes."""
     frozen_stages: int = 0
-    """First parts of the backbone that do not learn: 1 is stem and layer1, 4 the whole of it."""
+    """Number of first stages that do not learn: 1 is the stem and layer1, 4 the whole backbone."""
     dcn: bool = False
     """Deformable 3x3 convolutions: in backbone layers 2 to 4 (v1) and in the head towers (v2)."""
     num_classes: int = 80
@@ -96,11 +97,11 @@ class InputConfig:
     short_side: int | None = 768
     """Shorter image side after resizing, in pixels; None keeps the size."""
     max_side: int = 1280
-    """Longer side is never above this, in pixels."""
+    """Upper limit of the longer image side after resizing, in pixels."""
     keep_ratio: bool = True
-    """Without it every image becomes `max_side` wide and `short_side` high, as in the original."""
+    """If false, every image becomes `max_side` wide and `short_side` high, as in the original."""
     train_short_sides: tuple[int, int] | None = None
-    """In training the short side is drawn from this range, ends included; None trains at one."""
+    """Range that training draws the short side from, ends included; None trains at one size."""
     multiple: int = 32
     """Padded sides are multiples of this and of the coarsest stride, in pixels."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -178,12 +179,14 @@ class LabelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is learned beside class and rays."""
+    """What training minimises."""
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
     focal_alpha: float = 0.25
+    """Weight of positive categories in the focal loss; negatives weigh 1 - this."""
     focal_gamma: float = 2.0
+    """How strongly the focal loss reduces the weight of easy examples; 0 does not."""
     centerness: Literal["polar", "soft", "polar_iou"] = "soft"
     """Quality target: sqrt(min/max ray), its quadrant form (PolarMask++), or the IoU reached."""
     normalizer: Literal["global", "original"] = "global"
@@ -193,26 +196,29 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights move."""
+    """Optimiser, learning rate, schedule, batch size."""
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` has momentum 0.9."""
     lr: float = 0.01
     """Peak learning rate for `lr_batch_size` images a step; `train` scales it to `batch_size`."""
     lr_batch_size: int = 16
     """Images per step that `lr` was chosen for."""
     weight_decay: float = 1e-4
+    """Weight decay of the parameters that `param_groups` selects."""
     param_groups: Literal["matrices", "original"] = "matrices"
-    """What decays: only weights of two or more axes, or as in the paper's code all but biases,
-    which then learn at twice the rate."""
+    """Which parameters decay: weights of two or more dimensions, or as in the paper's code all but
+    biases, which then learn at twice the rate."""
     schedule: Literal["step", "one_cycle"] = "step"
     """`step` warms up linearly and drops tenfold at `lr_drops`; `one_cycle` rises and anneals."""
     warmup_steps: int = 500
+    """Optimiser steps with a rising learning rate, at most a third of all."""
     warmup_lr: float = 0.0
     """Learning rate that the warm-up starts from; 0 starts near zero."""
     lr_drops: tuple[float, ...] = (8 / 12, 11 / 12)
-    """Where the rate drops, as a share of all steps. Used by `step` only."""
+    """When the rate drops, as fractions of all steps. Used by `step` only."""
     batch_size: int = 16
     """Images per step over all processes."""
     epochs: float = 12
@@ -220,7 +226,7 @@ class OptimConfig:
     grad_clip: float = 35.0
     """Largest L2 norm of the gradient."""
     ema_decay: float = 0.0
-    """Share of the averaged weights kept at each step; 0 switches averaging off."""
+    """Decay of the exponential moving average of the weights; 0 turns averaging off."""
     amp: Literal["off", "auto", "bf16", "fp16"] = "auto"
     """Mixed precision; `auto` is bf16 on a GPU that has it, fp16 on an older one, off on CPU."""
 
@@ -246,11 +252,12 @@ class PostprocessConfig:
     """Class probability times quality, or the whole decoding of the original: probability times
     (quality + 0.5), suppression in pixels of the given image, vertices cut to whole pixels."""
     score_threshold: float = 0.05
-    """Class scores at or below this are dropped."""
+    """Candidates whose class score is at or below this are dropped."""
     pre_nms_top_k: int = 1000
     """Candidates kept per level; `original` counts locations."""
     nms_iou: float = 0.5
-    """Boxes of one category that overlap more than this are the same object."""
+    """Threshold of non-maximum suppression (NMS): of two boxes of one category whose IoU is above
+    this, the one with the lower score is dropped."""
     max_instances: int = 100
     """Instances kept per image."""
 
@@ -268,20 +275,28 @@ class RunConfig:
     __pydantic_config__ = _FORBID_UNKNOWN
 
     name: str
+    """Name of the preset that the run was derived from."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture of the network."""
     input: InputConfig = field(default_factory=InputConfig)
+    """How images are resized and normalised."""
     labels: LabelConfig = field(default_factory=LabelConfig)
+    """Which location learns which object."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """What training minimises."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser, schedule and batch size."""
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    """Thresholds, among them those of non-maximum suppression (NMS)."""
     augment: Literal["off", "flip", "dihedral"] = "flip"
     """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
     backbone_weights: str | None = None
-    """Where the backbone starts: file, URL or torchvision name; None is from scratch."""
+    """Pretrained weights of the backbone: file, URL or torchvision name; None for no weights."""
     validate_epochs: float = 0.0
-    """Epochs between measurements of mask AP on the val split, of which the best weights are kept;
-    0 measures nothing and keeps the last."""
+    """Epochs between evaluations of mask AP on the val split, of which the best weights are kept;
+    0 evaluates nothing and keeps the last weights."""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and their augmentation."""
 
     def __post_init__(self) -> None:
         """Reject parts that don't fit together."""

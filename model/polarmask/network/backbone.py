@@ -1,5 +1,7 @@
 """Image to feature pyramid: a backbone of torchvision and FPN, at any range of strides.
 
+To add a backbone, name it in `_BACKBONES` below and in `ModelConfig.backbone`.
+
 To add a backbone of torchvision, name it in `ModelConfig.backbone`. If it is neither a ResNet nor a
 MobileNet, add its stages to `_STAGES` and choose them in `Pyramid`.
 
@@ -10,6 +12,7 @@ Dimension key
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -24,11 +27,31 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from polarmask.config.settings import ModelConfig
 from polarmask.network.deform import DeformConv2d
 
-_STAGES = {
-    "resnet": ("layer1", "layer2", "layer3", "layer4"),
-    "mobilenet": ("3", "6", "12", "15"),  # the last 1x1 convolution is left out: 960 channels wide
+
+@dataclass(frozen=True)
+class _Family:
+    """What backbones of one kind have in common."""
+
+    stages: tuple[str, str, str, str]
+    """Name of the last module of the stages of strides 4, 8, 16 and 32."""
+    norm_eps: float
+    """Epsilon of batch norm, as in the published weights."""
+    body: str = ""
+    """Name of the submodule that holds the stages; empty for the model itself."""
+
+
+_RESNET = _Family(("layer1", "layer2", "layer3", "layer4"), norm_eps=1e-5)
+# The last 1x1 convolution of MobileNet is left out: it is 960 channels wide.
+_MOBILENET = _Family(("3", "6", "12", "15"), norm_eps=1e-3, body="features")
+
+_BACKBONES = {
+    "resnet18": _RESNET,
+    "resnet50": _RESNET,
+    "resnet101": _RESNET,
+    "resnext101_64x4d": _RESNET,
+    "mobilenet_v3_large": _MOBILENET,
 }
-"""Last part of the stages of strides 4, 8, 16 and 32."""
+"""Backbones by the name of their function in `torchvision.models`."""
 
 
 class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no types
@@ -53,7 +76,7 @@ class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no
 
 
 class Pyramid(nn.Module):
-    """Backbone with FPN. Stages that are frozen neither learn nor gather statistics.
+    """Backbone with FPN. Frozen stages neither learn nor update their statistics.
 
     The backbone is called `resnet` in stored weights, whatever it is.
 
@@ -63,26 +86,23 @@ class Pyramid(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        light = config.backbone.startswith("mobilenet")
-        eps = 1e-3 if light else 1e-5  # as in the published weights
+        family = _BACKBONES[config.backbone]
         norm: dict[str, Callable[[int], nn.Module]] = {
-            "batch": partial(nn.BatchNorm2d, eps=eps),
-            "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
+            "batch": partial(nn.BatchNorm2d, eps=family.norm_eps),
+            "frozen_batch": partial(FrozenBatchNorm2d, eps=family.norm_eps),
             "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
         }
         resnet = torchvision.models.get_model(
             config.backbone, weights=None, norm_layer=norm[config.backbone_norm]
         )
-        if light:
-            resnet = resnet.features
+        resnet = resnet.get_submodule(family.body)
         if config.backbone_style == "caffe":
             _halve_in_first_conv(resnet)
         if config.dcn:
             _deform(resnet)
-        all_stages = _STAGES["mobilenet" if light else "resnet"]
         stages = {
             stage: str(stride)
-            for stride, stage in zip((4, 8, 16, 32), all_stages, strict=True)
+            for stride, stage in zip((4, 8, 16, 32), family.stages, strict=True)
             if stride in config.strides
         }
         widths = [_stage_width(resnet, stage) for stage in stages]
@@ -95,7 +115,7 @@ class Pyramid(nn.Module):
         for name, module in self.resnet.named_children():
             if stage_number <= config.frozen_stages:
                 self._frozen.append(module)
-            stage_number += name in all_stages
+            stage_number += name in family.stages
         for module in self._frozen:
             module.requires_grad_(requires_grad=False)
 
@@ -114,7 +134,7 @@ class Pyramid(nn.Module):
 
 def _stage_width(resnet: nn.Module, stage: str) -> int:
     part = resnet.get_submodule(stage)
-    width: int | None = getattr(part, "out_channels", None)  # MobileNet's blocks tell it
+    width: int | None = getattr(part, "out_channels", None)  # MobileNet's blocks have it
     if width is not None:
         return width
     last_block = list(part.children())[-1]

@@ -2,9 +2,6 @@
 
 To add a backbone, name it in `_BACKBONES` below and in `ModelConfig.backbone`.
 
-To add a backbone of torchvision, name it in `ModelConfig.backbone`. If it is neither a ResNet nor a
-MobileNet, add its stages to `_STAGES` and choose them in `Pyramid`.
-
 Dimension key
     B: images    C: channels    H, W: rows and columns of a level
 """

@@ -11,6 +11,8 @@ BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """HTTP status codes of a server that may answer a later request."""
 DEADLINE_SECONDS = 15 * 60.0
 """For work that runs for hours: a restart of a server must not end it."""
+SHORT_DEADLINE_SECONDS = 20.0
+"""For calls that somebody waits for, or that their caller repeats."""
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 30.0
 _LOGGED_CHARACTERS = 200

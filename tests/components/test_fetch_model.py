@@ -53,7 +53,7 @@ def test_another_file_in_its_place_is_replaced(stored, tmp_path):
         pytest.param({"uri": "s3://polarmask"}, "s3://bucket/key", id="no-key"),
         pytest.param({"sha256": "abc"}, "64 hex digits", id="no-digest"),
         pytest.param({"sha256": "0" * 64}, f"sha256 {SHA256}, not 0000", id="other-digest"),
-        pytest.param({"uri": "s3://polarmask/none.mar"}, "check that it exists", id="absent"),
+        pytest.param({"uri": "s3://polarmask/none.mar"}, "does not exist", id="absent"),
         pytest.param({"uri": "s3://no-such-bucket/a.mar"}, "check that it exists", id="no-bucket"),
         pytest.param({"AWS_SECRET_ACCESS_KEY": "x"}, "credentials", id="wrong-key"),
         pytest.param({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS_ENDPOINT_URL", id="no-store"),

@@ -153,7 +153,7 @@ def test_d09_a_damaged_archive_is_not_served(cluster, candidate):
     breaking = break_new_archives(
         cluster, lambda stored: stored.put(Body=b"x" * stored.content_length)
     )
-    with refused(cluster, RollOutError, "it was damaged or replaced"):
+    with refused(cluster, RollOutError, "is not what was stored"):
         cluster.deploy(candidate)
     breaking.join()
     for stored in archives_of(cluster).values():
@@ -164,7 +164,7 @@ def test_d09_a_damaged_archive_is_not_served(cluster, candidate):
 def test_d10_an_archive_that_vanished_is_not_served(cluster, candidate):
     """The archive vanishes from the store -> the pod can't fetch it, rolled back."""
     breaking = break_new_archives(cluster, lambda stored: stored.delete())
-    with refused(cluster, RollOutError, "can't be fetched"):
+    with refused(cluster, RollOutError, "does not exist"):
         cluster.deploy(candidate)
     breaking.join()
 

@@ -27,8 +27,6 @@ from polarmask_components.retry import BUSY_STATUSES, retry
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-SHORT_DEADLINE_SECONDS = 20.0
-"""For calls that somebody waits for, or that are repeated by their caller."""
 _SCHEMES = ("s3", "minio")
 """minio is what Kubeflow calls its own store; it speaks S3."""
 _MISSING = {"NoSuchKey", "404"}

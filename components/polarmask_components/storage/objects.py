@@ -5,9 +5,8 @@ from typing import Protocol
 
 from polarmask.system.files import atomic_path, sha256_of_file
 from polarmask_components.errors import StorageError
-from polarmask_components.storage.client import SHORT_DEADLINE_SECONDS
+from polarmask_components.retry import SHORT_DEADLINE_SECONDS
 from polarmask_components.storage.local_objects import LocalObjects
-from polarmask_components.storage.s3_objects import S3Objects
 
 
 class Objects(Protocol):
@@ -51,6 +50,9 @@ def open_objects(uri: str) -> Objects:
     if separator and scheme == "file":
         return LocalObjects(Path(rest))
     if separator:
+        # Imports boto3, which takes a second: too long for a folder.
+        from polarmask_components.storage.s3_objects import S3Objects
+
         return S3Objects.from_uri(uri, deadline_seconds=SHORT_DEADLINE_SECONDS)
     if not uri:
         raise StorageError("an empty place; give a folder or s3://bucket/prefix")

@@ -119,17 +119,7 @@ def _of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
     except ApiException as error:
         raise ClusterError(f"this step's own pod {name} can't be read: {error.reason}") from error
     images = {container.name: container.image for container in pod.spec.containers}
-    owner = next(
-        (
-            {
-                "apiVersion": each.api_version,
-                "kind": each.kind,
-                "name": each.name,
-                "uid": each.uid,
-            }
-            for each in pod.metadata.owner_references or ()
-            if each.kind == "Workflow"
-        ),
-        None,
-    )
-    return images.get("main", TRAINER_IMAGE), owner
+    plain = api.sanitize_for_serialization(pod.metadata.owner_references or [])
+    fields = ("apiVersion", "kind", "name", "uid")
+    owners = [{name: each[name] for name in fields} for each in plain if each["kind"] == "Workflow"]
+    return images.get("main", TRAINER_IMAGE), owners[0] if owners else None

@@ -93,7 +93,7 @@ class JobPods:
             seen = self._seen.setdefault(pod.metadata.name, _Seen())
             seen.phase = pod.status.phase or ""
             waiting = _waiting(pod)
-            seen.problem = waiting or _unschedulable(pod) or _evicted(pod)
+            seen.problem = waiting or _pending(pod)
             is_stuck = waiting.partition(":")[0] in _STUCK
             seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
             seen.restarts[pod.metadata.uid] = _restarts(pod)
@@ -188,12 +188,13 @@ class JobPods:
 
 
 def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
+    """Return how often its containers were started again; an eviction counts, too."""
     restarts: int = sum(status.restart_count for status in pod.status.container_statuses or ())
-    evictions: bool = pod.status.reason == "Evicted"
-    return restarts + evictions
+    return restarts + int(pod.status.reason == "Evicted")
 
 
 def _waiting(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
+    """Return why its container can't start, as "REASON: message", or ""."""
     for status in pod.status.container_statuses or ():
         waiting = status.state and status.state.waiting
         if waiting and waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
@@ -201,14 +202,11 @@ def _waiting(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     return ""
 
 
-def _unschedulable(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
+def _pending(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
+    """Return why it has no node, or lost it, or ""."""
     for condition in pod.status.conditions or ():
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"{condition.reason}: {condition.message}"
-    return ""
-
-
-def _evicted(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     reason = pod.status.reason
     if not reason:
         return ""

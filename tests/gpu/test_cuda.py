@@ -19,7 +19,7 @@ from polarmask.labels.image_labels import label_images
 from polarmask.labels.precompute import precompute
 from polarmask.labels.store import LabelStore
 from polarmask.network.detector import PolarMask
-from polarmask.training.dataset import Place, Request, TrainingImages, collate
+from polarmask.training.dataset import EpochImage, SampleKey, TrainingImages, collate
 from polarmask.training.train import TrainOptions, train
 
 pytestmark = pytest.mark.gpu
@@ -136,8 +136,8 @@ def test_labels_of_whole_batches_are_the_cpu_s(config, data):
 
 def test_a_batch_can_be_pinned(config, data, labels):
     images = TrainingImages(load_coco(data, "train"), LabelStore.open(labels), config)
-    hw = np.max([images.canvas_hw(Place(0, index)) for index in range(2)], axis=0).tolist()
-    samples = [images[Request(Place(0, index), tuple(hw))] for index in range(2)]
+    hw = np.max([images.canvas_hw(EpochImage(0, index)) for index in range(2)], axis=0).tolist()
+    samples = [images[SampleKey(EpochImage(0, index), tuple(hw))] for index in range(2)]
     batch = collate(samples, config)
     pinned = batch.pin_memory()
     assert pinned.image_BHW3.is_pinned()

@@ -43,7 +43,7 @@ from polarmask.network.losses import (
 )
 from polarmask.network.postprocess import postprocess
 from polarmask.original.rays import MISSING, binned_rays, largest_contour
-from polarmask.training.dataset import Place, Request, Sample, TrainingImages, collate
+from polarmask.training.dataset import EpochImage, Sample, SampleKey, TrainingImages, collate
 from reference.polar_loops import contains
 
 ROOT = Path(__file__).parents[2]
@@ -252,10 +252,10 @@ def test_w09_the_ratio_is_kept_and_images_of_any_size_share_a_batch(drawn_data, 
     scaled = replace(small_config, input=replace(ours, short_side=96, train_short_sides=(64, 160)))
     coco = load_coco(drawn_data, "train")
     images = TrainingImages(coco, EveryImage(coco), scaled)
-    hws = [images.canvas_hw(Place(0, index)) for index in range(4)]
+    hws = [images.canvas_hw(EpochImage(0, index)) for index in range(4)]
     canvas = tuple(np.max(hws, axis=0).tolist())
     assert len(set(hws)) > 1
-    batch = collate([images[Request(Place(0, index), canvas)] for index in range(4)], scaled)
+    batch = collate([images[SampleKey(EpochImage(0, index), canvas)] for index in range(4)], scaled)
     assert batch.image_BHW3.shape == (4, *canvas, 3)
     assert batch.targets.image_P.unique().tolist() == [0, 1, 2, 3]
 

@@ -75,9 +75,9 @@ def test_torchrun_ends_with_all_processes_at_one_saved_step(drawn_data, drawn_la
 
 def test_a_signal_waits_for_the_step_to_end():
     with stop_request() as stop:
-        assert not stop.is_asked(CPU)
+        assert not stop.is_requested(CPU)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_asked(CPU)
+        assert stop.is_requested(CPU)
         assert "stopped by SIGTERM: step 3 is saved" in str(stop.stopped("step 3 is saved"))
 
 
@@ -88,9 +88,9 @@ def test_a_signal_that_comes_while_processes_agree_waits_for_the_next_step(monke
 
     with stop_request() as stop:
         monkeypatch.setattr("polarmask.system.signals.all_max", signalled_late)
-        assert not stop.is_asked(CPU)
+        assert not stop.is_requested(CPU)
         monkeypatch.undo()
-        assert stop.is_asked(CPU)
+        assert stop.is_requested(CPU)
 
 
 def test_work_that_can_be_done_anew_is_left_at_once():

@@ -16,7 +16,7 @@ from polarmask.inference.model_folder import load_model, read_card
 from polarmask.inference.predictor import Predictor
 from polarmask.labels.store import LabelStore
 from polarmask.training.checkpoint import load_checkpoint
-from polarmask.training.dataset import Place, Request, TrainingImages, collate
+from polarmask.training.dataset import EpochImage, SampleKey, TrainingImages, collate
 from polarmask.training.optim import learning_rate
 from polarmask.training.train import TrainOptions, train
 from polarmask.training.training_run import TrainingRun
@@ -119,7 +119,7 @@ def test_passes_that_cannot_be_equal_to_a_large_batch_are_refused(small_config, 
     with pytest.raises(ConfigError, match="among 1 processes times 3 batches"):
         train(small_config, replace(options, passes=3))
     batch_norm = replace(small_config, model=replace(small_config.model, backbone_norm="batch"))
-    with pytest.raises(ConfigError, match="batch norm sees one batch at a time"):
+    with pytest.raises(ConfigError, match="batch norm normalises each pass alone"):
         train(batch_norm, replace(options, passes=2))
 
 
@@ -240,7 +240,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(small_confi
     config = replace(
         small_config, optim=replace(small_config.optim, lr=1e30, grad_clip=1e30, epochs=10)
     )
-    with pytest.raises(TrainingError, match=r"step \d+ is no number \(.*\d+ \(train_"):
+    with pytest.raises(TrainingError, match=r"step \d+ is not finite \(.*\d+ \(train_"):
         train(config, options)
 
 
@@ -250,7 +250,7 @@ def test_a_broken_label_is_found_by_its_image(drawn_data, drawn_labels, small_co
     images = TrainingImages(data, LabelStore.open(drawn_labels), small_config)
     hw = (128, 128)
     batches = [
-        collate([images[Request(Place(0, number), hw)] for number in pair], small_config)
+        collate([images[SampleKey(EpochImage(0, number), hw)] for number in pair], small_config)
         for pair in ((0, 1), (2, 3))
     ]
     batches[1].targets.ray_PR[0, 0] = float("nan")

@@ -19,7 +19,7 @@ from polarmask.geometry.masks import rle_from_segmentation as rle_of
 from polarmask.geometry.symmetry import Symmetry, apply_to_image
 from polarmask.labels.image_labels import label_image, label_view
 from polarmask.labels.store import LabelStore
-from polarmask.training.dataset import Place, Request, TrainingImages
+from polarmask.training.dataset import EpochImage, SampleKey, TrainingImages
 from polarmask.training.train import TrainOptions, train
 
 EIGHT = [Symmetry(*bits) for bits in product((False, True), repeat=3)]
@@ -77,11 +77,11 @@ def images(scaled, drawn_data, drawn_labels):
 
 
 def test_the_short_side_is_drawn_from_the_range_and_from_seed_epoch_and_image(images, scaled):
-    sides = [images.view(Place(epoch, 1))[0].input.short_side for epoch in range(300)]
+    sides = [images.view(EpochImage(epoch, 1))[0].input.short_side for epoch in range(300)]
     assert (min(sides), max(sides)) == (64, 160)
-    again = [images.view(Place(epoch, 1))[0].input.short_side for epoch in range(300)]
+    again = [images.view(EpochImage(epoch, 1))[0].input.short_side for epoch in range(300)]
     assert sides == again
-    others = [images.view(Place(epoch, 2))[0].input.short_side for epoch in range(300)]
+    others = [images.view(EpochImage(epoch, 2))[0].input.short_side for epoch in range(300)]
     assert sides != others
 
 
@@ -90,14 +90,14 @@ def test_a_fixed_scale_mirrors_as_before_multi_scale_was_there(images, scaled):
     plain = TrainingImages.__new__(TrainingImages)
     vars(plain).update(vars(images), _config=fixed)
     for epoch in range(20):
-        assert plain.view(Place(epoch, 3))[1] == images.view(Place(epoch, 3))[1]
+        assert plain.view(EpochImage(epoch, 3))[1] == images.view(EpochImage(epoch, 3))[1]
 
 
 def test_image_and_labels_of_a_view_have_its_scale(images):
     for epoch in range(6):
-        place = Place(epoch, 0)
+        place = EpochImage(epoch, 0)
         config, symmetry = images.view(place)
-        sample = images[Request(place, images.canvas_hw(place))]
+        sample = images[SampleKey(place, images.canvas_hw(place))]
         assert sample.image.shape[:2] == sample.labels.canvas_hw == images.canvas_hw(place)
         expected = label_view(images.records[0], config, symmetry)
         np.testing.assert_array_equal(sample.labels.ray_PR, expected.ray_PR)

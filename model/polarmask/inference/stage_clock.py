@@ -1,4 +1,4 @@
-"""How long the stages of an answer take."""
+"""Time per stage of a prediction."""
 
 import time
 from collections import defaultdict
@@ -10,7 +10,7 @@ class StageClock:
     """Adds up seconds by stage. On CUDA a stage ends when its work is queued, not when it is done.
 
     Attributes:
-        seconds: By name of the stage, in the order in which stages began.
+        seconds: By stage, in the order of first use.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count what happens inside as a part of the stage, errors included."""
+        """Add the duration of the block to a stage, even if the block fails."""
         started = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Where to compute, and how exactly."""
+"""Devices, half precision and determinism."""
 
 import os
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from polarmask.errors import ConfigError
 
 
 def find_device(kind: str | torch.device | None = None, *, index: int = 0) -> torch.device:
-    """Return a device that is there.
+    """Return an available device.
 
     Args:
-        kind: "cpu" or "cuda"; None takes CUDA where there is one. A device is returned as it is.
+        kind: "cpu" or "cuda"; None takes CUDA if available. A device is returned as it is.
         index: Of the GPU, from 0.
 
     Raises:
-        ConfigError: CUDA is asked for and torch finds no such GPU.
+        ConfigError: CUDA is wanted and torch finds no such GPU.
     """
     if isinstance(kind, torch.device):
         return kind
@@ -29,9 +29,9 @@ def find_device(kind: str | torch.device | None = None, *, index: int = 0) -> to
         return torch.device(kind)
     if index >= found:
         raise ConfigError(
-            f"device cuda:{index} is not there, torch {torch.__version__} finds {found} GPUs; "
-            "take --device cpu or fewer processes, or see whether `nvidia-smi` lists the GPU and "
-            "torch was built for it"
+            f"device cuda:{index} does not exist, torch {torch.__version__} finds {found} GPUs; "
+            "use --device cpu or fewer processes, or check that `nvidia-smi` lists the GPU and "
+            "that torch was built for it"
         )
     return torch.device("cuda", index)
 
@@ -39,7 +39,7 @@ def find_device(kind: str | torch.device | None = None, *, index: int = 0) -> to
 def half_precision(
     amp: Literal["off", "auto", "bf16", "fp16"], device: torch.device
 ) -> torch.dtype | None:
-    """Return the type that convolutions compute in, None for float32.
+    """Return the dtype of convolutions under autocast, None for float32.
 
     Raises:
         ConfigError: The GPU has no bf16.
@@ -59,7 +59,7 @@ def half_precision(
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Make operations give the same bits every time; those that can't raise, by name."""
+    """Make operations bitwise reproducible; those that can't be raise an error with their name."""
     if not enabled:
         yield
         return

@@ -1,4 +1,4 @@
-"""One process is the same code as eight: join what torchrun described, leave in any case."""
+"""Process groups and collectives; with one process they do nothing, so callers need no branch."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[torch.device]:
-    """Join the group that torchrun describes in the environment; without one, do nothing.
+    """Join the group that torchrun describes in the environment, if it does; leave it at the end.
 
     Args:
         device: "cpu" or "cuda"; None takes CUDA where there is one.
@@ -40,17 +40,17 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Return this process's number, 0 when alone."""
+    """Return this process's rank, 0 without a group."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return the number of processes, 1 when alone."""
+    """Return the number of processes, 1 without a group."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Tell whether this process writes files and logs."""
+    """Return whether this process is the one that writes files and logs."""
     return rank() == 0
 
 
@@ -61,7 +61,7 @@ def barrier() -> None:
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """Return the sum over processes; carries no gradient."""
+    """Return the sum over processes, without gradient."""
     summed = value.detach().clone()
     if distributed.is_initialized():
         distributed.all_reduce(summed)
@@ -78,7 +78,7 @@ def all_max(value: int, device: torch.device) -> int:
 
 
 def all_gather(value: Value) -> list[Value]:
-    """Return the values of all processes, in order of rank, to each of them."""
+    """Return the values of all processes, in order of rank, on every process."""
     if not distributed.is_initialized():
         return [value]
     gathered: list[Any] = [None] * world_size()
@@ -87,7 +87,7 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def gather_to_first(value: Value) -> list[Value]:
-    """Return the values of all processes to the first one, an empty list to the others."""
+    """Return the values of all processes on the first one, an empty list on the others."""
     if not distributed.is_initialized():
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_first() else None
@@ -96,9 +96,9 @@ def gather_to_first(value: Value) -> list[Value]:
 
 
 def broadcast(value: Value | None, source: int) -> Value:
-    """Return the value of the process with rank `source` to all; those of the others are not read.
+    """Return the value of the process with rank `source` on every process.
 
-    Only for processes that joined a group.
+    The other values are not read. Needs a group.
     """
     values: list[Any] = [value]
     distributed.broadcast_object_list(values, source)

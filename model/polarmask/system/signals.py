@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP end a run in order: the step under way is finished and saved first.
+"""SIGTERM and SIGHUP stop a run cleanly: the current step is finished and saved first.
 
-Schedulers ask with SIGTERM and kill half a minute later; a closed terminal sends SIGHUP.
+Schedulers send SIGTERM and kill half a minute later; a closed terminal sends SIGHUP.
 """
 
 import signal
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Which signal came, if any."""
+    """Which signal was received, if any."""
 
     def __init__(self) -> None:
         self._signal_number = 0
@@ -30,22 +30,22 @@ class StopRequest:
         if self._at_once:
             raise self.stopped(self._at_once)
 
-    def is_asked(self, device: torch.device) -> bool:
-        """Tell whether a signal came to any process; all processes ask together."""
+    def is_requested(self, device: torch.device) -> bool:
+        """Return whether any process received a signal; all processes call this together."""
         agreed = all_max(self._signal_number, device)
-        if agreed:  # a signal that came while they agreed on none waits for the next step
+        if agreed:  # a signal received after the exchange counts at the next step
             self._signal_number = agreed
         return agreed > 0
 
     def stopped(self, progress: str) -> TrainingStopped:
-        """Return the error to end with; `progress` says what is saved."""
+        """Return the exception to raise; `progress` says what is saved."""
         name = signal.Signals(self._signal_number).name
-        message = f"stopped by {name}: {progress}; start the same command again to go on"
+        message = f"stopped by {name}: {progress}; start the same command again to resume"
         return TrainingStopped(message, self._signal_number)
 
     @contextmanager
     def at_once(self, progress: str) -> Iterator[None]:
-        """Let signals raise TrainingStopped from anywhere: what runs here can be run anew."""
+        """Raise TrainingStopped at once on a signal: the block can be run again from its start."""
         self._at_once = progress
         try:
             if self._signal_number:
@@ -57,9 +57,11 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note signals instead of dying of them, until the end of the block."""
+    """Record signals instead of being killed by them, until the end of the block."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # others can't handle signals
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread can handle signals
         yield request
         return
     before = {number: signal.signal(number, request.note) for number in SIGNALS}
@@ -71,6 +73,6 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def ignore_signals(worker: int) -> None:
-    """Let a loader process live on when its whole group is asked to stop: a step needs it still."""
+    """Keep a loader process alive when its process group is signalled: the step still needs it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

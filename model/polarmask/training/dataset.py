@@ -1,18 +1,19 @@
-"""Training images and their labels, in an order that depends on nothing but seed and step.
+"""Batches of training images and their labels, in an order that depends on seed and step only.
 
-Which images a step sees, and how each is mirrored, follows from (seed, epoch, image) alone. So a
-resumed run, more loader workers or another number of processes see the very same batches.
+The images of a step, and how each is mirrored, follow from (seed, epoch, image). So a resumed run,
+more loader workers or another number of processes get the same batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import CocoData, ImageRecord
@@ -23,19 +24,21 @@ from polarmask.geometry.symmetry import Symmetry, apply_to_image, draw_symmetry
 from polarmask.labels.image_labels import label_view
 from polarmask.labels.store import LabelStore
 from polarmask.network.losses import Targets
+from polarmask.system.distributed import rank, world_size
+from polarmask.system.signals import ignore_signals
 
 
-class Place(NamedTuple):
-    """Where an image stands in the endless sequence of epochs."""
+class EpochImage(NamedTuple):
+    """An image, by its index, in one epoch."""
 
     epoch: int
     image: int
 
 
-class Request(NamedTuple):
-    """An image and the canvas it has to fill."""
+class SampleKey(NamedTuple):
+    """What the sampler asks the data set for: an image and the canvas to put it on."""
 
-    place: Place
+    source: EpochImage
     canvas_hw: tuple[int, int]
 
 
@@ -50,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images (B, H, W, 3) uint8 RGB, what they teach, and which they are."""
+    """Images (B, H, W, 3) uint8 RGB, their targets, and their ids and file names."""
 
     image_BHW3: Tensor
     targets: Targets
@@ -58,13 +61,13 @@ class Batch:
     file_names: tuple[str, ...]
 
     def pin_memory(self) -> "Batch":
-        """Return a copy that a GPU can fetch by itself; the loader calls this."""
+        """Return a copy in page-locked memory; the loader calls this."""
         targets = {name: value.pin_memory() for name, value in vars(self.targets).items()}
         return replace(self, image_BHW3=self.image_BHW3.pin_memory(), targets=Targets(**targets))
 
 
 class TrainingImages(Dataset[Sample]):
-    """All usable images; one without objects teaches what background looks like."""
+    """All usable images; those without objects are background."""
 
     def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
         self.records = coco.only(set(store.image_ids(coco.split))).images
@@ -75,10 +78,10 @@ class TrainingImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def view(self, place: Place) -> tuple[RunConfig, Symmetry]:
-        """Return the run at that epoch's input size, and how the image is mirrored and turned."""
+    def view(self, source: EpochImage) -> tuple[RunConfig, Symmetry]:
+        """Return the run at this epoch's input size, and how the image is mirrored and turned."""
         config = self._config
-        rng = np.random.default_rng((config.seed, *place))
+        rng = np.random.default_rng((config.seed, *source))
         symmetry = draw_symmetry(config.augment, rng)
         if config.input.train_short_sides is None:
             return config, symmetry
@@ -86,19 +89,19 @@ class TrainingImages(Dataset[Sample]):
         short_side = int(rng.integers(low, high, endpoint=True))
         return replace(config, input=replace(config.input, short_side=short_side)), symmetry
 
-    def canvas_hw(self, place: Place) -> tuple[int, int]:
-        """Return the rows and columns that the image needs in that epoch."""
-        config, symmetry = self.view(place)
-        rows, columns = self._canvas_hw(self.records[place.image], config)
+    def canvas_hw(self, source: EpochImage) -> tuple[int, int]:
+        """Return the rows and columns that the image needs in this epoch."""
+        config, symmetry = self.view(source)
+        rows, columns = self._canvas_hw(self.records[source.image], config)
         return (columns, rows) if symmetry.transpose else (rows, columns)
 
     def _canvas_hw(self, record: ImageRecord, config: RunConfig) -> tuple[int, int]:
         content_hw = resized_hw((record.height, record.width), config.input)
         return canvas_hw(content_hw, config.model.strides, config.input.multiple)
 
-    def __getitem__(self, request: Request) -> Sample:
-        record = self.records[request.place.image]
-        config, symmetry = self.view(request.place)
+    def __getitem__(self, key: SampleKey) -> Sample:
+        record = self.records[key.source.image]
+        config, symmetry = self.view(key.source)
         if config.fresh_labels:
             labels = label_view(record, config, symmetry)
         else:
@@ -106,24 +109,24 @@ class TrainingImages(Dataset[Sample]):
             labels = apply_to_labels(stored, symmetry, config.model.strides)
         image = resize(read_image(self._coco.image_path(record)), config.input)
         image = to_canvas(image, self._canvas_hw(record, config), config.input)
-        image = to_canvas(apply_to_image(image, symmetry), request.canvas_hw, config.input)
+        image = to_canvas(apply_to_image(image, symmetry), key.canvas_hw, config.input)
         return Sample(image, labels, record.file_name)
 
 
-class StepSampler(Sampler[list[Request]]):
+class StepSampler(Sampler[list[SampleKey]]):
     """Batches for one process, from a given step on.
 
     Step t of all processes together takes images t * batch_size to (t + 1) * batch_size - 1 of the
-    endless sequence of shuffled epochs; process r takes every world_size-th of them. All share one
-    canvas, also across processes: group norm sees the padding, so it must not depend on the split.
-    A process may take its share of a step in `passes` batches of equal size, one after the other.
+    endless sequence of shuffled epochs; process r takes every world_size-th of them. All have the
+    same canvas, across processes too: group norm sees the padding, so the padding must not depend
+    on the split. With `passes`, a process gets its images of a step in that many equal batches.
     """
 
     def __init__(
         self,
         num_images: int,
         batch_size: int,
-        canvas_hw: Callable[[Place], tuple[int, int]],
+        canvas_hw: Callable[[EpochImage], tuple[int, int]],
         *,
         seed: int,
         steps: range,
@@ -143,61 +146,124 @@ class StepSampler(Sampler[list[Request]]):
     def __len__(self) -> int:
         return len(self._steps) * self._passes
 
-    def __iter__(self) -> Iterator[list[Request]]:
-        order_of_epoch: dict[int, list[int]] = {}
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        batches = self._world_size * self._passes
         for step in self._steps:
-            batch = []
-            for nth in range(step * self._batch_size, (step + 1) * self._batch_size):
-                epoch, position = divmod(nth, self._num_images)
-                if epoch not in order_of_epoch:
-                    rng = np.random.default_rng((self._seed, epoch))
-                    order_of_epoch[epoch] = rng.permutation(self._num_images).tolist()
-                    order_of_epoch.pop(epoch - 2, None)
-                batch.append(Place(epoch, order_of_epoch[epoch][position]))
-            rows, columns = np.max([self._canvas_hw(place) for place in batch], axis=0).tolist()
-            for number in range(self._passes):
-                own = batch[
-                    self._rank + number * self._world_size :: self._world_size * self._passes
-                ]
-                yield [Request(place, (rows, columns)) for place in own]
+            sources = [self._source(step * self._batch_size + n) for n in range(self._batch_size)]
+            rows, columns = np.max([self._canvas_hw(source) for source in sources], axis=0).tolist()
+            for first in range(self._rank, batches, self._world_size):
+                yield [SampleKey(source, (rows, columns)) for source in sources[first::batches]]
+
+    def _source(self, nth: int) -> EpochImage:
+        """Return the n-th image of the endless sequence."""
+        epoch, position = divmod(nth, self._num_images)
+        return EpochImage(epoch, _shuffled(self._seed, epoch, self._num_images)[position])
+
+
+@lru_cache(maxsize=2)  # a step spans two epochs at most, but for tiny data sets
+def _shuffled(seed: int, epoch: int, num_images: int) -> list[int]:
+    order: list[int] = np.random.default_rng((seed, epoch)).permutation(num_images).tolist()
+    return order
+
+
+def load_steps(
+    images: TrainingImages,
+    config: RunConfig,
+    steps: range,
+    *,
+    passes: int,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[tuple[Batch, ...]]:
+    """Return an iterator over steps: this process's batches of each, `passes` of them.
+
+    Args:
+        images: Where samples come from.
+        config: Batch size, seed and strides.
+        steps: Optimiser steps to load.
+        passes: Gradient-accumulation steps.
+        workers: Loader processes; 0 loads in this process.
+        pin_memory: Whether batches go to a GPU.
+    """
+    sampler = StepSampler(
+        len(images),
+        config.optim.batch_size,
+        images.canvas_hw,
+        seed=config.seed,
+        steps=steps,
+        rank=rank(),
+        world_size=world_size(),
+        passes=passes,
+    )
+    loader: DataLoader[Sample] = DataLoader(
+        images,
+        batch_sampler=sampler,
+        collate_fn=partial(collate, config=config),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_signals,
+    )
+    batches = iter(loader)
+    return zip(*[batches] * passes, strict=True)  # takes `passes` batches at a time
 
 
 def collate(samples: Sequence[Sample], config: RunConfig) -> Batch:
-    """Stack images of one canvas size and lay their targets flat."""
-    strides = config.model.strides
-    image_BHW3 = np.stack([sample.image for sample in samples])
-    hw = image_BHW3.shape[1:3]
-    level_hw = np.array([(hw[0] // stride, hw[1] // stride) for stride in strides])
-    first_of_level = np.cumsum([0, *level_hw.prod(axis=1)])
-
-    def flat(location_K3: NDArray[np.int64]) -> NDArray[np.int64]:
-        level, row, column = location_K3.T
-        return np.asarray(first_of_level[level] + row * level_hw[level, 1] + column)
-
+    """Stack images of one canvas size, and concatenate their targets."""
     labels = [sample.labels for sample in samples]
-    location_P3 = np.concatenate([one.location_P3 for one in labels])
-    point_P2 = (location_P3[:, [2, 1]] + 0.5) * np.array(strides)[location_P3[:, :1]]
-    box_P4 = np.concatenate([one.box_G4[one.object_P] for one in labels])
-    side_P4 = np.concatenate([point_P2 - box_P4[:, :2], box_P4[:, 2:] - point_P2], axis=1)
-    ignored_I3 = np.concatenate([one.ignored_I3 for one in labels])
-    ignored_I2 = np.stack([_owner([one.ignored_I3 for one in labels]), flat(ignored_I3)], axis=1)
-    targets = Targets(
-        image_P=torch.from_numpy(_owner([one.object_P for one in labels])),
-        location_P=torch.from_numpy(flat(location_P3)),
-        category_P=torch.from_numpy(np.concatenate([o.category_G[o.object_P] for o in labels])),
-        ray_PR=torch.from_numpy(np.concatenate([one.ray_PR for one in labels])),
-        # A rescued location may lie outside its box; a distance below zero is no box.
-        box_P4=torch.from_numpy(side_P4).float().clamp(min=1e-3),
-        ignored_I2=torch.from_numpy(ignored_I2),
-    )
+    image_BHW3 = np.stack([sample.image for sample in samples])
+    rows, columns = image_BHW3.shape[1:3]
     return Batch(
         torch.from_numpy(image_BHW3),
-        targets,
-        image_ids=tuple(one.image_id for one in labels),
+        _targets(labels, (rows, columns), config.model.strides),
+        image_ids=tuple(each.image_id for each in labels),
         file_names=tuple(sample.file_name for sample in samples),
     )
 
 
-def _owner(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return for each row of the concatenation which array it came from."""
+def _targets(
+    labels: Sequence[ImageLabels], canvas_hw: tuple[int, int], strides: tuple[int, ...]
+) -> Targets:
+    location_P3 = np.concatenate([each.location_P3 for each in labels])
+    box_P4 = np.concatenate([each.box_G4[each.object_P] for each in labels])
+    ignored_I3 = np.concatenate([each.ignored_I3 for each in labels])
+    ignored_I2 = np.stack(
+        [
+            _image_index([each.ignored_I3 for each in labels]),
+            _location_index(ignored_I3, canvas_hw, strides),
+        ],
+        axis=1,
+    )
+    return Targets(
+        image_P=torch.from_numpy(_image_index([each.object_P for each in labels])),
+        location_P=torch.from_numpy(_location_index(location_P3, canvas_hw, strides)),
+        category_P=torch.from_numpy(
+            np.concatenate([each.category_G[each.object_P] for each in labels])
+        ),
+        ray_PR=torch.from_numpy(np.concatenate([each.ray_PR for each in labels])),
+        box_P4=torch.from_numpy(_side_distances(location_P3, box_P4, strides)).float(),
+        ignored_I2=torch.from_numpy(ignored_I2),
+    )
+
+
+def _image_index(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return, for each row of the concatenated arrays, the index of its array."""
     return np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+
+
+def _location_index(
+    location_K3: NDArray[np.int64], canvas_hw: tuple[int, int], strides: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Return the index of (level, row, column) among all locations of a canvas, as (K,)."""
+    level_hw = np.array([(canvas_hw[0] // stride, canvas_hw[1] // stride) for stride in strides])
+    first_of_level = np.cumsum([0, *level_hw.prod(axis=1)])
+    level_K, row_K, column_K = location_K3.T
+    return np.asarray(first_of_level[level_K] + row_K * level_hw[level_K, 1] + column_K)
+
+
+def _side_distances(
+    location_P3: NDArray[np.int64], box_P4: NDArray[np.floating], strides: tuple[int, ...]
+) -> NDArray[np.floating]:
+    """Return the distances of locations from the left, top, right and bottom of their boxes."""
+    point_P2 = (location_P3[:, [2, 1]] + 0.5) * np.array(strides)[location_P3[:, :1]]
+    side_P4 = np.concatenate([point_P2 - box_P4[:, :2], box_P4[:, 2:] - point_P2], axis=1)
+    return side_P4.clip(min=1e-3)  # a rescued location may lie outside its box

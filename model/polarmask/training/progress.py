@@ -1,4 +1,4 @@
-"""What a person sees of a training run, and the file that keeps it."""
+"""Progress of a training run: a bar or log lines for people, and `metrics.jsonl`."""
 
 import json
 import logging
@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from polarmask.system.distributed import is_first
 from polarmask.system.files import write_text
-from polarmask.training.dataset import Batch, Sample
+from polarmask.training.dataset import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def append_line(path: Path, entry: dict[str, float]) -> None:
 
 
 def drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
-    """Drop lines of steps after the checkpoint, about to be taken again; return the others."""
+    """Drop the lines after a step, which is where the run resumes; return the others."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -36,12 +35,12 @@ def drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
     return kept
 
 
-class Meter:
-    """A bar on a terminal, a log line now and then elsewhere, every step in a file."""
+class Progress:
+    """A bar on a terminal, a log line every few seconds elsewhere, every step in a file."""
 
     def __init__(self, path: Path, step: int, total_steps: int, batch_size: int) -> None:
         self.last_loss: float | None = None
-        """Of the step before; from the file when a run goes on."""
+        """Loss of the last step; read from the file when a run resumes."""
         self._path = path
         self._step = step
         self._total_steps = total_steps
@@ -50,23 +49,18 @@ class Meter:
         self._first_step = step
         self._before = 0.0
         self._bar: tqdm[Any] | None = None
-        if is_first():
-            self._forget_lost_steps()
-
-    def _forget_lost_steps(self) -> None:
-        kept = drop_lines_after(self._path, self._step)
-        if kept:
+        if is_first() and (kept := drop_lines_after(path, step)):
             self._before = kept[-1]["seconds"]
             self.last_loss = kept[-1]["loss"]
 
     def seconds(self) -> float:
-        """Return the time in the loop, earlier sessions of the run included."""
+        """Return the time spent training, including the time before the run was resumed."""
         return self._before + time.monotonic() - self._started
 
-    def watch(self, loader: DataLoader[Sample], passes: int) -> Iterator[list[Batch]]:
-        """Yield the loader's batches, as many as a step takes at once, under a progress bar."""
+    def watch(self, steps: Iterable[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
+        """Yield the batches of each step, under a progress bar."""
         self._bar = tqdm(
-            _grouped(loader, passes),
+            steps,
             initial=self._step,
             total=self._total_steps,
             desc="train",
@@ -76,7 +70,7 @@ class Meter:
         yield from self._bar
 
     def record(self, values: dict[str, float]) -> None:
-        """Note the losses of one step."""
+        """Write and show the losses of one step."""
         self._step += 1
         self.last_loss = values["loss"]
         if not is_first() or self._bar is None:
@@ -98,12 +92,3 @@ class Meter:
                 self._batch_size / pace,
                 pace * (self._total_steps - self._step),
             )
-
-
-def _grouped(batches: Iterable[Batch], number: int) -> Iterator[list[Batch]]:
-    group: list[Batch] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == number:
-            yield group
-            group = []

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: curves, what the network is fed, and what it finds."""
+"""TensorBoard of a run: curves, overlays of training targets, overlays of what is found."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,19 +28,19 @@ from polarmask.training.dataset import Batch
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_PICTURES = 6
+_IMAGES = 6
 _CAPTION = 40
-"""Characters that fit below a picture."""
+"""Characters that fit below an image."""
 
 
 @contextmanager
-def open_board(folder: Path, step: int, *, wanted: bool) -> Iterator["Board | None"]:
-    """Open the board of a run, on the first process only.
+def open_tensorboard(folder: Path, step: int, *, wanted: bool) -> Iterator["TensorBoard | None"]:
+    """Open the TensorBoard of a run, on the first process only.
 
     Args:
         folder: Where event files go.
-        step: Steps done; what the board shows of later ones is taken back.
-        wanted: None is yielded otherwise.
+        step: Steps done; entries of later steps are hidden.
+        wanted: If false, None is yielded.
 
     Raises:
         ConfigError: TensorBoard is not installed.
@@ -52,15 +52,15 @@ def open_board(folder: Path, step: int, *, wanted: bool) -> Iterator["Board | No
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            f"--tensorboard needs a package that is not there ({error}); "
+            f"--tensorboard needs a package that is not installed ({error}); "
             "pip install 'polarmask-k8s[tensorboard]'"
         ) from error
     with SummaryWriter(str(folder), purge_step=step + 1) as writer:
-        yield Board(writer)
+        yield TensorBoard(writer)
 
 
-class Board:
-    """Scalars and pictures, each under a stable name."""
+class TensorBoard:
+    """Scalars and images, each under a stable name."""
 
     def __init__(self, writer: "SummaryWriter") -> None:
         self._writer = writer
@@ -71,31 +71,31 @@ class Board:
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def batch(self, batch: Batch, strides: tuple[int, ...], step: int) -> None:
-        """Show images as the network gets them, with the polygons that their labels stand for."""
+        """Show images as the network gets them, with the polygons of their targets."""
         targets = batch.targets
         hw = (batch.image_BHW3.shape[1], batch.image_BHW3.shape[2])
         location_L3 = all_locations(hw, strides)
         center_P2 = level_points(location_L3[targets.location_P], strides)
         polygon_PR2 = decode_rays(center_P2, targets.ray_PR).numpy()
-        pictures = []
-        for number, image in enumerate(batch.image_BHW3[:_PICTURES].numpy()):
+        overlays = []
+        for number, image in enumerate(batch.image_BHW3[:_IMAGES].numpy()):
             own = torch.nonzero(targets.image_P == number).flatten().tolist()
             shapes = [Shape((polygon_PR2[p],), SKY, opacity=0.05) for p in own]
-            pictures.append(draw_shapes(image, shapes))
-        captions = [name[:_CAPTION] for name in batch.file_names[:_PICTURES]]
-        sheet = contact_sheet(pictures, captions=captions)
+            overlays.append(draw_shapes(image, shapes))
+        captions = [name[:_CAPTION] for name in batch.file_names[:_IMAGES]]
+        sheet = contact_sheet(overlays, captions=captions)
         self._writer.add_image("train/targets", sheet, step, dataformats="HWC")
 
     def validation(
         self, data: CocoData, found: Mapping[int, Instances], min_score: float, step: int
     ) -> None:
-        """Show the first images of the val split: the truth left, what was found right."""
-        pictures, captions = [], []
-        for record in data.images[:_PICTURES]:
+        """Show the first images of the val split: annotations left, detections right."""
+        overlays, captions = [], []
+        for record in data.images[:_IMAGES]:
             image = read_image(data.image_path(record))
-            pictures.append(draw_shapes(image, shapes_of_annotations(record, data.categories)))
+            overlays.append(draw_shapes(image, shapes_of_annotations(record, data.categories)))
             shapes = shapes_of_instances(found[record.id], min_score=min_score)
-            pictures.append(draw_shapes(image, shapes))
+            overlays.append(draw_shapes(image, shapes))
             captions += [record.file_name[:_CAPTION], f"found, score >= {min_score:.2f}"]
-        sheet = contact_sheet(pictures, captions=captions, columns=2)
+        sheet = contact_sheet(overlays, captions=captions, columns=2)
         self._writer.add_image("val/found", np.asarray(sheet), step, dataformats="HWC")

@@ -1,13 +1,17 @@
-"""The training loop. One process or many, CPU or CUDA; a stopped run goes on where it stopped."""
+"""The training loop. One process or many, CPU or CUDA; a stopped run resumes where it stopped.
+
+Learning-rate schedule: `optim.learning_rate`, set by `OptimConfig` in `config/settings.py`.
+Checkpoint: once per epoch, at the last step, and when a signal stops the run (`_run_steps`).
+Validation: every `validate_epochs` of the config, if that is not 0 (`validation.Validator`).
+Step: `training_run.TrainingRun.advance`. Batches: `dataset.load_steps`.
+"""
 
 import json
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 from polarmask.config.settings import RunConfig, to_dict
 from polarmask.data.coco import CocoData, load_coco
@@ -16,20 +20,20 @@ from polarmask.inference.model_folder import ModelCard, is_model_folder, load_mo
 from polarmask.labels.precompute import data_hash, precompute
 from polarmask.labels.store import LabelStore
 from polarmask.system.device import deterministic
-from polarmask.system.distributed import barrier, is_first, rank, world_size
+from polarmask.system.distributed import barrier, is_first, world_size
 from polarmask.system.files import write_text
-from polarmask.system.signals import StopRequest, ignore_signals, stop_request
-from polarmask.training.dataset import Sample, StepSampler, TrainingImages, collate
-from polarmask.training.progress import Meter
+from polarmask.system.signals import StopRequest, stop_request
+from polarmask.training.dataset import TrainingImages, load_steps
+from polarmask.training.progress import Progress
 from polarmask.training.run_folder import BEST, CHECKPOINT, METRICS
-from polarmask.training.tensorboard import Board, open_board
+from polarmask.training.tensorboard import TensorBoard, open_tensorboard
 from polarmask.training.training_run import TrainingRun
 from polarmask.training.validation import Validator
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where and how to run; nothing here changes what is learned, but for rounding."""
+    """Where and how to run. Nothing here changes what is learned, except for rounding."""
 
     data: Path
     out: Path
@@ -39,32 +43,32 @@ class TrainOptions:
     loader_workers: int = 0
     """Loader processes per training process; 0 loads in the training process."""
     passes: int = 1
-    """Batches that a process takes its share of a step in, to save memory: gradients add up."""
+    """Gradient-accumulation steps per process, to save memory."""
     compiled: bool = False
-    """Let torch.compile translate the network: minutes at the start, faster steps."""
+    """Compile the network with torch.compile: minutes at the start, then faster steps."""
     deterministic: bool = False
-    """Same bits on every run on the same machine; slower on CUDA, where it is not so by itself."""
+    """Bitwise reproducible on the same machine; slower on CUDA."""
     tensorboard: bool = False
-    """Write curves and pictures to `tensorboard/` in the run folder."""
+    """Write curves and overlays to `tensorboard/` in the run folder."""
     provenance: dict[str, str] | None = None
     stop_after: int | None = None
-    """Stop at this step, as an interruption would; the next call resumes."""
+    """Stop at this step, as if interrupted; the next call resumes."""
 
 
 def train(config: RunConfig, options: TrainOptions) -> Path:
-    """Train, or go on training, and return the model folder.
+    """Train, or resume training, and return the model folder.
 
     Writes `config.json`, `checkpoint.pt` and `metrics.jsonl` to the run folder and at the end
-    `model/`: the last weights (averaged where the run averages) or, of a run that validates, the
-    best ones measured.
+    `model/`: the last weights (averaged if the run averages) or, in a run with validation, the
+    best ones.
 
     Raises:
         DataError, LabelStoreError: Data or labels can't be used.
         CheckpointError: The run folder belongs to a run with another config or other data.
-        TrainingError: The loss stopped being a number.
+        TrainingError: The loss became NaN or infinite.
         TrainingStopped: SIGTERM or SIGHUP came; the checkpoint holds the last step.
     """
-    _require_even_shares(config, options)
+    _check_batch_size(config, options)
     with deterministic(options.deterministic):
         data = _TrainingData.open(config, options)
         run = TrainingRun(
@@ -79,41 +83,42 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         if is_first():
             write_text(options.out / "config.json", json.dumps(to_dict(data.config), indent=1))
         first_step = run.step
-        meter = Meter(options.out / METRICS, run.step, data.total_steps, config.optim.batch_size)
-        _run_steps(run, data, options, meter)
+        progress = Progress(
+            options.out / METRICS, run.step, data.total_steps, config.optim.batch_size
+        )
+        _run_steps(run, data, options, progress)
         folder = options.out / "model"
         is_due = run.step > first_step or not is_model_folder(folder)
         if run.step == data.total_steps and is_due and is_first():
-            _write_model(folder, run, data, options, meter)
+            _write_model(folder, run, data, options, progress)
         barrier()
         return folder
 
 
-def _require_even_shares(config: RunConfig, options: TrainOptions) -> None:
-    shares = world_size() * options.passes
-    if config.optim.batch_size % shares:
-        times = f" times {options.passes} batches" if options.passes > 1 else ""
+def _check_batch_size(config: RunConfig, options: TrainOptions) -> None:
+    if config.optim.batch_size % (world_size() * options.passes):
+        times = f" times {options.passes} passes" if options.passes > 1 else ""
         raise ConfigError(
             f"batch_size {config.optim.batch_size} does not divide among {world_size()} "
             f"processes{times}; change optim.batch_size or the number of processes"
         )
     if options.passes > 1 and config.model.backbone_norm == "batch":
         raise ConfigError(
-            "batch norm sees one batch at a time, so that several do not add up to a large one; "
-            "take --passes 1, or --set model.backbone_norm=group"
+            "batch norm normalises each pass alone, so several do not add up to one large batch; "
+            "use --passes 1, or --set model.backbone_norm=group"
         )
 
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """What a run learns from and is measured on."""
+    """The data of a run, for training and validation."""
 
     config: RunConfig
-    """With the number of classes that follows from the data."""
+    """With the number of classes of the data."""
     coco: CocoData
     images: TrainingImages
     validation: CocoData | None
-    """The usable images of the val split, if the run validates."""
+    """Usable images of the val split; None in a run without validation."""
     data_hash: str
 
     @classmethod
@@ -126,7 +131,7 @@ class _TrainingData:
         config = replace(config, model=replace(config.model, num_classes=categories))
         validation = coco.get("val")
         if validation is not None:
-            # Making the labels has decoded every image; those left out then would fail here.
+            # Images that can't be decoded were left out when the labels were made.
             validation = validation.only(set(store.image_ids("val")))
         return cls(
             config,
@@ -144,7 +149,7 @@ class _TrainingData:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimiser steps that see as many images as there are."""
+        """Optimiser steps that see each image once."""
         return len(self.images) / self.config.optim.batch_size
 
 
@@ -169,56 +174,47 @@ def _open_labels(
     return store, hashes
 
 
-def _run_steps(run: TrainingRun, data: _TrainingData, options: TrainOptions, meter: Meter) -> None:
-    """Take the steps that are left, save now and then, and measure when it is time."""
+def _run_steps(
+    run: TrainingRun, data: _TrainingData, options: TrainOptions, progress: Progress
+) -> None:
+    """Take the remaining steps; save once per epoch; validate when due."""
     last_step = min(data.total_steps, options.stop_after or data.total_steps)
     save_every = max(1, len(data.images) // data.config.optim.batch_size)
     folder = options.out / "tensorboard"
-    loader = _loader(data, options, range(run.step, last_step))
-    with open_board(folder, run.step, wanted=options.tensorboard) as board, stop_request() as stop:
+    steps = load_steps(
+        data.images,
+        data.config,
+        range(run.step, last_step),
+        passes=options.passes,
+        workers=options.loader_workers,
+        pin_memory=options.device.type == "cuda",
+    )
+    with (
+        open_tensorboard(folder, run.step, wanted=options.tensorboard) as board,
+        stop_request() as stop,
+    ):
         validator = _make_validator(data, options, board)
         if validator is not None:
-            validator.forget_after(run.validated.step)
+            validator.drop_after(run.validated.step)
             _validate(run, data, validator, stop)
-        for batches in meter.watch(loader, options.passes):
+        for batches in progress.watch(steps):
             values = run.advance(batches)
-            meter.record(values)
+            progress.record(values)
             if board is not None:
                 board.scalars("train", values, run.step)
                 if (run.step - 1) % save_every == 0:
                     board.batch(batches[0], data.config.model.strides, run.step)
-            is_asked = stop.is_asked(options.device)
-            if run.step % save_every == 0 or run.step == last_step or is_asked:
+            stopping = stop.is_requested(options.device)
+            if run.step % save_every == 0 or run.step == last_step or stopping:
                 run.save()
-            if is_asked and run.step < data.total_steps:
+            if stopping and run.step < data.total_steps:
                 raise stop.stopped(f"step {run.step} of {data.total_steps} is saved")
             if validator is not None:
                 _validate(run, data, validator, stop)
 
 
-def _loader(data: _TrainingData, options: TrainOptions, steps: range) -> DataLoader[Sample]:
-    sampler = StepSampler(
-        len(data.images),
-        data.config.optim.batch_size,
-        data.images.canvas_hw,
-        seed=data.config.seed,
-        steps=steps,
-        rank=rank(),
-        world_size=world_size(),
-        passes=options.passes,
-    )
-    return DataLoader(
-        data.images,
-        batch_sampler=sampler,
-        collate_fn=partial(collate, config=data.config),
-        num_workers=options.loader_workers,
-        pin_memory=options.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-    )
-
-
 def _make_validator(
-    data: _TrainingData, options: TrainOptions, board: Board | None
+    data: _TrainingData, options: TrainOptions, board: TensorBoard | None
 ) -> Validator | None:
     if data.validation is None:
         return None
@@ -235,26 +231,26 @@ def _make_validator(
 def _validate(
     run: TrainingRun, data: _TrainingData, validator: Validator, stop: StopRequest
 ) -> None:
-    """Measure if it is time; a run that is stopped meanwhile measures anew when it goes on."""
+    """Validate if due; a run that is stopped meanwhile validates again when it resumes."""
     if not validator.is_due(run.step, data.total_steps, run.validated):
         return
     with stop.at_once(f"step {run.step} of {data.total_steps} is saved"):
-        run.validated = validator.measure(run.detector(), run.step, run.validated)
+        run.validated = validator.evaluate(run.detector(), run.step, run.validated)
     run.save()
 
 
 def _write_model(
-    folder: Path, run: TrainingRun, data: _TrainingData, options: TrainOptions, meter: Meter
+    folder: Path, run: TrainingRun, data: _TrainingData, options: TrainOptions, progress: Progress
 ) -> None:
     training = {
         "steps": run.step,
         "epochs": run.step * data.config.optim.batch_size / len(data.images),
         "images": len(data.images),
         "processes": world_size(),
-        "seconds": meter.seconds(),
+        "seconds": progress.seconds(),
     }
-    if meter.last_loss is not None:
-        training["loss"] = meter.last_loss
+    if progress.last_loss is not None:
+        training["loss"] = progress.last_loss
     detector = run.detector()
     if data.validation is not None:
         detector, card = load_model(options.out / BEST)

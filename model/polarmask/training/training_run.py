@@ -1,8 +1,9 @@
-"""Detector, optimiser and step: what a checkpoint holds and a training step changes."""
+"""Detector, optimiser and step: everything that a training step changes and a checkpoint holds."""
 
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,18 +24,29 @@ from polarmask.system.device import half_precision
 from polarmask.system.distributed import all_gather, all_sum, is_first, world_size
 from polarmask.training.checkpoint import TrainingState, Validated, save_checkpoint
 from polarmask.training.dataset import Batch
-from polarmask.training.newest_run import newest_state
 from polarmask.training.optim import learning_rate, make_average, make_optimizer, set_learning_rate
+from polarmask.training.resume import newest_state
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class _BatchLosses:
+    """K named losses of one batch."""
+
+    names: tuple[str, ...]
+    loss_K: Tensor
+    """Normalised: summed over batches and processes, they are the losses of the step."""
+    sum_K: Tensor
+    """Before normalisation: these depend on the batch alone."""
+
+
 class TrainingRun:
-    """One process's part in a run; all processes hold the same weights.
+    """The training state of one process; all processes hold the same weights.
 
     Attributes:
         step: Optimiser steps done.
-        validated: What validation has found so far.
+        validated: Results of validation so far.
     """
 
     def __init__(
@@ -70,10 +82,10 @@ class TrainingRun:
         self._network: nn.Module = self._detector
 
     def begin(self, *, compiled: bool = False) -> None:
-        """Go on from the newest checkpoint, else start; then join the other processes.
+        """Resume from the newest checkpoint, if there is one; then join the other processes.
 
         Args:
-            compiled: Let torch.compile translate the network into kernels of its own.
+            compiled: Compile the network with torch.compile.
 
         Raises:
             CheckpointError: A checkpoint is unreadable or belongs to another run.
@@ -95,13 +107,13 @@ class TrainingRun:
             difference = _first_difference(state.config, self._config)
             raise CheckpointError(
                 f"{self._checkpoint} belongs to a run with another config ({difference}); "
-                "choose another --out, or delete the folder to start afresh"
+                "choose another --out, or delete the folder to start again"
             )
         if state.data_hash != self._data_hash:
             raise CheckpointError(
                 f"{self._checkpoint} belongs to a run on other training annotations (sha256 "
                 f"{state.data_hash[:12]}, here {self._data_hash[:12]}); choose another --out, or "
-                "delete the folder to start afresh"
+                "delete the folder to start again"
             )
 
     def _resume(self, state: TrainingState) -> None:
@@ -133,7 +145,7 @@ class TrainingRun:
         save_checkpoint(self._checkpoint, state)
 
     def detector(self) -> PolarMask:
-        """Return the weights to keep and to judge: the averaged ones if the run averages."""
+        """Return the weights to keep and to evaluate: the averaged ones if the run averages."""
         if self._average is None:
             return self._detector
         averaged = self._average.module
@@ -144,26 +156,27 @@ class TrainingRun:
         """Take one optimiser step and return the losses over all processes.
 
         Args:
-            batches: This process's images of the step. Gradients add up over several batches to
-                what one large batch gives, because all are divided by the same sums.
+            batches: This process's images of the step. The gradients of several batches add up to
+                those of one large batch, because all are divided by the same sums.
 
         Raises:
-            TrainingError: Loss or gradient is no number.
+            TrainingError: Loss or gradient is NaN or infinite.
         """
         lr = learning_rate(self._config.optim, self.step, self._total_steps)
         set_learning_rate(self._optimizer, lr)
         self._network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        share, sums_by_batch = self._backward(batches)
-        reduced = all_sum(torch.stack([*share.values()]))
-        named = dict(zip(share, reduced.tolist(), strict=True))
-        if not bool(reduced.isfinite().all()):
-            raise self._not_a_number(named, batches, sums_by_batch)
+        divisors = self._step_divisors(batches) if len(batches) > 1 else None
+        own = [self._backward(batch, divisors, last=batch is batches[-1]) for batch in batches]
+        loss_K = all_sum(torch.stack([each.loss_K for each in own]).sum(dim=0))
+        named = dict(zip(own[0].names, loss_K.tolist(), strict=True))
+        if not bool(loss_K.isfinite().all()):
+            raise self._not_finite(named, batches, [each.sum_K for each in own])
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._detector.parameters(), self._config.optim.grad_clip)
         # With fp16 an overflow is routine: the scaler skips the step and scales less.
         if not self._scaler.is_enabled() and not bool(norm.isfinite()):
-            raise self._not_a_number({"gradient": float(norm)}, batches, [norm] * len(batches))
+            raise self._not_finite({"gradient": float(norm)}, batches, [norm] * len(batches))
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average is not None:
@@ -171,61 +184,65 @@ class TrainingRun:
         self.step += 1
         return {"loss": sum(named.values()), **named, "lr": lr}
 
-    def _backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Add up gradients.
+    def _backward(
+        self, batch: Batch, divisors: dict[str, Tensor] | None, *, last: bool
+    ) -> "_BatchLosses":
+        """Add a batch's gradients; the last batch of a step exchanges them with other processes.
 
-        Returns:
-            This process's share of each loss, and per batch what its images alone sum up to.
+        Args:
+            batch: Images and targets.
+            divisors: What normalises the losses; None takes those of this batch alone.
+            last: Whether it is the step's last batch.
         """
-        divisors = self._divisors(batches) if len(batches) > 1 else None
-        share: dict[str, Tensor] = {}
-        sums_by_batch = []
-        for number, batch in enumerate(batches, start=1):
-            targets = batch.targets.to(self._device)
-            with self._sync_gradients(number == len(batches)):
-                with self._autocast():
-                    predictions = self._network(self._image(batch))
-                sums = loss_sums(predictions, targets, self._config.loss)
-                parts = normalise_losses(sums, divisors or loss_divisors(sums, self._config.loss))
-                # DDP averages gradients over processes; the parts are shares of one global sum.
-                loss = losses.total(parts) * world_size()
-                self._scaler.scale(loss).backward()
-            share = {name: part.detach() + share.get(name, 0) for name, part in parts.items()}
-            sums_by_batch.append(torch.stack([sums[name].detach() for name in parts]))
-        return share, sums_by_batch
+        with self._sync_gradients(last):
+            with self._autocast():
+                predictions = self._network(self._image(batch))
+            sums = loss_sums(predictions, batch.targets.to(self._device), self._config.loss)
+            parts = normalise_losses(sums, divisors or loss_divisors(sums, self._config.loss))
+            # DDP averages gradients over processes; the losses are parts of one global sum.
+            loss = losses.total(parts) * world_size()
+            self._scaler.scale(loss).backward()
+        names = tuple(parts)
+        return _BatchLosses(
+            names,
+            torch.stack([parts[name].detach() for name in names]),
+            torch.stack([sums[name].detach() for name in names]),
+        )
 
     def _image(self, batch: Batch) -> Tensor:
         image_BHW3 = batch.image_BHW3.to(self._device, non_blocking=True)
         image_B3HW = normalise(image_BHW3, self._config.input)
         return image_B3HW.contiguous(memory_format=self._layout)
 
-    def _sync_gradients(self, now: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients with other processes at the last batch only."""
-        if now or self._replicas is None:
+    def _sync_gradients(self, enabled: bool) -> AbstractContextManager[Any]:
+        if enabled or self._replicas is None:
             return nullcontext()
         return cast(AbstractContextManager[Any], self._replicas.no_sync())
 
     @torch.no_grad()
-    def _divisors(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Return what normalises a step's losses, before the first gradient is taken."""
-        config, quality_by_batch = self._config.loss, []
-        for batch in batches:
-            predictions = None
-            if config.centerness == "polar_iou":
-                with self._autocast():
-                    predictions = self._detector(self._image(batch))
-            targets = batch.targets.to(self._device)
-            quality_by_batch.append(positive_quality(predictions, targets, config))
-        quality_P = torch.cat(quality_by_batch)
-        positives = torch.tensor(float(len(quality_P)), device=self._device)
-        images = positives.new_tensor(float(sum(len(batch.image_BHW3) for batch in batches)))
-        counts = {"positives": positives, "weight": quality_P.sum(), "images": images}
-        return loss_divisors(counts, config)
+    def _step_divisors(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Return what normalises the losses of a whole step, before its first backward pass."""
+        quality_P = torch.cat([self._quality(batch) for batch in batches])
+        images = sum(len(batch.image_BHW3) for batch in batches)
+        counts = {
+            "positives": quality_P.new_tensor(float(len(quality_P))),
+            "weight": quality_P.sum(),
+            "images": quality_P.new_tensor(float(images)),
+        }
+        return loss_divisors(counts, self._config.loss)
 
-    def _not_a_number(
+    def _quality(self, batch: Batch) -> Tensor:
+        """Return the quality target of each positive, (P,)."""
+        config, predictions = self._config.loss, None
+        if config.centerness == "polar_iou":
+            with self._autocast():
+                predictions = self._detector(self._image(batch))
+        return positive_quality(predictions, batch.targets.to(self._device), config)
+
+    def _not_finite(
         self, named: dict[str, float], batches: Sequence[Batch], sums_by_batch: Sequence[Tensor]
     ) -> TrainingError:
-        """Name the batches whose own sums are no numbers; all processes call this together."""
+        """Name the batches whose own sums are not finite; all processes call this together."""
         own = [
             f"{image_id} ({name})"
             for batch, sums in zip(batches, sums_by_batch, strict=True)
@@ -235,13 +252,13 @@ class TrainingRun:
         images = ", ".join(image for images in all_gather(own) for image in images)
         values = ", ".join(f"{name} {value:.4g}" for name, value in named.items())
         return TrainingError(
-            f"the loss at step {self.step} is no number ({values}) in a batch of images {images}; "
+            f"the loss at step {self.step} is not finite ({values}) in a batch of images {images}; "
             "look at them and their labels, or lower optim.lr"
         )
 
 
 def _first_difference(old: RunConfig, new: RunConfig) -> str:
-    """Name the first setting that differs, both values with it."""
+    """Return the first setting that differs, with both values."""
     pairs: list[tuple[str, Any, Any]] = [("", to_dict(old), to_dict(new))]
     while pairs:
         path, before, after = pairs.pop(0)

@@ -1,4 +1,4 @@
-"""Mask AP during a run: who trains for days wants to know it in between, and to keep the best."""
+"""Validation: mask AP at intervals during training, and the best weights so far."""
 
 import logging
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from polarmask.system.distributed import all_gather, is_first
 from polarmask.training.checkpoint import Validated
 from polarmask.training.progress import append_line, drop_lines_after
 from polarmask.training.run_folder import BEST, VALIDATION
-from polarmask.training.tensorboard import Board
+from polarmask.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
 
 class Validator:
-    """Measures weights on the val split; all processes share the images.
+    """Evaluates weights on the val split; the images are divided among the processes.
 
-    Writes `validation.jsonl`, and the best weights so far as a model folder, `best/`.
+    Writes `validation.jsonl`, and the best weights so far to the model folder `best/`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Validator:
         *,
         every: int,
         device: torch.device,
-        board: Board | None,
+        board: TensorBoard | None,
     ) -> None:
         self._data = data
         self._card = card
@@ -46,32 +46,32 @@ class Validator:
         self._lines = out / VALIDATION
         self.best_folder = out / BEST
 
-    def forget_after(self, step: int) -> None:
-        """Drop what was measured after a checkpoint: it is about to be measured again."""
+    def drop_after(self, step: int) -> None:
+        """Drop results after a step, which is where the run resumes."""
         if is_first():
             drop_lines_after(self._lines, step)
 
     def is_due(self, step: int, total_steps: int, validated: Validated) -> bool:
-        """Tell whether weights are to be measured: at every interval and at the end, once."""
+        """Return whether to evaluate: once at every interval and at the end."""
         at_interval = step % self._every == 0 or step == total_steps
         return step > 0 and at_interval and validated.step != step
 
-    def measure(self, detector: PolarMask, step: int, before: Validated) -> Validated:
-        """Measure the weights of a step; the later ones win a tie, they have seen more."""
+    def evaluate(self, detector: PolarMask, step: int, before: Validated) -> Validated:
+        """Evaluate the weights of a step; of equal ones the later are kept: they have seen more."""
         predictor = Predictor(Eager(detector.eval()), self._card, self._device)
         found = predict_together(predictor, self._data)
         evaluation = evaluate_predictions(self._data, found) if is_first() else None
         mask_ap = all_gather(evaluation.mask_ap if evaluation else 0.0)[0]
         is_best = mask_ap >= before.best_ap
         if evaluation is not None:
-            self._note(evaluation, found, step)
+            self._record(evaluation, found, step)
             if is_best:
                 training = {"kept_step": float(step), "val_mask_ap": mask_ap}
                 save_model(self.best_folder, detector, replace(self._card, training=training))
         best = (step, mask_ap) if is_best else (before.best_step, before.best_ap)
         return Validated(step, *best)
 
-    def _note(self, evaluation: Evaluation, found: Mapping[int, Instances], step: int) -> None:
+    def _record(self, evaluation: Evaluation, found: Mapping[int, Instances], step: int) -> None:
         values = {
             "mask_ap": evaluation.mask_ap,
             "mask_ap50": evaluation.mask_ap50,

@@ -1,6 +1,7 @@
-"""Run folders of processes that share no disk: all go on from the newest checkpoint of any.
+"""The checkpoint to resume from: the newest one on any machine of the run.
 
-The first process writes the run folder, and after a restart another machine may hold that process.
+Machines need not share a disk. The first process writes the run folder, and after a restart it may
+run on another machine.
 """
 
 import logging
@@ -17,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 def newest_state(folder: Path, require: Callable[[TrainingState], None]) -> TrainingState | None:
-    """Return the newest state that any process sees, None if none sees one.
+    """Return the newest state in the run folder of any process, or None.
 
-    All processes call this together. A folder that is behind is brought to this state.
+    All processes call this together. Files of the newest state are copied to folders without it.
 
     Args:
-        folder: This process's run folder; processes of one machine share theirs.
+        folder: This process's run folder; processes of one machine share one.
         require: Raises CheckpointError for a state that belongs to another run.
 
     Raises:
-        CheckpointError: A checkpoint of any process can't be used.
+        CheckpointError: The checkpoint of any process can't be used.
     """
     state, problem = _own_state(folder / CHECKPOINT, require)
     problems = [each for each in all_gather(problem) if each is not None]
@@ -41,8 +42,8 @@ def newest_state(folder: Path, require: Callable[[TrainingState], None]) -> Trai
     files = broadcast(_read(folder) if rank() == source else None, source)
     if own_step == newest:
         return state
-    logger.info("step %d lies on another machine: fetched from there", newest)
-    for name, content in reversed(files.items()):  # the checkpoint last: it says what is there
+    logger.info("step %d is on another machine; its files were copied from there", newest)
+    for name, content in reversed(files.items()):  # the checkpoint last: it vouches for the others
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(content)
     return load_checkpoint(folder / CHECKPOINT)
@@ -51,7 +52,7 @@ def newest_state(folder: Path, require: Callable[[TrainingState], None]) -> Trai
 def _own_state(
     path: Path, require: Callable[[TrainingState], None]
 ) -> tuple[TrainingState | None, CheckpointError | None]:
-    """Return state or problem: one process that raises would leave the others waiting."""
+    """Return the state or the error: if one process raised here, the others would wait forever."""
     if not path.is_file():
         return None, None
     try:

@@ -223,9 +223,9 @@ def test_a_ranking_reads_back_as_it_was_written(tmp_path):
 )
 def test_an_engine_is_admitted_by_its_answers(name, difference, mask_ap, admitted, words):
     ap = float("nan") if mask_ap is None else mask_ap
-    answer, reason = admit(ENGINES[name], difference, ap, 0.5)
-    assert answer is admitted
-    assert words in reason
+    verdict = admit(ENGINES[name], difference, ap, 0.5)
+    assert verdict.passed is admitted
+    assert words in verdict.reason
 
 
 def test_neighbours_of_other_sizes_change_nothing(model, photos):

@@ -14,6 +14,7 @@ from polarmask.config.settings import (
     RunConfig,
 )
 from polarmask.errors import ConfigError
+from polarmask.system.tables import aligned
 
 ORIGINAL_SUFFIX = "-original"
 
@@ -117,8 +118,7 @@ def preset(name: str) -> RunConfig:
 
 def presets_table() -> str:
     """Return the presets as aligned text, one a line; AP is published mask AP in percent."""
-    header = ("preset", "backbone", "epochs", "input", "GPUs x images", "lr", "mask AP")
-    rows = [header]
+    rows = [("preset", "backbone", "epochs", "input", "GPUs x images", "lr", "mask AP")]
     for name, make in PRESETS.items():
         run, known = make(), PUBLISHED.get(name)
         deformable = " DCN" if run.model.dcn else ""
@@ -133,11 +133,7 @@ def presets_table() -> str:
                 f"{known.mask_ap}" if known else "-",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return aligned(rows)
 
 
 def _input_text(images: InputConfig) -> str:

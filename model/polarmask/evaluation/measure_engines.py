@@ -1,7 +1,7 @@
-"""Which engine is to run a model: the fastest of those that answer like eager float32.
+"""Measure engines: time them, compare their outputs with eager float32, and rank them.
 
-Times are the best of some rounds in which all engines take turns, so that a busy neighbour slows
-all of them. Engines in half precision or 8-bit integers also have to keep the model's mask AP on
+Engines take turns, and the best time of several rounds counts, so that other load on the machine
+slows all of them alike. Engines in half precision or 8 bits must also keep the model's mask AP on
 real images.
 
 Dimension key
@@ -41,19 +41,21 @@ from polarmask.engines.quantize import Calibration, calibrate, quantize_program
 from polarmask.engines.ranking import EngineRanking, EngineResult
 from polarmask.engines.torch_engines import Eager
 from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
+from polarmask.evaluation.gate import Verdict
 from polarmask.inference.model_folder import WEIGHTS_FILE, load_model
 from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
 from polarmask.network.head import Predictions
 from polarmask.system.device import find_device
 from polarmask.system.files import sha256_of_file
+from polarmask.system.tables import aligned
 
 LARGEST_AP_LOSS = 0.003
-"""Mask AP in [0, 1] that an engine may cost; more, and it is not admitted."""
+"""Mask AP, in [0, 1], that an admitted engine may lose."""
 MAX_IMAGES = 32
-"""Of the val split, the first ones: what mask AP is measured on."""
+"""First images of the val split, for mask AP."""
 MAX_CALIBRATION_IMAGES = 16
-"""Of the val split, those after them (if there are none, the same): what 8 bits are made for."""
+"""The images after them (if there are none, the same), for the calibration of 8-bit engines."""
 _COMPARED_IMAGES = 4
 _ROUNDS = 5
 _COUNTS_FROM_SCORE = 0.05
@@ -61,9 +63,9 @@ _COUNTS_FROM_SCORE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """What all engines are tried with."""
+    """The images that all engines run on."""
 
-    words: str
+    description: str
     batches: list[Tensor]
     """Each (1, 3, H, W), the first of the most frequent size."""
     data: CocoData | None
@@ -78,14 +80,14 @@ def measure_engines(
     device: str | None = "cpu",
     max_images: int = MAX_IMAGES,
 ) -> EngineRanking:
-    """Try all engines on a model.
+    """Measure and rank all engines on a model.
 
     Args:
         model: Model folder.
-        data: COCO folder with a val split; without it only engines in float32 are candidates.
+        data: COCO folder with a val split; without it only float32 engines can be admitted.
         device: "cpu" or "cuda"; None takes CUDA where there is one. CPU engines are measured on
-            as many threads as torch has; set one for servers.
-        max_images: Images of the val split that mask AP is measured on.
+            as many threads as torch uses; set one for servers.
+        max_images: Images of the val split for mask AP.
 
     Raises:
         DataError: The split can't be used.
@@ -95,7 +97,7 @@ def measure_engines(
     detector, card = load_model(model, device=own)
     reference = Predictor(Eager(detector), card, own)
     sample = _take_sample(reference, data, max_images)
-    trials: dict[str, Engine] = {}
+    engines: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         names = [name for name, kind in ENGINES.items() if _fits(kind, own)]
@@ -105,10 +107,14 @@ def measure_engines(
                 refused[name] = lack
                 continue
             try:
-                trials[name] = make_engine(name, detector, device=own, folder=Path(folder))
+                engines[name] = make_engine(name, detector, device=own, folder=Path(folder))
             except EngineError as error:
                 refused[name] = str(error)
-        results = _try_all(trials, refused, reference, own, sample)
+        results = [
+            EngineResult(name=name, admitted=False, reason=reason)
+            for name, reason in refused.items()
+        ]
+        results += _compare(engines, reference, own, sample)
     hw = sample.batches[0].shape[2:]
     return EngineRanking(
         weights_sha256=sha256_of_file(model / WEIGHTS_FILE),
@@ -116,7 +122,7 @@ def measure_engines(
         cpu=cpu_name(),
         versions=_versions(),
         canvas_hw=(hw[0], hw[1]),
-        images=sample.words,
+        images=sample.description,
         engines=tuple(sorted(results, key=lambda result: list(ENGINES).index(result.name))),
         calibration=calibration,
     )
@@ -129,7 +135,7 @@ def _fits(kind: EngineKind, device: torch.device) -> bool:
 def _write_programs(
     detector: PolarMask, folder: Path, device: torch.device, sample: _Sample
 ) -> tuple[dict[str, str], Calibration]:
-    """Write what exported engines run; return why there is none by file, and the calibration."""
+    """Write the programs of exported engines; return why files are missing, and the calibration."""
     if device.type != "cpu":
         return {}, {}
     program = folder / PROGRAM_FILE
@@ -156,15 +162,15 @@ def _take_sample(predictor: Predictor, data: Path | None, max_images: int) -> _S
     batches = [predictor.network_input(image) for image in images]
     frequent = Counter(tuple(batch.shape) for batch in batches).most_common(1)[0][0]
     batches.sort(key=lambda batch: tuple(batch.shape) != frequent)
-    words = f"first {len(part.images)} of {len(whole.images)} images of val"
+    description = f"first {len(part.images)} of {len(whole.images)} images of val"
     others = whole.images[max_images : max_images + MAX_CALIBRATION_IMAGES] or part.images
     paths = [whole.image_path(record) for record in others[:MAX_CALIBRATION_IMAGES]]
     calibration = [predictor.network_input(read_image(path)) for path in paths]
-    return _Sample(words, batches, part, calibration)
+    return _Sample(description, batches, part, calibration)
 
 
 def _drawn(predictor: Predictor) -> NDArray[np.uint8]:
-    """Draw discs and rings on clouds, three by four in the size that the network likes."""
+    """Draw an image of discs on clouds, 3 by 4, in the size of the network's input."""
     config = predictor.card.config.input
     rows = config.short_side or min(config.max_side, 384)
     columns = rows * 4 // 3
@@ -178,42 +184,35 @@ def _drawn(predictor: Predictor) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _try_all(
-    trials: dict[str, Engine],
-    refused: dict[str, str],
-    reference: Predictor,
-    device: torch.device,
-    sample: _Sample,
+def _compare(
+    engines: dict[str, Engine], reference: Predictor, device: torch.device, sample: _Sample
 ) -> list[EngineResult]:
-    """Compare each engine with eager float32, time those that run, judge them."""
-    results = [
-        EngineResult(name=name, admitted=False, reason=reason) for name, reason in refused.items()
-    ]
+    """Compare each engine with eager float32, time those that run, and decide about each."""
+    results = []
     differences: dict[str, tuple[float, float]] = {}
     with torch.inference_mode():
         wanted = [reference.engine.run(batch) for batch in sample.batches]
-        for name, engine in list(trials.items()):
+        for name, engine in engines.items():
             try:
                 found = [_kept(engine.run(batch)) for batch in sample.batches]
-            except Exception as error:  # whatever a library makes of a network it does not know
+            except Exception as error:  # libraries raise anything for a network they can't run
                 reason = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
                 results.append(EngineResult(name=name, admitted=False, reason=reason))
-                del trials[name]
             else:
                 differences[name] = _difference(wanted, found)
-        milliseconds = _time(trials, sample.batches[0])
+        working = {name: engines[name] for name in differences}
+        milliseconds = _time(working, sample.batches[0])
     reference_ap = _mask_ap(reference, sample.data)
-    for name, engine in tqdm(trials.items(), desc="judging engines", unit="engine", delay=2):
+    for name, engine in tqdm(working.items(), desc="evaluating engines", unit="engine", delay=2):
         kind, (score, ray) = ENGINES[name], differences[name]
         mask_ap = reference_ap if name == "eager" else math.nan
-        close = score <= kind.score_tolerance and ray <= kind.ray_tolerance
-        if close and not kind.exact:
+        if _is_close(kind, score, ray) and not kind.exact:
             mask_ap = _mask_ap(Predictor(engine, reference.card, device), sample.data)
-        admitted, reason = admit(kind, (score, ray), mask_ap, reference_ap)
+        verdict = admit(kind, (score, ray), mask_ap, reference_ap)
         result = EngineResult(
             name=name,
-            admitted=admitted,
-            reason=reason,
+            admitted=verdict.passed,
+            reason=verdict.reason,
             milliseconds=round(milliseconds[name], 2),
             score_difference=float(f"{score:.3g}"),
             ray_difference=float(f"{ray:.3g}"),
@@ -223,8 +222,12 @@ def _try_all(
     return results
 
 
+def _is_close(kind: EngineKind, score: float, ray: float) -> bool:
+    return score <= kind.score_tolerance and ray <= kind.ray_tolerance
+
+
 def _kept(predictions: Predictions) -> Predictions:
-    """Copy what an engine may overwrite with its next answer."""
+    """Copy predictions that the engine may overwrite in its next run."""
     boxes = predictions.box_BL4
     return replace(
         predictions,
@@ -236,7 +239,7 @@ def _kept(predictions: Predictions) -> Predictions:
 
 
 def _difference(wanted: Sequence[Predictions], found: Sequence[Predictions]) -> tuple[float, float]:
-    """Return the largest distance of a score, and of a ray in shares of its length."""
+    """Return the largest difference of a score, and of a ray as a fraction of its length."""
     scores, rays = [0.0], [0.0]
     for one, other in zip(wanted, found, strict=True):
         score_BLC, other_BLC = _scores(one), _scores(other)
@@ -249,7 +252,7 @@ def _difference(wanted: Sequence[Predictions], found: Sequence[Predictions]) -> 
 
 
 def _largest(values: Sequence[float]) -> float:
-    """Return the largest; NaN must not hide behind a number."""
+    """Return the largest value; infinity if one is NaN."""
     return math.inf if any(math.isnan(value) for value in values) else max(values)
 
 
@@ -258,11 +261,11 @@ def _scores(predictions: Predictions) -> Tensor:
     return predictions.class_BLC.float().sigmoid() * quality_BL1
 
 
-def _time(trials: dict[str, Engine], batch: Tensor) -> dict[str, float]:
-    """Return the best time of each engine in milliseconds; they take turns."""
-    best = dict.fromkeys(trials, math.inf)
+def _time(engines: dict[str, Engine], batch: Tensor) -> dict[str, float]:
+    """Return the best time of each engine in milliseconds; engines take turns."""
+    best = dict.fromkeys(engines, math.inf)
     for _ in tqdm(range(_ROUNDS), desc="timing engines", unit="round", delay=2):
-        for name, engine in trials.items():
+        for name, engine in engines.items():
             started = time.perf_counter()
             engine.run(batch)
             if batch.is_cuda:
@@ -279,21 +282,31 @@ def _mask_ap(predictor: Predictor, data: CocoData | None) -> float:
 
 def admit(
     kind: EngineKind, difference: tuple[float, float], mask_ap: float, reference_ap: float
-) -> tuple[bool, str]:
-    """Decide whether an engine may run the model, and say why."""
+) -> Verdict:
+    """Decide whether an engine may run the model.
+
+    Args:
+        kind: With the tolerances.
+        difference: Of scores, and of rays, from eager float32.
+        mask_ap: Of the engine, in [0, 1]; not read if the engine computes in float32.
+        reference_ap: Of eager float32; NaN without images.
+    """
     score, ray = difference
-    if score > kind.score_tolerance or ray > kind.ray_tolerance:
-        return False, (
+    if not _is_close(kind, score, ray):
+        return Verdict(
+            False,
             f"differs from eager float32: scores by {score:.2g} (at most {kind.score_tolerance:g}),"
-            f" rays by {ray:.2g} of their length (at most {kind.ray_tolerance:g})"
+            f" rays by {ray:.2g} of their length (at most {kind.ray_tolerance:g})",
         )
     if kind.exact:
-        return True, "equals eager float32 within tolerance"
+        return Verdict(True, "equals eager float32 within tolerance")
     if math.isnan(reference_ap):
-        return False, "what it costs in mask AP needs images with objects to measure on"
+        return Verdict(False, "its loss of mask AP can't be measured without images with objects")
     loss = reference_ap - mask_ap
-    words = f"costs {100 * loss:.2f} points of mask AP; below {100 * LARGEST_AP_LOSS:g} is allowed"
-    return loss < LARGEST_AP_LOSS, words
+    return Verdict(
+        loss < LARGEST_AP_LOSS,
+        f"costs {100 * loss:.2f} points of mask AP; below {100 * LARGEST_AP_LOSS:g} is allowed",
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -306,22 +319,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def ranking_table(report: EngineRanking) -> str:
-    """Return the report as aligned text, one engine a line."""
-    header = ("engine", "ms", "score diff", "ray diff", "mask AP", "admitted")
-    rows: list[tuple[str, ...]] = [header]
-    for engine in report.engines:
+def ranking_table(ranking: EngineRanking) -> str:
+    """Return the ranking as aligned text, one engine per line."""
+    rows = [["engine", "ms", "score diff", "ray diff", "mask AP", "admitted"]]
+    for engine in ranking.engines:
         numbers = (
             engine.milliseconds,
             engine.score_difference,
             engine.ray_difference,
             engine.mask_ap,
         )
-        texts = ("-" if number is None else f"{number:.4g}" for number in numbers)
+        texts = ["-" if number is None else f"{number:.4g}" for number in numbers]
         admitted = "yes" if engine.admitted else "no"
-        rows.append((engine.name, *texts, f"{admitted}: {engine.reason}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+        rows.append([engine.name, *texts, f"{admitted}: {engine.reason}"])
+    return aligned(rows)

@@ -1,4 +1,4 @@
-"""Predictor: a model folder made ready to answer. All that evaluation and serving need.
+"""The predictor: images in, instances out. Evaluation and serving use nothing else of a model.
 
 Dimension key
     N: instances    K: further parts of an instance    S: shapes: instances and further parts
@@ -37,7 +37,7 @@ from polarmask.system.device import find_device
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """What was found in one image, best score first, in pixels of the image as given.
+    """The instances of one image, best score first, in pixels of the given image.
 
     Attributes:
         image_hw: Rows and columns of the image.
@@ -96,7 +96,7 @@ class Instances:
 
     @cached_property
     def _masks(self) -> list[Rle]:
-        """Travels with the instances: who is sent them need not rasterise anew."""
+        """Cached, and pickled with the object."""
         rasterise = RASTERS[self.raster]
         masks = rasterise(self.polygons, self.image_hw)
         for row, parts in self.further_parts.items():
@@ -106,11 +106,11 @@ class Instances:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image in the size the network looks at.
+    """An image resized for the network.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, resized and not yet padded.
-        given_hw: Rows and columns of the image as given, in whose pixels instances are told.
+        given_hw: Rows and columns of the given image, the pixels of which instances refer to.
     """
 
     pixels: NDArray[np.uint8]
@@ -118,7 +118,7 @@ class Prepared:
 
 
 class Predictor:
-    """Answers for one model; not bound to files or threads once loaded."""
+    """Finds instances with one model; needs no files once loaded."""
 
     def __init__(self, engine: Engine, card: ModelCard, device: torch.device) -> None:
         self.card = card
@@ -143,12 +143,12 @@ class Predictor:
             threads: CPU threads of the whole process; None leaves torch's choice and gives
                 engines other than torch's one.
             engine: What runs the network, see `polarmask.engines`; None takes the fastest that
-                the folder's report admits, or the folded network where there is no report. One
+                the folder's engine ranking admits, or the folded network without a ranking. One
                 that can't run here is replaced by the folded network, with a warning.
 
         Raises:
             ModelFormatError: The folder can't be used.
-            ConfigError: CUDA is asked for and not there, or there is no such engine.
+            ConfigError: CUDA is wanted and not available, or there is no such engine.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -164,7 +164,7 @@ class Predictor:
 
         Args:
             images: Each (H, W, 3) uint8 RGB; sizes may differ.
-            clock: Is told the seconds of the stages `network` and `decode_rays`.
+            clock: Adds up the seconds of the stages `network` and `decode_rays`.
 
         Raises:
             ValueError: An image of another shape or type.
@@ -172,7 +172,7 @@ class Predictor:
         return self.predict_prepared([self.prepare(image) for image in images], clock=clock)
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """Resize an image for the network, so that the large one need not be kept.
+        """Resize an image for the network, so that the large one can be dropped.
 
         Raises:
             ValueError: An image of another shape or type than (H, W, 3) uint8.
@@ -187,8 +187,8 @@ class Predictor:
     ) -> list[Instances]:
         """Find instances in prepared images; see `predict`.
 
-        Images on canvases of equal size go through the network together. An image's canvas
-        depends on its own size alone, so its answer does not depend on its neighbours.
+        Images with equal canvases go through the network together. A canvas depends on the size of
+        its image alone, so an image's instances do not depend on its neighbours.
         """
         clock = clock or StageClock()
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -223,7 +223,7 @@ class Predictor:
                 ]
 
     def network_input(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return what the network gets to see of one image, (1, 3, rows, columns)."""
+        """Return the network's input for one image, (1, 3, rows, columns)."""
         prepared = self.prepare(image)
         return self._batch([prepared], self._canvas_hw(prepared))
 

@@ -1,4 +1,7 @@
-"""How the weights move: learning rate, optimiser, averaged weights."""
+"""Learning-rate schedule, optimiser, and averaged weights.
+
+The schedule is `learning_rate`; its settings are `OptimConfig` in `config/settings.py`.
+"""
 
 import logging
 import math
@@ -16,12 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def peak_rate(config: OptimConfig) -> float:
-    """Return the peak learning rate of this batch size: twice the images, twice the rate."""
+    """Return the peak learning rate, which grows linearly with the batch size."""
     return config.lr * (config.batch_size / config.lr_batch_size)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the rate of a step: linear warm-up, then tenfold drops or a cosine to zero."""
+    """Return the learning rate of a step.
+
+    Linear warm-up, then division by 10 at each of `lr_drops`, or a cosine to 1 % of the peak.
+    """
     peak = peak_rate(config)
     warmup_steps = min(config.warmup_steps, total_steps // 3)
     warmup_rate = peak
@@ -40,7 +46,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its rate; groups without a factor of their own learn at `lr`."""
+    """Set the rate of every group, times the group's `lr_factor` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
@@ -55,39 +61,38 @@ def make_optimizer(detector: nn.Module, config: OptimConfig) -> torch.optim.Opti
             config.lr_batch_size,
             config.batch_size,
         )
-    learned = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    groups: list[dict[str, Any]]
-    if config.param_groups == "original":
-        fast = _original_biases(detector)
-        groups = [
-            {
-                "params": [p for name, p in learned.items() if name not in fast],
-                "weight_decay": config.weight_decay,
-            },
-            {
-                "params": [p for name, p in learned.items() if name in fast],
-                "weight_decay": 0.0,
-                "lr_factor": 2.0,
-            },
-        ]
-    else:  # biases, norms and level scales are not to be pulled to zero
-        groups = [
-            {
-                "params": [p for p in learned.values() if p.ndim > 1],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [p for p in learned.values() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    groups = _PARAM_GROUPS[config.param_groups](detector, config.weight_decay)
     # Fused: one pass over all weights instead of one per term (benchmarks/training_step.py).
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=True)
 
 
-def _original_biases(detector: nn.Module) -> set[str]:
-    """Return the parameters that the paper's code takes for biases.
+def _matrix_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay no biases, norms and level scales: they need not be close to zero."""
+    learned = [p for p in detector.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
-    It knows a norm by its name, and the norms of deformable towers have none: their biases count.
+
+def _original_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Train biases at twice the rate and without decay, as the paper's code."""
+    biases = _original_biases(detector)
+    learned = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    slow = [p for name, p in learned.items() if name not in biases]
+    fast = [p for name, p in learned.items() if name in biases]
+    return [
+        {"params": slow, "weight_decay": weight_decay},
+        {"params": fast, "weight_decay": 0.0, "lr_factor": 2.0},
+    ]
+
+
+def _original_biases(detector: nn.Module) -> set[str]:
+    """Return the parameters that the paper's code treats as biases.
+
+    It finds norms by name and misses those of deformable towers, so their biases count, too.
     """
     deformed = any(isinstance(module, DeformConv2d) for module in detector.modules())
     norm_biases = {
@@ -99,8 +104,11 @@ def _original_biases(detector: nn.Module) -> set[str]:
     return {n for n, _ in detector.named_parameters() if n.endswith("bias")} - norm_biases
 
 
+_PARAM_GROUPS = {"matrices": _matrix_groups, "original": _original_groups}
+
+
 def make_average(detector: nn.Module, decay: float) -> AveragedModel | None:
-    """Return a running average of weights and buffers; None for a decay of 0."""
+    """Return the exponential moving average of weights and buffers; None for a decay of 0."""
     if decay == 0:
         return None
     return AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -41,7 +41,7 @@ def test_every_object_is_counted_once(data, inspection):
     objects = [a for image in data.images for a in image.annotations if not a.crowd]
     assert inspection.instances == len(objects)
     assert sum(inspection.size_counts) == len(objects)
-    assert inspection.images == inspection.images_in_all == len(data.images)
+    assert inspection.images == inspection.total_images == len(data.images)
 
 
 def test_more_rays_never_fit_worse(inspection):
@@ -94,7 +94,7 @@ def test_bound_counts_the_parts_that_are_learned(tmp_path, parts, lowest, highes
 
 def test_a_part_of_large_data_is_spread_over_it(data):
     part = inspect_data(data, tiny(), max_images=2)
-    assert (part.images, part.images_in_all) == (2, 6)
+    assert (part.images, part.total_images) == (2, 6)
     assert set(part.predictions) <= {data.images[0].id, data.images[3].id}
 
 

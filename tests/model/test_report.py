@@ -13,10 +13,11 @@ from polarmask.config.presets import tiny
 from polarmask.data.coco import Problem, load_coco
 from polarmask.data.images import read_image
 from polarmask.evaluation.evaluate import evaluate_predictions
+from polarmask.evaluation.inspect_data import spread
 from polarmask.labels.precompute import precompute
 from polarmask.report import data_page, evaluation_page, labels_page
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
-from polarmask.report.page import make_pictures, spread
+from polarmask.report.page import make_pictures
 
 PROVENANCE = {"data_commit": "0a1b2c", "code_version": ""}
 

@@ -24,12 +24,12 @@ from polarmask.inference.predictor import Instances
 _DETECTION_LIMITS = (100, 500, 1000, 5000, 10_000)
 
 _FIRST_ID = 1
-"""Of objects and detections, numbered anew: by COCO's rules a match with id 0 is none."""
+"""Of objects and detections, which get new ids: COCO's rules take a match with id 0 for none."""
 
 
 @dataclass(frozen=True, eq=False)
 class CocoScores:
-    """What was matched, and how good that is."""
+    """Matches of detections with objects, and precision and recall."""
 
     precision_TQKA: NDArray[np.float64]
     """-1 for categories without objects of the size."""
@@ -38,12 +38,12 @@ class CocoScores:
     max_detections: int
     """Detections per image and category that count."""
     image_D: NDArray[np.int64]
-    """Image id of each detection; those forgiven inside crowd regions are left out."""
+    """Image id of each detection; those ignored inside crowd regions are left out."""
     row_D: NDArray[np.int64]
-    """Place among the image's Instances."""
+    """Row in the image's `Instances`."""
     score_D: NDArray[np.float64]
     object_D: NDArray[np.int64]
-    """Place among the image's annotations of the object that it is matched to at IoU .5, or -1."""
+    """Index in the image's annotations of the object matched at IoU .5, or -1."""
     iou_D: NDArray[np.float64]
     """Mask IoU with that object; 0 for a false detection."""
 
@@ -68,9 +68,9 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
     scorer.accumulate()
     curves = scorer.eval
     assert curves is not None  # noqa: S101  # accumulate has made them
-    # Nobody asks for likely mistakes of the labels, the costly part: no score is above 2.
+    # No score is above 2, so the search for label mistakes, which takes long, finds nothing to do.
     found = scorer.image_diagnostics(iou_thr=0.5, score_thr=2.0)
-    # Those that crowd regions forgive have no status.
+    # Detections ignored inside crowd regions have no status.
     place_D = np.sort(np.array([*found["dt_status"]], dtype=np.int64)) - _FIRST_ID
     truth_of = {key - _FIRST_ID: value - _FIRST_ID for key, value in found["dt_match"].items()}
     matched_D = np.array([truth_of.get(place, -1) for place in place_D.tolist()], dtype=np.int64)
@@ -89,11 +89,11 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
 
 @dataclass(frozen=True)
 class _Masks:
-    """Objects or detections, column by column, image after image."""
+    """Columns of objects or detections, image after image."""
 
     image: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
-    """Place among those of the image."""
+    """Index within the image."""
     category: list[int] = field(default_factory=list)
     """Id."""
     rle: list[Rle] = field(default_factory=list)
@@ -168,8 +168,8 @@ def _scorer(data: CocoData, truths: _Masks, detections: _Masks) -> hotcoco.COCOe
             ],
         }
     )
-    rles: list[Any] = list(detections.rle)  # to hotcoco's types a typed dictionary is none
-    # Boxes decide nothing where masks are compared; ids are given in this order.
+    rles: list[Any] = list(detections.rle)  # hotcoco's types do not accept a TypedDict
+    # Boxes do not matter when masks are compared; ids follow in this order.
     table_D7 = np.zeros((len(detections.rle), 7))
     table_D7[:, 0] = detections.image
     table_D7[:, 5] = detections.score
@@ -185,7 +185,7 @@ def _scorer(data: CocoData, truths: _Masks, detections: _Masks) -> hotcoco.COCOe
 def _ious(
     detections: _Masks, places: list[int], truths: _Masks, matches: list[int]
 ) -> NDArray[np.float64]:
-    """Return the mask IoU of each detection with the object it is matched to, 0 without one."""
+    """Return the mask IoU of each detection with its matched object, 0 without one."""
     iou_D = np.zeros(len(places))
     matched = [at for at, match in enumerate(matches) if match >= 0]
     for _, group in groupby(matched, lambda at: detections.image[places[at]]):

@@ -1,4 +1,4 @@
-"""COCO mask AP of a model on a split, and what else the evaluation's page shows.
+"""Evaluate a model on a split: COCO mask AP, and the other numbers of the evaluation page.
 
 Dimension key
     T: IoU thresholds .5, .55, ... .95    Q: recall 0, .01, ... 1    K: categories of the data
@@ -9,9 +9,8 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +57,12 @@ class ImageResult:
 
     @property
     def objects(self) -> int:
-        """How many there are, crowd regions not counted."""
+        """Number of objects, crowd regions not counted."""
         return self.true_positives + self.false_negatives
 
     @property
     def detections(self) -> int:
-        """How many were found, those inside crowd regions not counted."""
+        """Number of detections, those inside crowd regions not counted."""
         return self.true_positives + self.false_positives
 
 
@@ -88,7 +87,7 @@ class Evaluation:
     num_instances: int
     """Objects, crowd regions not counted."""
     operating_score: float
-    """The lowest score to keep for the best F1 at IoU 0.5; where counts below are taken."""
+    """Score threshold with the best F1 at IoU 0.5; the counts per image are taken there."""
     per_category: tuple[CategoryResult, ...]
     per_image: tuple[ImageResult, ...]
     precision_recall: NDArray[np.float64]
@@ -99,25 +98,6 @@ class Evaluation:
     def to_json(self) -> str:
         """Return strict JSON; NaN becomes null."""
         return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Evaluation":
-        """Read what `to_json` wrote."""
-        document = json.loads(text)
-        return cls(
-            **{
-                **_with_nan(document, cls),
-                "per_category": tuple(
-                    CategoryResult(**_with_nan(entry, CategoryResult))
-                    for entry in document["per_category"]
-                ),
-                "per_image": tuple(
-                    ImageResult(**_with_nan(entry, ImageResult)) for entry in document["per_image"]
-                ),
-                "precision_recall": np.array(document["precision_recall"], dtype=np.float64),
-                "score_histogram": np.array(document["score_histogram"], dtype=np.int64),
-            }
-        )
 
 
 def _plain(value: object) -> object:
@@ -130,42 +110,34 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _with_nan(
-    document: dict[str, Any], target: type[Evaluation | CategoryResult | ImageResult]
-) -> dict[str, Any]:
-    """Keep the target's fields; null becomes NaN again."""
-    values = {field.name: document[field.name] for field in fields(target)}
-    return {name: math.nan if value is None else value for name, value in values.items()}
-
-
 def evaluate(predictor: Predictor, data: Path, split: str = "val") -> Evaluation:
     """Evaluate a model on a split of a COCO folder.
 
     Raises:
-        DataError: Nothing usable in the split, or the model's category ids mean something else.
+        DataError: Nothing usable in the split, or the model's category ids have other names.
     """
     coco_data = load_coco(data, split, check_pixels=True)
     return evaluate_predictions(coco_data, predict_split(predictor, coco_data))
 
 
 def predict_together(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
-    """Do what `predict_split` does on all processes of a group, each with its share of the images.
+    """Predict a split with all processes of a group, each with every n-th image.
 
     Returns:
-        To the first process all instances, masks included; to the others nothing.
+        On the first process the instances of all images with their masks, on the others nothing.
     """
     own = replace(data, images=data.images[rank() :: world_size()])
     found = predict_split(predictor, own)
     for instances in found.values():
-        instances.rle()  # where they were found: else the first process would do it for all
+        instances.rle()  # cached here, so that the first process need not make them all
     return {image_id: one for part in gather_to_first(found) for image_id, one in part.items()}
 
 
 def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
-    """Return the instances found in every image, by image id.
+    """Return the instances of every image, by image id.
 
     Raises:
-        DataError: The model's category ids mean something else, or an image can't be decoded.
+        DataError: The model's category ids have other names, or an image can't be decoded.
     """
     _check_same_meaning(predictor.card.categories, data)
     predictions: dict[int, Instances] = {}
@@ -196,7 +168,7 @@ def _check_same_meaning(known: tuple[Category, ...], data: CocoData) -> None:
 
 
 def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
-    """Put images of one size together, so that no batch is mostly padding."""
+    """Yield batches of images of one size, so that no batch is mostly padding."""
     places: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, record in enumerate(data.images):
         places[record.height, record.width].append(place)
@@ -206,7 +178,7 @@ def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
 
 
 def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> Evaluation:
-    """Judge predictions, given by image id; an image without an entry has no detections."""
+    """Evaluate predictions, given by image id; an image without an entry has no detections."""
     scores = score_predictions(data, predictions)
     precision_TQKA = scores.precision_TQKA
     operating_score = _best_f1_score(scores, _count_objects(data))
@@ -237,7 +209,7 @@ def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Average what is not marked as absent by -1; NaN if nothing is left."""
+    """Return the mean of values other than -1, which means absent; NaN if there are none."""
     present = values[values > -1]
     return float(present.mean()) if present.size else math.nan
 
@@ -247,11 +219,11 @@ def _count_objects(data: CocoData) -> int:
 
 
 def _best_f1_score(scores: CocoScores, num_objects: int) -> float:
-    """Return the score at and above which detections have the best F1; 1 without a true one."""
+    """Return the score threshold with the best F1; 1 without true detections."""
     order_D = np.argsort(-scores.score_D, kind="stable")
     score_D, true_D = scores.score_D[order_D], np.cumsum(scores.iou_D[order_D] > 0)
     f1_D = 2 * true_D / (np.arange(1, len(order_D) + 1) + num_objects)
-    # Equal scores are kept or dropped together, so only the last of them counts.
+    # A threshold keeps or drops equal scores together, so only the last of them counts.
     f1_D[:-1][score_D[1:] == score_D[:-1]] = 0
     return float(score_D[f1_D.argmax()]) if f1_D.any() else 1.0
 
@@ -305,7 +277,7 @@ def _per_image(
 
 
 def _precision_recall(precision_TQK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average curves over the categories that have objects."""
+    """Return mean curves of the categories with objects."""
     present_TQK = precision_TQK[:, :, (precision_TQK > -1).all(axis=(0, 1))]
     curve_TQ = present_TQK.mean(axis=2)
     return np.stack([curve_TQ[_IOU_50], curve_TQ[_IOU_75], curve_TQ.mean(axis=0)])

@@ -1,7 +1,7 @@
-"""What a person wants to know of a data set before paying for GPUs.
+"""Inspect a data set before paying for GPUs.
 
-How large the objects are, which level of the network learns them, what rays can describe at best,
-and which strides, ranges and ray count follow from that.
+How large the objects are, which level of the network learns them, how well rays can describe them,
+and which strides, ranges and ray count follow.
 
 Dimension key
     G: objects of one image    S: shapes that are drawn: objects, or all their parts
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, isfinite, log2
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,14 +29,16 @@ from polarmask.geometry.rays import Polygons, cast_rays, decode_rays
 from polarmask.inference.predictor import Instances
 from polarmask.labels.image_labels import label_image
 
+Item = TypeVar("Item")
+
 RAY_COUNTS = (18, 36, 72)
 SIDE_EDGES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, float("inf"))
 """Of the size histogram: square root of an object's area in pixels of the network's input."""
 
 _ENOUGH_IOU = 0.035
-"""More rays pay in the labels only: on COCO 72 have a bound .015 above 36 and learn no better."""
+"""A smaller gain is not worth more rays: on COCO, 72 gain .015 over 36 and train no better."""
 _FEWEST_LEVELS = 3
-"""Fewer would leave out the deeper stages of the backbone, which see what lies around an object."""
+"""Fewer would drop the deeper stages of the backbone, which see an object's surroundings."""
 _STRIDES_PER_OBJECT = 3
 """A small object should be at least this many locations wide, or its positives are few."""
 _RANGE_STRIDES = 8
@@ -45,7 +47,7 @@ _RANGE_STRIDES = 8
 
 @dataclass(frozen=True, eq=False)
 class UpperBound:
-    """What a network would reach that finds every centre and every ray exactly."""
+    """Scores of a perfect network: every centre and every ray exact."""
 
     num_rays: int
     mean_iou: float
@@ -88,7 +90,7 @@ class Recommendation:
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """How the label rules of a run share the objects among its levels."""
+    """How the label rules of a run assign objects to its levels."""
 
     strides: tuple[int, ...]
     instances: tuple[int, ...]
@@ -101,16 +103,16 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """The answer for one split."""
+    """Results for one split."""
 
     split: str
     images: int
-    """Looked at; of large data a part, evenly spread."""
-    images_in_all: int
+    """Number inspected; of large data evenly spread ones."""
+    total_images: int
     instances: int
     crowds: int
     in_parts: int
-    """Objects of more than one part, of which `labels.parts` learns one or all."""
+    """Objects with several parts; `labels.parts` says whether one or all are learned."""
     side_quantiles: tuple[float, float, float]
     """10, 50 and 90 percent of the objects are below this square root of area, network pixels."""
     size_counts: tuple[int, ...]
@@ -119,24 +121,24 @@ class Inspection:
     bounds: tuple[UpperBound, ...]
     """For `RAY_COUNTS`."""
     evaluation: Evaluation
-    """Of the upper bound with the run's ray count: the best mask AP that it can reach."""
+    """Of the upper bound with the run's ray count."""
     predictions: dict[int, Instances]
-    """The same, drawn back from exact rays, by image id."""
+    """The objects redrawn from exact rays, by image id."""
     worst: tuple[tuple[int, int, float], ...]
-    """Image id, row in the image's predictions and mask IoU of the objects that fit worst."""
+    """Image id, row in its predictions and mask IoU of the objects with the lowest IoU."""
     recommendation: Recommendation
     recommended_levels: Levels
 
 
 def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -> Inspection:
-    """Look at a split as a run with this config would see it.
+    """Inspect a split as a run with this config would see it.
 
     Args:
         data: Loaded split with at least one object.
-        config: Input size, strides, ranges and ray count to judge.
-        max_images: Of larger data as many images are taken, evenly spread.
+        config: Input size, strides, ranges and ray count.
+        max_images: Of larger data, this many images are taken, evenly spread.
     """
-    part = _part(data, max_images)
+    part = replace(data, images=tuple(spread(data.images, max_images)))
     objects = [(image, a) for image in part.images for a in image.annotations if a.parts]
     side_G = np.array([_side(image, a, config) for image, a in objects])
     reach_G = np.array([_reach(image, a, config) for image, a in objects])
@@ -151,7 +153,7 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
     return Inspection(
         split=data.split,
         images=len(part.images),
-        images_in_all=len(data.images),
+        total_images=len(data.images),
         instances=len(objects),
         crowds=sum(a.crowd for image in part.images for a in image.annotations),
         in_parts=sum(len(a.parts) > 1 for _, a in objects),
@@ -168,7 +170,7 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
 
 
 def _can_run(config: RunConfig, num_rays: int) -> bool:
-    """Tell whether the run takes this ray count: quarter turns need a multiple of 4."""
+    """Return whether the run allows this ray count: quarter turns need a multiple of 4."""
     try:
         replace(config, model=replace(config.model, num_rays=num_rays))
     except ConfigError:
@@ -176,11 +178,11 @@ def _can_run(config: RunConfig, num_rays: int) -> bool:
     return True
 
 
-def _part(data: CocoData, max_images: int) -> CocoData:
-    if len(data.images) <= max_images:
-        return data
-    chosen = [n * len(data.images) // max_images for n in range(max_images)]
-    return replace(data, images=tuple(data.images[n] for n in chosen))
+def spread(items: Sequence[Item], number: int) -> list[Item]:
+    """Return `number` items evenly spread over a sequence, from the first on; all if fewer."""
+    if len(items) <= number:
+        return list(items)
+    return [items[index * len(items) // number] for index in range(number)]
 
 
 def _scale_2(image: ImageRecord, config: RunConfig) -> NDArray[np.float64]:
@@ -202,7 +204,7 @@ def _reach(image: ImageRecord, annotation: Annotation, config: RunConfig) -> flo
 def _draw_from_rays(
     data: CocoData, num_rays: int, parts: Literal["largest", "all"]
 ) -> tuple[dict[int, Instances], dict[tuple[int, int], float]]:
-    """Draw every object back from exact rays around its mass centre, or each part around its own.
+    """Redraw every object from exact rays around its centre of mass, or each part around its own.
 
     Returns:
         Instances by image id, and mask IoU with the annotation by image id and row.
@@ -232,7 +234,7 @@ def _exact_instances(
 ) -> Instances:
     shapes = [a.parts if parts == "all" else a.parts[:1] for a in objects]
     count_G = np.array([len(each) for each in shapes])
-    first_G = np.cumsum(count_G) - count_G  # an object's parts stand together, the largest first
+    first_G = np.cumsum(count_G) - count_G  # an object's parts follow each other, the largest first
     polygons = Polygons.from_vertices([torch.from_numpy(part) for each in shapes for part in each])
     _, center_S2 = polygons.area_and_centroid()
     ray_SR, _ = cast_rays(center_S2, torch.arange(len(center_S2)), polygons, num_rays)
@@ -275,7 +277,7 @@ def _bound(
 
 
 def _levels(data: CocoData, config: RunConfig) -> Levels:
-    """Make the labels of every image and count."""
+    """Make the labels of every image, and count."""
     strides = config.model.strides
     instances = np.zeros(len(strides), dtype=np.int64)
     positives = np.zeros(len(strides), dtype=np.int64)
@@ -300,11 +302,11 @@ def _levels(data: CocoData, config: RunConfig) -> Levels:
 def recommend(
     side_G: NDArray[np.float64], reach_G: NDArray[np.float64], bounds: Sequence[UpperBound]
 ) -> Recommendation:
-    """Choose strides, ranges and ray count from what the objects are like.
+    """Choose strides, ranges and ray count that fit the objects.
 
-    The finest stride gives nine of ten objects at least three locations across; levels go on until
-    the last but one reaches nearly all objects; of the ray counts the smallest is taken whose upper
-    bound is close to that of the largest.
+    The finest stride puts at least three locations across nine of ten objects. Levels are added
+    until the last but one reaches nearly all objects. The ray count is the smallest one with an
+    upper bound close to that of the largest.
 
     Args:
         side_G: Square root of area in pixels of the network's input.
@@ -328,10 +330,10 @@ def recommend(
 
 
 def describe(inspection: Inspection) -> str:
-    """Return the answer as text for a terminal."""
+    """Return the inspection as text for a terminal."""
     low, middle, high = inspection.side_quantiles
     lines = [
-        f"{inspection.split}: {inspection.images} of {inspection.images_in_all} images, "
+        f"{inspection.split}: {inspection.images} of {inspection.total_images} images, "
         f"{inspection.instances} objects ({inspection.in_parts} in several parts), "
         f"{inspection.crowds} crowd regions",
         f"size (square root of area at the network's input): median {middle:.0f} px, "
@@ -352,14 +354,16 @@ def describe(inspection: Inspection) -> str:
     return "\n".join(lines)
 
 
+def range_labels(edges: Sequence[float]) -> list[str]:
+    """Return a name for each bin between two edges, such as "8-16" or "512+"."""
+    return [f"{low:g}-{high:g}" if isfinite(high) else f"{low:g}+" for low, high in pairwise(edges)]
+
+
 def _describe_sizes(counts: Sequence[int]) -> list[str]:
     most = max(counts)
-    labels = [
-        f"{low:g}-{high:g}" if isfinite(high) else f"{low:g}+" for low, high in pairwise(SIDE_EDGES)
-    ]
     return [
         f"  {label:>8s} {count:7d} {'#' * round(40 * count / most)}".rstrip()
-        for label, count in zip(labels, counts, strict=True)
+        for label, count in zip(range_labels(SIDE_EDGES), counts, strict=True)
         if count
     ]
 

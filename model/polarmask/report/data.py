@@ -1,4 +1,4 @@
-"""Page about a data set: what it holds, what it looks like, what is wrong with it."""
+"""The data page: contents, samples and problems of a data set."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from markupsafe import Markup
 
 from polarmask.data.coco import CocoData, Problem
 from polarmask.data.images import read_image
+from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels, spread
 from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart
-from polarmask.report.page import Picture, Tile, make_pictures, render, spread
+from polarmask.report.page import Picture, Tile, make_pictures, render
 
 _SAMPLES = 12
 _SAMPLE_SIDE = 720
 _SIZES_LISTED = 8
 _EXAMPLES = 3
-_SIDE_EDGES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, np.inf)
 _COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, np.inf)
 
 
@@ -45,7 +45,7 @@ def data_page(
         shared_files=_shared_files(contents),
         side_chart=_histogram(
             {split: held.sides for split, held in contents.items()},
-            _SIDE_EDGES,
+            SIDE_EDGES,
             "square root of an object's area, pixels",
             "share of objects, %",
         ),
@@ -68,7 +68,7 @@ def data_page(
 
 @dataclass
 class _Contents:
-    """What the images of a split add up to, of one pass over them."""
+    """Counts over the images of a split, from one pass."""
 
     names: list[str] = field(default_factory=list)
     annotations: list[int] = field(default_factory=list)
@@ -116,7 +116,7 @@ def _tiles(held: _Contents, data: CocoData) -> list[Tile]:
 
 
 def _shared_files(contents: Mapping[str, _Contents]) -> list[str]:
-    """Return files that more than one split uses: scores on them say nothing."""
+    """Return files that are in several splits: scores on them are worthless."""
     splits_of = Counter(name for held in contents.values() for name in held.names)
     return sorted(name for name, count in splits_of.items() if count > 1)
 
@@ -128,18 +128,15 @@ def _histogram(
     counts = {split: np.histogram(numbers, bins=edges)[0] for split, numbers in values.items()}
     used = np.flatnonzero(sum(counts.values()))
     first, last = (used[0], used[-1] + 1) if used.size else (0, 1)
-    labels = [_range_label(low, high) for low, high in pairwise(edges)]
+    labels = [
+        f"{low:g}" if high == low + 1 else label
+        for label, (low, high) in zip(range_labels(edges), pairwise(edges), strict=True)
+    ]
     shares = {
         split: (100 * count / max(1, count.sum()))[first:last].tolist()
         for split, count in counts.items()
     }
     return bar_chart(labels[first:last], shares, x_label=x_label, y_label=y_label)
-
-
-def _range_label(low: float, high: float) -> str:
-    if high == np.inf:
-        return f"{low:g}+"
-    return f"{low:g}" if high == low + 1 else f"{low:g}-{high:g}"
 
 
 def _sizes(contents: Mapping[str, _Contents]) -> list[tuple[str, list[int]]]:

@@ -1,8 +1,9 @@
-"""Page about a model: how good it is, where it is sure, where it errs."""
+"""The evaluation page: mask AP, curves, counts, best and worst images of a model."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from math import nan
 
 import numpy as np
 
@@ -13,11 +14,11 @@ from polarmask.evaluation.evaluate import Evaluation, ImageResult
 from polarmask.inference.drawing import SKY, VERMILION, WHITE, YELLOW, Shape, draw_shapes
 from polarmask.inference.predictor import Instances
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
-from polarmask.report.page import Picture, Tile, make_pictures, render
+from polarmask.report.page import Picture, Tile, fraction, make_pictures, render
 
-_PICTURES = 6
-"""Of the best and of the worst images each, at most."""
-_PICTURE_SIDE = 720
+_IMAGES = 6
+"""At most, of the best and of the worst images each."""
+_OVERLAY_SIDE = 720
 _MOST_DOTS = 2000
 
 
@@ -43,7 +44,7 @@ def evaluation_page(
         (image for image in evaluation.per_image if image.quality == image.quality),
         key=lambda image: image.quality,
     )
-    number = min(_PICTURES, len(ranked) // 2)
+    number = min(_IMAGES, len(ranked) // 2)
     worst, best = ranked[:number] or ranked, ranked[::-1][:number]
     return render(
         "evaluation.html",
@@ -99,32 +100,28 @@ def _totals(evaluation: Evaluation) -> tuple[int, int, int]:
 
 def _headline(evaluation: Evaluation) -> list[Tile]:
     return [
-        Tile("mask AP", _ap(evaluation.mask_ap), "mean of IoU .50 to .95"),
-        Tile("mask AP50", _ap(evaluation.mask_ap50), "IoU .50"),
-        Tile("mask AP75", _ap(evaluation.mask_ap75), "IoU .75"),
-        Tile("small", _ap(evaluation.mask_ap_small), "AP, below 32 x 32 px"),
-        Tile("medium", _ap(evaluation.mask_ap_medium), "AP"),
-        Tile("large", _ap(evaluation.mask_ap_large), "AP, above 96 x 96 px"),
-        Tile("mask AR", _ap(evaluation.mask_ar), f"{evaluation.max_detections} detections"),
+        Tile("mask AP", fraction(evaluation.mask_ap), "mean of IoU .50 to .95"),
+        Tile("mask AP50", fraction(evaluation.mask_ap50), "IoU .50"),
+        Tile("mask AP75", fraction(evaluation.mask_ap75), "IoU .75"),
+        Tile("small", fraction(evaluation.mask_ap_small), "AP, below 32 x 32 px"),
+        Tile("medium", fraction(evaluation.mask_ap_medium), "AP"),
+        Tile("large", fraction(evaluation.mask_ap_large), "AP, above 96 x 96 px"),
+        Tile("mask AR", fraction(evaluation.mask_ar), f"{evaluation.max_detections} detections"),
     ]
 
 
 def _operating(evaluation: Evaluation, true: int, false: int, missed: int) -> list[Tile]:
     return [
         Tile("score at least", f"{evaluation.operating_score:.2f}", "best F1 on this split"),
-        Tile("precision", _share(true, true + false), "of what is found is right"),
-        Tile("recall", _share(true, true + missed), "of the objects are found"),
-        Tile("F1", _share(2 * true, 2 * true + false + missed)),
-        Tile("accuracy", _share(true, true + false + missed), "true of true, false, missed"),
+        Tile("precision", _ratio(true, true + false), "of the detections are true"),
+        Tile("recall", _ratio(true, true + missed), "of the objects are found"),
+        Tile("F1", _ratio(2 * true, 2 * true + false + missed)),
+        Tile("accuracy", _ratio(true, true + false + missed), "true of true, false, missed"),
     ]
 
 
-def _ap(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.3f}" if whole else "-"
+def _ratio(part: int, whole: int) -> str:
+    return fraction(part / whole if whole else nan)
 
 
 def _draw(
@@ -135,14 +132,14 @@ def _draw(
 ) -> list[Picture]:
     wanted = {result.image_id for result in results}
     records = {image.id: image for image in data.images if image.id in wanted}
-    shapes = _judged_shapes(data, records, predictions, evaluation.operating_score)
+    shapes = _shapes_by_image(data, records, predictions, evaluation.operating_score)
     return make_pictures(
         (
             (
                 draw_shapes(
                     read_image(data.image_path(records[result.image_id])),
                     shapes[result.image_id],
-                    side=_PICTURE_SIDE,
+                    side=_OVERLAY_SIDE,
                 ),
                 result.file_name,
                 f"quality {result.quality:.2f}: {result.true_positives} found, "
@@ -150,17 +147,17 @@ def _draw(
             )
             for result in results
         ),
-        expected=2 * _PICTURES,
+        expected=2 * _IMAGES,
     )
 
 
-def _judged_shapes(
+def _shapes_by_image(
     data: CocoData,
     records: Mapping[int, ImageRecord],
     predictions: Mapping[int, Instances],
     min_score: float,
 ) -> dict[int, list[Shape]]:
-    """Colour detections by verdict and outline what was missed; true outlines are white."""
+    """Colour true and false detections and missed objects; outlines of found objects are white."""
     scores = score_predictions(replace(data, images=tuple(records.values())), predictions)
     shapes: dict[int, list[Shape]] = defaultdict(list)
     found: dict[int, set[int]] = defaultdict(set)

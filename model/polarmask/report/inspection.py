@@ -1,7 +1,6 @@
-"""Page about data before a training: sizes, levels, upper bounds, what to set, what fits worst."""
+"""The inspection page, before training: sizes, levels, upper bounds, recommended settings."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
-from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels
+from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels, range_labels
 from polarmask.inference.drawing import (
     SKY,
     YELLOW,
@@ -20,8 +19,8 @@ from polarmask.inference.drawing import (
 from polarmask.report.charts import bar_chart
 from polarmask.report.page import Tile, make_pictures, render
 
-_SHEET_PICTURES = 12
-_PICTURE_SIDE = 720
+_SHEET_IMAGES = 12
+_OVERLAY_SIDE = 720
 
 
 def inspection_page(
@@ -29,13 +28,13 @@ def inspection_page(
 ) -> str:
     """Return a self-contained HTML page below 2 MB."""
     low, middle, high = inspection.side_quantiles
-    part = inspection.images < inspection.images_in_all
+    part = inspection.images < inspection.total_images
     learned = "all parts" if config.labels.parts == "all" else "the largest part"
     tiles = [
         Tile(
             "images",
             f"{inspection.images:,}",
-            f"of {inspection.images_in_all:,}, evenly spread" if part else "all of the split",
+            f"of {inspection.total_images:,}, evenly spread" if part else "all of the split",
         ),
         Tile("objects", f"{inspection.instances:,}", f"{inspection.crowds:,} crowd regions"),
         Tile("in several parts", f"{inspection.in_parts:,}", f"objects; learned: {learned}"),
@@ -46,19 +45,15 @@ def inspection_page(
             f"with {config.model.num_rays} exact rays",
         ),
     ]
-    labels = [
-        f"{first:g}+" if second == float("inf") else f"{first:g}-{second:g}"
-        for first, second in pairwise(SIDE_EDGES)
-    ]
     counts = [float(count) for count in inspection.size_counts]
-    pictures = worst_overlays(inspection, data)
+    overlays = worst_overlays(inspection, data)
     return render(
         "inspection.html",
         title=title,
         provenance={"data": str(data.root), "split": inspection.split, "preset": config.name},
         tiles=tiles,
         sizes=bar_chart(
-            labels,
+            range_labels(SIDE_EDGES),
             {"objects": counts},
             x_label="square root of area, pixels of the network's input",
             y_label="objects",
@@ -74,7 +69,7 @@ def inspection_page(
         overrides=" ".join(
             f"--set '{setting}'" for setting in inspection.recommendation.overrides()
         ),
-        worst=make_pictures(pictures, expected=_SHEET_PICTURES),
+        worst=make_pictures(overlays, expected=_SHEET_IMAGES),
     )
 
 
@@ -90,13 +85,13 @@ def _level_chart(levels: Levels) -> str:
 def worst_overlays(
     inspection: Inspection, data: CocoData
 ) -> list[tuple[NDArray[np.uint8], str, str]]:
-    """Draw the images with the worst-fitting objects: picture, file name, what fits how well."""
+    """Draw the images with the worst-fitting objects: overlay, file name, object and IoU."""
     worst_of: dict[int, tuple[int, float]] = {}
     for image_id, row, iou in inspection.worst:
         worst_of.setdefault(image_id, (row, iou))
     record_of = {record.id: record for record in data.images if record.id in worst_of}
-    pictures = []
-    for image_id, (row, iou) in list(worst_of.items())[:_SHEET_PICTURES]:
+    overlays = []
+    for image_id, (row, iou) in list(worst_of.items())[:_SHEET_IMAGES]:
         record = record_of[image_id]
         annotation = [a for a in record.annotations if a.parts][row]
         found = inspection.predictions[image_id]
@@ -104,15 +99,15 @@ def worst_overlays(
             Shape(annotation.parts, YELLOW, opacity=0.2),
             Shape(tuple(found.parts(row)), SKY, opacity=0.25, center=found.centers[row]),
         ]
-        picture = draw_shapes(read_image(data.image_path(record)), shapes, side=_PICTURE_SIDE)
+        overlay = draw_shapes(read_image(data.image_path(record)), shapes, side=_OVERLAY_SIDE)
         name = data.categories[annotation.category].name
-        pictures.append((picture, record.file_name, f"{name} {annotation.id}, IoU {iou:.2f}"))
-    return pictures
+        overlays.append((overlay, record.file_name, f"{name} {annotation.id}, IoU {iou:.2f}"))
+    return overlays
 
 
-def worst_sheet(pictures: Sequence[tuple[NDArray[np.uint8], str, str]]) -> NDArray[np.uint8]:
-    """Put the pictures side by side; (H, W, 3) uint8 RGB."""
+def worst_sheet(overlays: Sequence[tuple[NDArray[np.uint8], str, str]]) -> NDArray[np.uint8]:
+    """Put the overlays side by side; (H, W, 3) uint8 RGB."""
     return contact_sheet(
-        [picture for picture, _, _ in pictures],
-        captions=[f"{note}  {name}"[:60] for _, name, note in pictures],
+        [overlay for overlay, _, _ in overlays],
+        captions=[f"{note}  {name}"[:60] for _, name, note in overlays],
     )

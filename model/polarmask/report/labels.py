@@ -1,4 +1,4 @@
-"""Page about ray labels: how well rays can describe the objects, and which they can't."""
+"""The label page: how well rays describe the objects, and which objects they fit worst."""
 
 from collections.abc import Mapping
 
@@ -17,8 +17,8 @@ from polarmask.inference.drawing import SKY, YELLOW, Shape, draw_shapes
 from polarmask.labels.store import LabelStore, LabelSummary
 from polarmask.report.page import Picture, Tile, make_pictures, render
 
-_PICTURES = 12
-_PICTURE_SIDE = 560
+_IMAGES = 12
+_OVERLAY_SIDE = 560
 _MARGIN = 0.4
 """Of the object's box, shown around it."""
 _SMALLEST_VIEW = 32
@@ -52,9 +52,7 @@ def labels_page(
         splits=list(summaries),
         categories=_categories(summaries),
         worst={
-            split: _draw_worst(
-                store, data, summaries[split], config, _PICTURES // len(data_by_split)
-            )
+            split: _draw_worst(store, data, summaries[split], config, _IMAGES // len(data_by_split))
             for split, data in data_by_split.items()
         },
     )
@@ -66,7 +64,7 @@ def _tiles(summary: LabelSummary) -> list[Tile]:
         Tile("objects", f"{summary.instances:,}", f"in {summary.images:,} images"),
         Tile("upper-bound IoU", f"{summary.mean_iou:.3f}", "mean over objects"),
         Tile("positive locations", f"{summary.positives:,}", f"{per_object:.1f} for an object"),
-        Tile("without a positive", f"{summary.without_positive:,}", "objects that nothing learns"),
+        Tile("without a positive", f"{summary.without_positive:,}", "objects no location learns"),
         Tile("ignored", f"{summary.ignored:,}", "crowd regions and specks"),
     ]
 
@@ -113,7 +111,7 @@ def _draw_worst(
         category = data.categories[annotation.category].name
         note = f"annotation {annotation_id} of {file_name}"
         pictures.append((picture, f"{category}, IoU {iou:.2f}", note))
-    return make_pictures(pictures, expected=_PICTURES)
+    return make_pictures(pictures, expected=_IMAGES)
 
 
 def _best_rays(
@@ -154,4 +152,4 @@ def _close_up(
         )
         for shape in shapes
     ]
-    return draw_shapes(view, moved, side=_PICTURE_SIDE)
+    return draw_shapes(view, moved, side=_OVERLAY_SIDE)

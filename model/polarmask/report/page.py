@@ -1,9 +1,9 @@
-"""What every page shares: the template environment and pictures that travel inside the page."""
+"""What all pages share: the template environment, number formats, and embedded images."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from math import isnan
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from polarmask.inference.drawing import encode_jpeg, resized
 
-_PICTURES_BYTES = 1_200_000
-"""All pictures of a page together; base64 adds a third, and pages stay below 2 MB."""
-
-Item = TypeVar("Item")
+_IMAGE_BYTES = 1_200_000
+"""All images of a page together; base64 adds a third, and pages stay below 2 MB."""
 
 _QUALITIES = (82, 70, 55, 40)
 
@@ -25,14 +23,19 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["share"] = lambda value: "-" if value != value else f"{100 * value:.1f} %"
-_ENVIRONMENT.filters["ap"] = lambda value: "-" if value != value else f"{value:.3f}"
+_ENVIRONMENT.filters["percent"] = lambda value: "-" if isnan(value) else f"{100 * value:.1f} %"
+_ENVIRONMENT.filters["ap"] = lambda value: fraction(value)
 _ENVIRONMENT.filters["number"] = lambda value: f"{value:,}"
+
+
+def fraction(value: float) -> str:
+    """Format a value in [0, 1]; NaN is a dash."""
+    return "-" if isnan(value) else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A number worth a large font."""
+    """A number in a large font."""
 
     label: str
     value: str
@@ -52,7 +55,7 @@ def make_pictures(
     pictures: Iterable[tuple[NDArray[np.uint8], str, str]], *, expected: int
 ) -> list[Picture]:
     """Encode (image, title, note) so that `expected` of them fit a page."""
-    budget = _PICTURES_BYTES // max(1, expected)
+    budget = _IMAGE_BYTES // max(1, expected)
     return [Picture(_data_uri(image, budget), title, note) for image, title, note in pictures]
 
 
@@ -63,13 +66,6 @@ def _data_uri(image: NDArray[np.uint8], budget: int) -> str:
         if len(encoded) <= budget:
             return "data:image/jpeg;base64," + base64.b64encode(encoded).decode("ascii")
     return _data_uri(resized(image, max(1, int(max(image.shape[:2]) * 0.7))), budget)
-
-
-def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """Pick items evenly over a sequence, the first included; all if there are fewer."""
-    if len(items) <= number:
-        return list(items)
-    return [items[index * len(items) // number] for index in range(number)]
 
 
 def render(template: str, *, title: str, provenance: Mapping[str, str], **values: object) -> str:

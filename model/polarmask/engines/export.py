@@ -1,7 +1,8 @@
-"""The network as an ONNX program, for engines that are not torch.
+"""Export the network as an ONNX program, for engines other than torch.
 
-One program takes any number of images of any size on whole locations; batch norm is folded and
-weights are inside. Equal weights give equal bytes with the same versions of torch and onnx.
+A program takes any number of images, of any size that is a multiple of the strides. Batch norm is
+folded, and the weights are inside. Equal weights give equal bytes with equal versions of torch and
+onnx.
 
 Dimension key
     B: images    H, W: rows and columns of the network's input    3: channels
@@ -35,7 +36,7 @@ def export_program(detector: PolarMask, out: Path) -> None:
     """Write the network as ONNX.
 
     Raises:
-        EngineError: The tools are not installed, or the network has a part that ONNX has not.
+        EngineError: The tools are not installed, or ONNX can't express the network.
     """
     try:
         import onnx
@@ -56,19 +57,19 @@ def export_program(detector: PolarMask, out: Path) -> None:
                 dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
                 verbose=False,
             )
-    except Exception as error:  # exporters raise whatever the network leads them to
+    except Exception as error:  # exporters raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"it can't be exported: {first}") from error
     assert program is not None  # noqa: S101  # only the older exporter returns nothing
     plain = program.model_proto
-    _forget_where(plain)
+    _drop_metadata(plain)
     with atomic_path(out) as temporary:
         temporary.write_bytes(plain.SerializeToString(deterministic=True))
     onnx.checker.check_model(out)
 
 
 class _Flat(nn.Module):
-    """The folded network with a tuple as its answer."""
+    """The folded network, returning a tuple."""
 
     def __init__(self, detector: PolarMask) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class _Flat(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from telling of its steps and of its own insides."""
+    """Silence torch's exporter."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -96,8 +97,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _forget_where(model: "onnx.ModelProto") -> None:
-    """Drop the exporter's notes: stack traces that name the folders of this machine."""
+def _drop_metadata(model: "onnx.ModelProto") -> None:
+    """Drop stack traces, which contain the paths of this machine."""
     del model.metadata_props[:]
     for graph in (model.graph, *model.functions):
         for node in graph.node:

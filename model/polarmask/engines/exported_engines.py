@@ -23,18 +23,18 @@ _Program = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
 
 class Exported:
-    """A program outside of torch, as an engine."""
+    """An engine that runs an exported program."""
 
     def __init__(self, name: str, program: _Program, strides: tuple[int, ...]) -> None:
         self.name = name
         self._program = program
         self._strides = strides
-        self._alone = threading.Lock()
+        self._lock = threading.Lock()
 
     def run(self, batch_B3HW: Tensor) -> Predictions:
         """Run the program."""
         rows, columns = batch_B3HW.shape[2:]
-        with self._alone:
+        with self._lock:
             outputs = self._program(np.ascontiguousarray(batch_B3HW.numpy()))
         class_BLC, quality_BL, ray_BLR, *box_BL4 = map(torch.from_numpy, outputs)
         return Predictions(
@@ -80,8 +80,8 @@ def openvino(name: str, program: Path, strides: tuple[int, ...], *, threads: int
         return compiled.create_infer_request()
 
     try:
-        # It gives the thread that loads it a stack for signals, too small for Python's handlers:
-        # in the main thread the next SIGTERM would be a segmentation fault.
+        # OpenVINO gives the thread that loads it a signal stack too small for Python's handlers:
+        # if that were the main thread, the next SIGTERM would be a segmentation fault.
         with ThreadPoolExecutor(1) as thread:
             request = thread.submit(load).result()
     except (RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: the same function with fewer steps."""
+"""Fold batch norm into the convolution before it: the same function in fewer operations."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from polarmask.network.deform import DeformConv2d
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module) -> None:
-    """Fold in place, wherever a norm stands right behind its convolution. For inference only."""
+    """Fold in place every norm that directly follows a convolution. For inference only."""
     for parent in list(network.modules()):
         for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d | DeformConv2d) and isinstance(

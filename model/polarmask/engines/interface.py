@@ -1,4 +1,4 @@
-"""What an engine is, which ones there are, and how far from eager float32 each may be.
+"""What an engine is, which ones exist, and how far each may differ from eager float32.
 
 Dimension key
     B: images    H, W: rows and columns of the network's input    3: channels
@@ -28,18 +28,18 @@ class EngineError(PolarMaskError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKind:
-    """What is known about an engine before it is tried."""
+    """Properties and tolerances of an engine."""
 
     device: str
     """Where it runs: cpu or cuda."""
     exact: bool
-    """Computes in float32; others need measured AP to be chosen."""
+    """Computes in float32; other engines need measured mask AP to be admitted."""
     program: str = ""
-    """File that it runs, within the model folder; empty: none, it runs the network in torch."""
+    """Exported program within the model folder; empty for engines that run the network in torch."""
     score_tolerance: float
     """Largest difference of a score from eager float32, scores being in [0, 1]."""
     ray_tolerance: float
-    """Largest difference of a ray as a share of its length, where the score is above 0.05."""
+    """Largest difference of a ray as a fraction of its length, where the score is above 0.05."""
 
 
 PROGRAM_FILE = "engines/network.onnx"
@@ -49,21 +49,21 @@ INT8_FILE = "engines/network_int8.onnx"
 
 
 def _exact(*, program: str = "") -> EngineKind:
-    # Other orders of summation: float32 has 7 digits, of which 50 layers cost some.
+    # Sums in another order: float32 has 7 digits, and 50 layers lose some of them.
     return EngineKind(
         device="cpu", exact=True, program=program, score_tolerance=1e-3, ray_tolerance=1e-3
     )
 
 
 def _half(device: str, *, program: str = "") -> EngineKind:
-    # bf16 has 2 to 3 digits. What that costs is AP, and AP is what decides.
+    # bf16 has 2 to 3 digits; the measured loss of AP decides.
     return EngineKind(
         device=device, exact=False, program=program, score_tolerance=0.1, ray_tolerance=0.2
     )
 
 
 def _int8() -> EngineKind:
-    # 256 steps for all values of a layer. Again, AP is what decides.
+    # 256 values per layer; again, the measured loss of AP decides.
     return EngineKind(
         device="cpu", exact=False, program=INT8_FILE, score_tolerance=0.2, ray_tolerance=0.5
     )
@@ -82,4 +82,4 @@ ENGINES: dict[str, EngineKind] = {
 }
 
 SAFE_ENGINE = "folded"
-"""Runs every network on every device."""
+"""The fallback: runs every network on every device."""

@@ -1,4 +1,4 @@
-"""The engine that a model folder asks for, or one that works in any case."""
+"""Make engines, and choose the one for a model folder."""
 
 import logging
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ def make_engine(
 
     Args:
         name: One of `ENGINES`.
-        detector: The network on `device`, in eval mode; it stays as it is.
+        detector: The network on `device`, in eval mode; not changed.
         device: Where to compute.
         folder: Model folder, or another one with the programs of exported engines.
-        threads: CPU threads of an exported engine; torch's are those of the process.
+        threads: CPU threads of an exported engine; torch engines use the threads of the process.
 
     Raises:
         EngineError: It can't run here.
@@ -74,8 +74,8 @@ def load_engine(
         threads: CPU threads; None is one, for engines other than torch's.
 
     Raises:
-        ConfigError: No engine of this name. One that can't run here is no error: it is replaced,
-            with a warning, because a slower answer is better than none.
+        ConfigError: No engine of this name. An engine that can't run here is replaced, with a
+            warning: a slow model is better than none.
     """
     wanted = (name,) if name is not None else _ranking(folder)
     for candidate in wanted:

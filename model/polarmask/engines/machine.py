@@ -1,11 +1,11 @@
-"""What this machine's CPU is and can do. Imports no torch."""
+"""Name and features of this machine's CPU. Imports no torch."""
 
 import platform
 from functools import cache
 from pathlib import Path
 
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Instructions of x86 and, the last one, of Arm."""
+"""CPU flags: two of x86, and the last one of Arm."""
 
 
 @cache
@@ -19,12 +19,12 @@ def _facts() -> dict[str, str]:
 
 
 def has_bf16() -> bool:
-    """Tell whether the CPU multiplies in bf16; elsewhere bf16 is slower than float32."""
+    """Return whether the CPU has bf16 instructions; without them bf16 is slower than float32."""
     facts = _facts()
     flags = facts.get("flags") or facts.get("features", "")
     return bool(_BF16 & set(flags.split()))
 
 
 def cpu_name() -> str:
-    """Return the CPU's name as it tells it."""
+    """Return the CPU's model name."""
     return _facts().get("model name") or platform.processor() or platform.machine()

@@ -1,8 +1,8 @@
-"""The exported network with convolutions in 8-bit integers.
+"""Quantize the exported network: convolutions in 8-bit integers.
 
-What values flow through the network decides how they are rounded, so it is measured on images: that
-is a calibration. One goes with the weights it was measured of, and as JSON it is all that is needed
-to write the quantized program again, byte for byte.
+Rounding depends on the ranges of the values in the network, which are measured on images. These
+ranges are the calibration of one set of weights. With it, as JSON, the quantized program can be
+written again, byte for byte.
 
 Dimension key
     B: images    H, W: rows and columns of the network's input    3: channels
@@ -34,7 +34,7 @@ def calibrate(program: Path, batches: Sequence[Tensor]) -> Calibration:
         batches: Each (1, 3, H, W), images as the network gets them.
 
     Raises:
-        EngineError: The tools are not installed, or they can't do it.
+        EngineError: The tools are not installed, or they fail.
     """
     with TemporaryDirectory() as folder:
         cache = Path(folder) / "calibration.json"
@@ -56,7 +56,7 @@ def quantize_program(program: Path, calibration: Calibration, out: Path) -> None
 
 
 def _quantize(program: Path, out: Path, cache: Path, batches: Sequence[Tensor] = ()) -> None:
-    """Quantize; without batches by the ranges in `cache`, with them those are measured first."""
+    """Quantize with the ranges in `cache`, which are measured first if there are batches."""
     try:
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -67,7 +67,7 @@ def _quantize(program: Path, out: Path, cache: Path, batches: Sequence[Tensor] =
     input_name = onnx.load(program).graph.input[0].name
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
-        """Hands out the batches."""
+        """Yields the batches."""
 
         def __init__(self) -> None:
             self._left = iter(batches)
@@ -83,7 +83,7 @@ def _quantize(program: Path, out: Path, cache: Path, batches: Sequence[Tensor] =
                 out,
                 Reader() if batches else None,
                 per_channel=True,
-                reduce_range=True,  # to 7 bits: AVX2 adds two products in 16 bits, and cuts more
+                reduce_range=True,  # to 7 bits: AVX2 sums two products in 16 bits, which overflow
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 op_types_to_quantize=["Conv"],
@@ -96,7 +96,7 @@ def _quantize(program: Path, out: Path, cache: Path, batches: Sequence[Tensor] =
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tools from giving advice on the root logger, and from configuring it."""
+    """Silence the tools, which log to the root logger and configure it."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     logging.disable(logging.WARNING)

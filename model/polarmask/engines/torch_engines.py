@@ -19,11 +19,11 @@ from polarmask.network.head import Predictions
 from polarmask.system.device import half_precision
 
 _MAX_GRAPHS = 8
-"""Recorded input shapes; each keeps the memory of one pass."""
+"""Recorded input shapes; each holds the memory of one forward pass."""
 
 
 class Eager:
-    """The network as it was trained, and as it is while it trains."""
+    """The network as it was trained; also used on the live network during training."""
 
     name = "eager"
 
@@ -37,7 +37,7 @@ class Eager:
 
 
 class Folded(Eager):
-    """With batch norm folded into the convolutions."""
+    """The network with batch norm folded into the convolutions."""
 
     name = "folded"
 
@@ -54,7 +54,7 @@ class Half:
         self.name = "bf16" if device.type == "cpu" else "cuda_half"
         on_cpu = device.type == "cpu"
         self._dtype = half_precision("bf16" if on_cpu else "auto", device)
-        # Norms, too: converting between them and the convolutions costs more than they do.
+        # Norms, too: conversions between dtypes would take longer than the norms do.
         self._detector = _folded(detector).to(self._dtype)
 
     def run(self, batch_B3HW: Tensor) -> Predictions:
@@ -71,7 +71,7 @@ class _Recording:
 
 
 class CudaGraph:
-    """Half precision, recorded once for each input shape and then replayed without Python."""
+    """Half precision, recorded once per input shape and then replayed without Python."""
 
     name = "cuda_graph"
 
@@ -80,7 +80,7 @@ class CudaGraph:
         self._recordings: OrderedDict[tuple[int, ...], _Recording] = OrderedDict()
 
     def run(self, batch_B3HW: Tensor) -> Predictions:
-        """Replay; what it returns is overwritten by the next call with this shape."""
+        """Replay; the next call with this shape overwrites the returned tensors."""
         shape = tuple(batch_B3HW.shape)
         if shape not in self._recordings:
             if len(self._recordings) == _MAX_GRAPHS:
@@ -94,12 +94,12 @@ class CudaGraph:
 
     def _record(self, batch_B3HW: Tensor) -> _Recording:
         own_B3HW = batch_B3HW.clone()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # lets libraries choose their kernels before the recording
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):  # libraries choose their kernels here, not while recording
             for _ in range(3):
                 self._half.run(own_B3HW)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             predictions = self._half.run(own_B3HW)

@@ -1,1 +1,1 @@
-"""How good a model, its data and its engines are."""
+"""Mask AP of models, the gate, inspection of data, measurement of engines."""

@@ -1,1 +1,1 @@
-"""From an image to instances: the predictor and the model folder."""
+"""From an image to instances: the predictor, the model folder, overlays."""

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages for people: what the data, the labels and the model look like."""
+"""Self-contained HTML pages about data, labels and models."""
 
 from polarmask.report.data import data_page
 from polarmask.report.evaluation import evaluation_page

@@ -116,7 +116,7 @@ def test_several_passes_add_up_to_the_large_batch(small_config, options, centern
 
 
 def test_passes_that_cannot_be_equal_to_a_large_batch_are_refused(small_config, options):
-    with pytest.raises(ConfigError, match="among 1 processes times 3 batches"):
+    with pytest.raises(ConfigError, match="among 1 processes times 3 passes"):
         train(small_config, replace(options, passes=3))
     batch_norm = replace(small_config, model=replace(small_config.model, backbone_norm="batch"))
     with pytest.raises(ConfigError, match="batch norm normalises each pass alone"):

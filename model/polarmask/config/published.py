@@ -1,193 +1,112 @@
-"""The fifteen published runs of the paper's authors on COCO, each derived from another.
+"""The fifteen published runs of the paper's authors on COCO, as a table.
 
 Backbone, schedule, batch, learning rate, warm-up and input size are the published ones. Labels,
-losses and scores are ours; `presets.original` turns those back too.
+losses and scores are ours; `presets.original` changes those to the paper's.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from polarmask.config.settings import InputConfig, ModelConfig, OptimConfig, RunConfig
 
 _WEIGHTS = "https://download.openmmlab.com/pretrain/third_party/"
+_LR_PER_IMAGE = 0.01 / 16
+"""The authors scaled the learning rate with the batch size."""
+
+# Networks: R-50 and R-101 start from weights of Caffe (its stride, channel order and means), X-101
+# from weights of PyTorch.
+_CAFFE = InputConfig(mean=(122.7717, 115.9465, 102.9801), std=(1.0, 1.0, 1.0), channel_order="bgr")
+_BACKBONES: dict[str, tuple[str, str, InputConfig]] = {
+    "r50": ("resnet50", "resnet50_caffe-788b5fa3.pth", _CAFFE),
+    "r101": ("resnet101", "resnet101_caffe-3ad79236.pth", _CAFFE),
+    "x101": ("resnext101_64x4d", "resnext101_64x4d-ee2c6f71.pth", InputConfig()),
+}
+
+# Schedules: settings of the input, and of the optimiser with the epochs of the drops.
+_SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "1x": (
+        {"short_side": 768, "max_side": 1280},
+        {"warmup_steps": 500, "lr_drops": (8 / 12, 11 / 12), "epochs": 12},
+    ),
+    # Large batches: two epochs longer, to make up for the longer warm-up.
+    "1x-32gpu": (
+        {"short_side": 768, "max_side": 1280},
+        {"warmup_steps": 2000, "lr_drops": (10 / 14, 13 / 14), "epochs": 14},
+    ),
+    "2x-32gpu": (
+        {"short_side": 800, "max_side": 1333, "train_short_sides": (640, 800)},
+        {"warmup_steps": 2000, "lr_drops": (18 / 26, 24 / 26), "epochs": 26},
+    ),
+}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Published:
-    """What is known about a published run."""
+    """One published run."""
 
-    make: Callable[[], RunConfig]
+    backbone: str
+    """Key of `_BACKBONES`."""
+    dcn: bool
+    """Deformable convolutions in the backbone's later stages."""
+    schedule: str
+    """Key of `_SCHEDULES`."""
     gpus: int
     images_per_gpu: int
     mask_ap: float
     """COCO mask AP on val2017, in percent, of the authors' own code and labels."""
 
+    @property
+    def name(self) -> str:
+        """Name of the preset."""
+        return f"coco-{self.backbone}{'-dcn' if self.dcn else ''}-{self.schedule}"
 
-PUBLISHED: dict[str, Published] = {}
-
-
-def _published(
-    *, gpus: int, images_per_gpu: int, mask_ap: float
-) -> Callable[[Callable[[], RunConfig]], Callable[[], RunConfig]]:
-    """List a run with the facts known about it."""
-
-    def enter(make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
-        PUBLISHED[make().name] = Published(
-            make=make, gpus=gpus, images_per_gpu=images_per_gpu, mask_ap=mask_ap
+    def make(self) -> RunConfig:
+        """Return the whole run."""
+        backbone, weights, images = _BACKBONES[self.backbone]
+        sizes, optim = _SCHEDULES[self.schedule]
+        batch_size = self.gpus * self.images_per_gpu
+        return RunConfig(
+            name=self.name,
+            model=ModelConfig(
+                backbone=backbone,
+                backbone_style="caffe" if images is _CAFFE else "pytorch",
+                frozen_stages=1,
+                dcn=self.dcn,
+            ),
+            input=replace(images, **sizes),
+            optim=OptimConfig(
+                lr=_LR_PER_IMAGE * batch_size,
+                lr_batch_size=batch_size,
+                batch_size=batch_size,
+                warmup_lr=0.01 / 3,
+                **optim,
+            ),
+            backbone_weights=_WEIGHTS + weights,
         )
-        return make
-
-    return enter
 
 
-def _r101(run: RunConfig, name: str) -> RunConfig:
-    return replace(
-        run,
-        name=name,
-        model=replace(run.model, backbone="resnet101"),
-        backbone_weights=_WEIGHTS + "resnet101_caffe-3ad79236.pth",
-    )
+_RUNS = (
+    Published("r50", False, "1x", 4, 4, 29.2),
+    Published("r101", False, "1x", 4, 4, 30.7),
+    Published("x101", False, "1x", 8, 2, 32.5),
+    Published("r50", False, "1x-32gpu", 32, 4, 29.1),
+    Published("r101", False, "1x-32gpu", 32, 4, 30.4),
+    Published("x101", False, "1x-32gpu", 32, 2, 32.6),
+    Published("r50", True, "1x-32gpu", 32, 4, 32.0),
+    Published("r101", True, "1x-32gpu", 32, 4, 33.5),
+    Published("x101", True, "1x-32gpu", 32, 2, 34.9),
+    Published("r50", False, "2x-32gpu", 32, 1, 30.5),
+    Published("r101", False, "2x-32gpu", 32, 1, 31.9),
+    Published("x101", False, "2x-32gpu", 32, 1, 33.5),
+    Published("r50", True, "2x-32gpu", 32, 1, 33.3),
+    Published("r101", True, "2x-32gpu", 32, 1, 34.3),
+    Published("x101", True, "2x-32gpu", 32, 1, 35.9),
+)
+
+PUBLISHED = {run.name: run for run in _RUNS}
+"""By name of the preset, in the order of the authors' table."""
 
 
-def _x101(run: RunConfig, name: str) -> RunConfig:
-    """X-101 was pretrained in PyTorch: its own stride, channel order and means."""
-    ours = InputConfig()
-    return replace(
-        run,
-        name=name,
-        model=replace(run.model, backbone="resnext101_64x4d", backbone_style="pytorch"),
-        input=replace(run.input, mean=ours.mean, std=ours.std, channel_order="rgb"),
-        backbone_weights=_WEIGHTS + "resnext101_64x4d-ee2c6f71.pth",
-    )
-
-
-def _dcn(run: RunConfig, name: str) -> RunConfig:
-    return replace(run, name=name, model=replace(run.model, dcn=True))
-
-
-def _batch(optim: OptimConfig, batch_size: int, *, lr: float) -> OptimConfig:
-    return replace(optim, batch_size=batch_size, lr_batch_size=batch_size, lr=lr)
-
-
-@_published(gpus=4, images_per_gpu=4, mask_ap=29.2)
 def coco_r50_1x() -> RunConfig:
     """Return R-50 with Caffe's weights: 12 epochs, batch 16, 1280 x 768."""
-    return RunConfig(
-        name="coco-r50-1x",
-        model=ModelConfig(backbone="resnet50", backbone_style="caffe", frozen_stages=1),
-        input=InputConfig(
-            short_side=768,
-            max_side=1280,
-            mean=(122.7717, 115.9465, 102.9801),
-            std=(1.0, 1.0, 1.0),
-            channel_order="bgr",
-        ),
-        optim=OptimConfig(
-            lr=0.01,
-            lr_batch_size=16,
-            batch_size=16,
-            warmup_steps=500,
-            warmup_lr=0.01 / 3,
-            lr_drops=(8 / 12, 11 / 12),
-            epochs=12,
-        ),
-        backbone_weights=_WEIGHTS + "resnet50_caffe-788b5fa3.pth",
-    )
-
-
-@_published(gpus=4, images_per_gpu=4, mask_ap=30.7)
-def coco_r101_1x() -> RunConfig:
-    """Return the 1x run with R-101."""
-    return _r101(coco_r50_1x(), "coco-r101-1x")
-
-
-@_published(gpus=8, images_per_gpu=2, mask_ap=32.5)
-def coco_x101_1x() -> RunConfig:
-    """Return the 1x run with X-101-64x4d."""
-    return _x101(coco_r50_1x(), "coco-x101-1x")
-
-
-@_published(gpus=32, images_per_gpu=4, mask_ap=29.1)
-def coco_r50_1x_32gpu() -> RunConfig:
-    """Return R-50 in batches of 128: two epochs longer, to pay for the longer warm-up."""
-    run = coco_r50_1x()
-    optim = replace(
-        _batch(run.optim, 128, lr=0.08),
-        warmup_steps=2000,
-        lr_drops=(10 / 14, 13 / 14),
-        epochs=14,
-    )
-    return replace(run, name="coco-r50-1x-32gpu", optim=optim)
-
-
-@_published(gpus=32, images_per_gpu=4, mask_ap=30.4)
-def coco_r101_1x_32gpu() -> RunConfig:
-    """Return the 1x run in large batches with R-101."""
-    return _r101(coco_r50_1x_32gpu(), "coco-r101-1x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=2, mask_ap=32.6)
-def coco_x101_1x_32gpu() -> RunConfig:
-    """Return the 1x run with X-101, in batches of 64."""
-    run = _x101(coco_r50_1x_32gpu(), "coco-x101-1x-32gpu")
-    return replace(run, optim=_batch(run.optim, 64, lr=0.04))
-
-
-@_published(gpus=32, images_per_gpu=4, mask_ap=32.0)
-def coco_r50_dcn_1x_32gpu() -> RunConfig:
-    """Return the 1x run in large batches with deformable R-50."""
-    return _dcn(coco_r50_1x_32gpu(), "coco-r50-dcn-1x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=4, mask_ap=33.5)
-def coco_r101_dcn_1x_32gpu() -> RunConfig:
-    """Return the 1x run in large batches with deformable R-101."""
-    return _dcn(coco_r101_1x_32gpu(), "coco-r101-dcn-1x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=2, mask_ap=34.9)
-def coco_x101_dcn_1x_32gpu() -> RunConfig:
-    """Return the 1x run with deformable X-101, in batches of 64."""
-    return _dcn(coco_x101_1x_32gpu(), "coco-x101-dcn-1x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=1, mask_ap=30.5)
-def coco_r50_2x_32gpu() -> RunConfig:
-    """Return R-50 for 26 epochs in batches of 32, short sides of 640 to 800."""
-    run = coco_r50_1x_32gpu()
-    return replace(
-        run,
-        name="coco-r50-2x-32gpu",
-        input=replace(run.input, short_side=800, max_side=1333, train_short_sides=(640, 800)),
-        optim=replace(_batch(run.optim, 32, lr=0.02), lr_drops=(18 / 26, 24 / 26), epochs=26),
-    )
-
-
-@_published(gpus=32, images_per_gpu=1, mask_ap=31.9)
-def coco_r101_2x_32gpu() -> RunConfig:
-    """Return the 2x run with R-101."""
-    return _r101(coco_r50_2x_32gpu(), "coco-r101-2x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=1, mask_ap=33.5)
-def coco_x101_2x_32gpu() -> RunConfig:
-    """Return the 2x run with X-101."""
-    return _x101(coco_r50_2x_32gpu(), "coco-x101-2x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=1, mask_ap=33.3)
-def coco_r50_dcn_2x_32gpu() -> RunConfig:
-    """Return the 2x run with deformable R-50."""
-    return _dcn(coco_r50_2x_32gpu(), "coco-r50-dcn-2x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=1, mask_ap=34.3)
-def coco_r101_dcn_2x_32gpu() -> RunConfig:
-    """Return the 2x run with deformable R-101."""
-    return _dcn(coco_r101_2x_32gpu(), "coco-r101-dcn-2x-32gpu")
-
-
-@_published(gpus=32, images_per_gpu=1, mask_ap=35.9)
-def coco_x101_dcn_2x_32gpu() -> RunConfig:
-    """Return the 2x run with deformable X-101."""
-    return _dcn(coco_x101_2x_32gpu(), "coco-x101-dcn-2x-32gpu")
+    return PUBLISHED["coco-r50-1x"].make()

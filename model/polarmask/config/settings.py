@@ -36,8 +36,8 @@ class ModelConfig:
     """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the
     weights were trained."""
     backbone_norm: Literal["batch", "frozen_batch", "group"] = "frozen_batch"
-    """`frozen_batch` for pretrained weights; `group` to train from scratch, with the same result
-    for any number of processes."""
+    """`frozen_batch` for pretrained weights; `group` to train from scratch: equal results for any
+    number of processes."""
     frozen_stages: int = 0
     """Number of first stages that do not learn: 1 is the stem and layer1, 4 the whole backbone."""
     dcn: bool = False

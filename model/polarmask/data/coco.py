@@ -1,9 +1,9 @@
-"""What a COCO folder holds, and what is wrong with it.
+"""Reads a COCO folder and reports what is wrong with it.
 
-A data folder holds `images/` and `annotations/instances_{split}.json`. Bad images and annotations
+A data folder contains `images/` and `annotations/instances_{split}.json`. Bad images and objects
 are left out and reported as `Problem`s, so that training never meets them; only data of which
-nothing usable is left raises DataError. The file is read item by item, and what it says of each
-image is kept on disk, so that memory hardly grows with the data (ADR 0020).
+nothing usable is left raises DataError. The file is read item by item, and the images' records are
+kept on disk, so that memory hardly grows with the data (ADR 0020).
 
 Polygons are in continuous pixel coordinates: the pixel in row i and column j covers
 [j, j+1) x [i, i+1).
@@ -90,7 +90,7 @@ class Problem:
     """Stable identifier, for counting."""
     where: str
     detail: str
-    """What is wrong; says "clipped" or "kept" where the item is used all the same."""
+    """What is wrong; contains "clipped" or "kept" where the item is used all the same."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class CocoData:
     categories: tuple[Category, ...]
     """Sorted by id, so that splits agree on indices."""
     images: Sequence[ImageRecord]
-    """Read anew from disk whenever one is asked for: go through them once where that will do."""
+    """Each access reads from disk: iterate once if possible."""
     problems: tuple[Problem, ...]
 
     def image_path(self, record: ImageRecord) -> Path:
@@ -110,7 +110,7 @@ class CocoData:
         return self.root / "images" / record.file_name
 
     def only(self, ids: Collection[int]) -> "CocoData":
-        """Return the images of these ids alone."""
+        """Return the data with only the images of these ids."""
         kept = [n for n, image in enumerate(self.images) if image.id in ids]
         if isinstance(self.images, DiskList):
             return replace(self, images=self.images.take(np.array(kept, dtype=np.int64)))
@@ -162,7 +162,7 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
 
 
 def _read_document(data: Path, path: Path) -> Mapping[str, DiskList[Any]]:
-    """Read the JSON file and see that it is a COCO one."""
+    """Read the lists of a COCO JSON file."""
     for needed in (data, data / "images", path):
         if not needed.exists():
             raise DataError(
@@ -205,7 +205,7 @@ class _Groups:
     image_A: NDArray[np.int64]
     """Image id of each, ascending."""
     position_A: NDArray[np.int64]
-    """Where it stands in `raw`."""
+    """Its index in `raw`."""
 
     def of(self, image_id: int) -> Iterator[dict[str, Any]]:
         """Yield an image's entries in the order of the file."""
@@ -282,7 +282,7 @@ def _check_files(
     *,
     total: int,
 ) -> Iterator[ImageRecord]:
-    """Yield the records whose file exists, opens and has the size the JSON says."""
+    """Yield the records whose file exists, opens and has the size in the JSON."""
 
     def check(record: ImageRecord) -> Problem | None:
         return check_file(folder / record.file_name, record, pixels=check_pixels)

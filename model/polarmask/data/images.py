@@ -1,4 +1,4 @@
-"""Image files to pixels: the one decoder of training, evaluation and pictures."""
+"""Image files to pixels: the only decoder, for training, evaluation and overlays."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """A large JSON object, one list item at a time, as Python's own json module reads it.
 
-NaN, huge numbers and every encoding of JSON are taken as `json.loads` takes them; no more of the
-text is held than the largest item needs.
+NaN, huge numbers and encodings are handled as by `json.loads`; memory holds no more of the text
+than the largest item needs.
 """
 
 import json
@@ -15,11 +15,11 @@ _CHUNK = 1 << 20
 """Characters to read at a time, at first; items that are larger double it."""
 
 _LONGEST_JOINT = 3
-"""Characters after what looks like a whole number, of which one shows that it is."""
+"""Characters after a number that can show that it goes on: "e", a sign and a digit."""
 
 
 def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Yield what the lists of a JSON object hold: key of the list and item, as the file has them.
+    """Yield the items of lists in a JSON object: key of the list and item, in file order.
 
     Args:
         path: File with a JSON object.
@@ -56,7 +56,7 @@ class MissingListError(ValueError):
 
 
 class _Reader:
-    """A window on the text that moves on."""
+    """A window that moves over the text."""
 
     def __init__(self, file: TextIO, progress: "tqdm[Any]") -> None:
         self._file = file
@@ -90,7 +90,7 @@ class _Reader:
             raise MissingListError(key)
 
     def _members(self) -> Iterator[str]:
-        """Yield keys; whoever takes one reads its value before the next."""
+        """Yield keys; the caller reads the value of each before taking the next."""
         for key in self._separated("}"):
             if not isinstance(key, str):
                 raise self._error("a key that is no text")
@@ -149,6 +149,6 @@ class _Reader:
         self._at = 0
         self._progress.update(len(more))
 
-    def _error(self, words: str, position: int | None = None) -> ValueError:
+    def _error(self, reason: str, position: int | None = None) -> ValueError:
         at = self._passed + (self._at if position is None else position)
-        return ValueError(f"{words} at character {at}")
+        return ValueError(f"{reason} at character {at}")

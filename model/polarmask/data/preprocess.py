@@ -1,6 +1,6 @@
 """Image to network input: resize, pad to whole locations, normalise.
 
-Training, evaluation and serving all go through here, so they can't disagree.
+Training, evaluation and serving all use these functions, so they can't differ.
 """
 
 import math
@@ -39,7 +39,7 @@ def canvas_hw(
 
 
 LETTERBOX_STEP = 128
-"""Sides of what a served network sees are whole multiples of this, so that shapes are few."""
+"""Sides of a served network's input are multiples of this, so that there are few shapes."""
 
 
 def letterbox_hw(
@@ -50,7 +50,7 @@ def letterbox_hw(
 
 
 def letterbox(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Place an image top left on a canvas and go on with its mirror image.
+    """Place an image top left on a canvas and pad it with its mirror image.
 
     A plain colour would move the averages that group norm takes over the whole canvas.
     """
@@ -88,7 +88,7 @@ def to_canvas(
 
 
 def normalise(image_BHW3: Tensor, config: InputConfig) -> Tensor:
-    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float, in channels-last memory; no copy but one.
+    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float, in channels-last memory, with one copy.
 
     The three channels come out in the order that the network was trained with.
     """

@@ -37,9 +37,9 @@ Segmentation = tuple[Polygon, ...] | Rle
 def rles_from_polygons(
     polygons: Iterable[NDArray[np.floating[Any]]], image_hw: tuple[int, int]
 ) -> list[Rle]:
-    """Rasterise each polygon (V, 2) as an object of its own, without a bitmap between.
+    """Rasterise each polygon (V, 2) as one object, without a bitmap.
 
-    Vertices may lie outside the image; what lies outside is cut off. Empty in, empty out.
+    Vertices may lie outside the image; the polygon is clipped to it.
     """
     flat = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in polygons]
     # frPyObjects reads a list of four numbers as a box, so a line must not reach it.
@@ -137,8 +137,8 @@ def rle_iou(
 ) -> NDArray[np.float64]:
     """Return mask IoU (N, M) in [0, 1].
 
-    Where `crowd_M` is true the union is the first mask alone, as COCO judges a detection inside a
-    crowd region.
+    Where `crowd_M` is true the first mask's area takes the place of the union, as in COCO's
+    evaluation of detections inside crowd regions.
     """
     if not first_N or not second_M:
         return np.zeros((len(first_N), len(second_M)))
@@ -150,7 +150,7 @@ def rle_iou(
 def parse_rle(raw: dict[str, Any], image_hw: tuple[int, int]) -> Rle:
     """Check an RLE from a file, compressed or not, and return it compressed.
 
-    The codec in C trusts its input and writes past its buffer on a bad one, hence the checks here.
+    Bad input makes the C codec write past its buffer, hence the checks here.
 
     Raises:
         ValueError: `size` is not `image_hw`, or `counts` is no run-length code of that size.
@@ -171,7 +171,7 @@ def parse_rle(raw: dict[str, Any], image_hw: tuple[int, int]) -> Rle:
 
 
 def _decode_counts(text: str) -> list[int]:
-    """Return the run lengths that COCO's text form stands for.
+    """Return the run lengths of COCO's text form.
 
     Each number is a chain of characters of 5 bits, low bits first; from the third on it is the
     difference to the number two before.

@@ -56,7 +56,7 @@ def read_outline(raw: dict[str, Any], image_hw: tuple[int, int], *, crowd: bool)
     """Check a COCO annotation's `segmentation` and `bbox` and derive the rest from the former.
 
     Raises:
-        OutlineError: Nothing usable; says why.
+        OutlineError: The annotation can't be used.
     """
     segmentation = raw.get("segmentation")
     if not segmentation:
@@ -68,7 +68,7 @@ def read_outline(raw: dict[str, Any], image_hw: tuple[int, int], *, crowd: bool)
 
 
 def _check_file_box(box: object, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
-    """See that the file's own box agrees with the image; the box serves for nothing else."""
+    """Check that the file's own box lies in the image; the box is used for nothing else."""
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
         return []
     x, y, width, height = box
@@ -140,8 +140,8 @@ def _extent(polygons: Sequence[Polygon]) -> Box:
 def _parse_polygons(raw: object) -> tuple[list[Polygon], list[tuple[str, str]]]:
     """Turn COCO's lists of x, y, x, y, ... into arrays.
 
-    A stray part of under 3 points is skipped if others remain; any other defect damns the object,
-    because it says that the writer of the file went astray.
+    A part of under 3 points is skipped if others remain. Other defects make the object unusable,
+    because they point to a fault in the program that wrote the file.
     """
     if not isinstance(raw, list):
         raise OutlineError("malformed_segmentation", f"a {type(raw).__name__} is no outline")

@@ -2,7 +2,7 @@
 
 The canvas is a whole number of locations wide and high and rays are evenly spaced, so each of the
 eight symmetries of the square maps locations onto locations and rays onto rays: labels made once
-serve them all (ADR 0008).
+fit them all (ADR 0008).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One image's annotations to what the network should learn from it at the run's input size.
+"""The annotations of an image to its labels at the run's input size.
 
 Dimension key
     G: objects of the image    P: positive locations    R: rays    I: ignored locations
@@ -33,14 +33,14 @@ _Labelled = tuple[ImageLabels, NDArray[np.int64]]
 
 
 def label_image(record: ImageRecord, config: RunConfig) -> ImageLabels:
-    """Return what one image teaches and how well its labels fit, for the label store."""
+    """Return the labels of one image and how well they fit, for the label store."""
     return label_images([record], config)[0]
 
 
 def label_images(
     records: Sequence[ImageRecord], config: RunConfig, device: str | None = None
 ) -> list[ImageLabels]:
-    """Return what images teach and how well their labels fit, for the label store.
+    """Return the labels of images and how well they fit, for the label store.
 
     Args:
         records: The images.
@@ -58,7 +58,7 @@ def label_images(
 
 
 def label_view(record: ImageRecord, config: RunConfig, symmetry: Symmetry) -> ImageLabels:
-    """Return what one image teaches when it is mirrored or turned; `iou_G` is 0, for speed."""
+    """Return the labels of one image when it is mirrored or turned; `iou_G` is 0, for speed."""
     return _RULES[config.labels.mode].view(record, config, symmetry)
 
 
@@ -139,7 +139,7 @@ def _is_learned(annotation: Annotation, scale_2: NDArray[np.float64], config: Ru
 def _outlines(
     annotation: Annotation, scale_2: NDArray[np.float64], config: RunConfig
 ) -> list[NDArray[np.float32]]:
-    """Return the outlines that an object teaches, in pixels of the network's input."""
+    """Return the outlines of an object that are learned, in pixels of the network's input."""
     parts = [part * scale_2 for part in annotation.parts]
     if config.labels.parts == "all":
         parts = [p for p in parts if polygon_area(p) >= config.labels.min_area] or parts[:1]

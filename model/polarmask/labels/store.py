@@ -1,4 +1,4 @@
-"""Ray labels on disk: made once, read in every epoch.
+"""Labels on disk: made once, read in every epoch.
 
 A store is a folder: shards of up to 128 images (`train-00000.safetensors`) and `index.json`, which
 names the data, the settings and the sha256 of every shard. The index is written last: a folder
@@ -84,7 +84,7 @@ def write_shard(path: Path, images: list[ImageLabels], key: str, facts: dict[str
     Args:
         path: The file.
         images: Their labels, in order; may be empty.
-        key: Says for which data and settings; `shard_facts` asks for it.
+        key: Hash of the data and settings; `shard_facts` compares it.
         facts: What `shard_facts` returns: JSON-ready.
     """
 
@@ -105,7 +105,7 @@ def write_shard(path: Path, images: list[ImageLabels], key: str, facts: dict[str
     ):
         counts = [len(getattr(labels, name)) for labels in images]
         arrays[f"{group}_offset"] = np.cumsum([0, *counts], dtype=np.int64)
-    # safetensors writes memory as it lies, whatever the strides say.
+    # safetensors writes memory as it is and ignores strides.
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_path(path) as temporary:
         # One entry: safetensors writes several in any order, and equal stores are equal files.

@@ -111,8 +111,9 @@ def _rescue(
 ) -> tuple[Tensor, Tensor]:
     """Give every object without a positive one location, if any is free; the first object first.
 
-    All choose at once, a place keeps the first object that wants it, the others choose again: the
-    outcome is that of choosing one after the other, because all places prefer the same order.
+    All objects choose at once, each location keeps the first of the objects that chose it, and the
+    others choose again. The result is that of choosing one after the other, because every location
+    prefers objects in the same order.
     """
     is_lost_G = torch.ones_like(objects.image_G, dtype=torch.bool)
     is_lost_G[object_P] = False
@@ -217,7 +218,7 @@ def _cells_around_centers(lost_G: Tensor, objects: _Objects, grid: Grid) -> tupl
 
 
 def _choose(number_C: Tensor, object_C: Tensor, num_objects: int, num_locations: int) -> Tensor:
-    """Return one row per object from their wishes, sorted by object, best first; no place twice."""
+    """Return one row per object, none with the same location; rows come by object, best first."""
     count_G = torch.bincount(object_C, minlength=num_objects)
     end_G = count_G.cumsum(0)
     next_G = end_G - count_G

@@ -56,7 +56,7 @@ def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = "backbone." if any(key.startswith("backbone.") for key in state) else ""
     return {
         key.removeprefix(prefix)
-        .removeprefix("features.")  # so MobileNet calls its backbone
+        .removeprefix("features.")  # the name of MobileNet's backbone
         .replace(".conv2_offset.", ".conv2.offset."): value
         for key, value in state.items()
         if key.startswith(prefix)
@@ -111,7 +111,7 @@ def _read(source: str) -> dict[str, Tensor]:
 
 
 def download(url: str) -> Path:
-    """Fetch a file once; several processes may ask for it at the same time."""
+    """Download a file into torch's cache, unless it is there; safe with several processes."""
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
@@ -125,7 +125,7 @@ def download(url: str) -> Path:
     except (URLError, OSError, RuntimeError) as error:
         raise ConfigError(
             f"can't download {url} ({error}); run `curl -L -o {name} {url}` on a machine with "
-            f"network and pass --backbone-weights {name}, or start afresh with "
+            f"network and pass --backbone-weights {name}, or train from scratch with "
             "--set backbone_weights=none --set model.backbone_norm=group"
         ) from error
     return path

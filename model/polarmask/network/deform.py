@@ -1,4 +1,4 @@
-"""Deformable convolution: each tap looks where a small convolution of the input tells it to."""
+"""Deformable convolution: a small convolution predicts where each tap samples."""
 
 import math
 

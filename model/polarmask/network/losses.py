@@ -1,7 +1,7 @@
 """The whole loss: predictions and targets of a batch to the number that training minimises.
 
 `loss_sums` adds up focal, polar IoU, box IoU and quality losses over locations, `loss_divisors`
-says what to divide them by, over all processes, and `total` adds the results.
+returns what to divide them by, over all processes, and `total` adds the results.
 
 Dimension key
     B: images    L: locations    P: positive locations of the batch    C: categories    R: rays

@@ -212,7 +212,7 @@ def _instances(
     """Return the shapes that candidates become, those of one instance after the other."""
     best = candidates.take(candidates.score_K.argsort(descending=True, stable=True))
     if parts == "all":
-        # Parts of an object share its box; what tells them apart is where they lie.
+        # Parts of an object share its box; their places differ.
         shapes = _decode(best, image, rules)
         extent_K4 = _extents(shapes.polygon_KR2)
         shapes = shapes.take(_suppress(shapes, extent_K4, image, config, rules))

@@ -34,7 +34,7 @@ _MIN_SIDE = 10
 
 
 def label_as_original(record: ImageRecord, config: RunConfig, symmetry: Symmetry) -> ImageLabels:
-    """Return what one image teaches by the rules of the paper's code; `iou_G` is 0.
+    """Return the labels of one image by the rules of the paper's code; `iou_G` is 0.
 
     It mirrors and turns masks, not labels: arithmetic in whole pixels sees the difference.
     """

@@ -59,7 +59,7 @@ def binned_rays(
 
     Returns:
         Lengths (P, R) in pixels, ray 0 to the right, clockwise on screen; MISSING or 0 where the
-        original says so.
+        original has these.
     """
     count_G = torch.tensor([len(contour) for contour in contours])
     first_G = count_G.cumsum(0) - count_G

@@ -158,7 +158,7 @@ def test_next_deployment_puts_the_promoted_champion_into_service_first(place, mo
     promoted = open_registry(str(place[0] / "registry")).champion_version()
     with pytest.raises(ConflictError):  # compared with the one before
         put(place, make_model(place[0] / "late again", 7), expected=before)
-    assert pods(place) == [promoted] != [before]
+    assert serving(place).version == promoted != before
 
 
 def test_champion_that_cannot_be_fetched_blocks_no_deployment(place):

@@ -17,7 +17,7 @@ from polarmask.evaluation.inspect_data import spread
 from polarmask.labels.precompute import precompute
 from polarmask.report import data_page, evaluation_page, labels_page
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
-from polarmask.report.page import make_pictures
+from polarmask.report.page import make_figures
 
 PROVENANCE = {"data_commit": "0a1b2c", "code_version": ""}
 
@@ -161,7 +161,7 @@ def test_detections_are_coloured_by_verdict(splits):
 
 def test_pictures_of_any_content_stay_within_the_pages_budget():
     noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3)).astype(np.uint8)
-    pictures = make_pictures([(noise, "noise", "")] * 12, expected=12)
+    pictures = make_figures([(noise, "noise", "")] * 12, expected=12)
     assert sum(len(picture.uri) for picture in pictures) < 1_700_000
 
 

@@ -13,7 +13,7 @@ from polarmask.data.images import read_image
 from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels, spread
 from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart
-from polarmask.report.page import Picture, Tile, make_pictures, render
+from polarmask.report.page import Figure, Tile, make_figures, render
 
 _SAMPLES = 12
 _SAMPLE_SIDE = 720
@@ -172,9 +172,9 @@ def _problems(data_by_split: Mapping[str, CocoData]) -> list[tuple[str, str, int
     return [(*key, len(group), group[:_EXAMPLES]) for key, group in groups.items()]
 
 
-def _samples(data: CocoData, held: _Contents, number: int) -> list[Picture]:
+def _samples(data: CocoData, held: _Contents, number: int) -> list[Figure]:
     filled = [place for place, count in enumerate(held.annotations) if count]
-    return make_pictures(
+    return make_figures(
         (
             (
                 draw_shapes(

@@ -14,7 +14,7 @@ from polarmask.evaluation.evaluate import Evaluation, ImageResult
 from polarmask.inference.drawing import SKY, VERMILION, WHITE, YELLOW, Shape, draw_shapes
 from polarmask.inference.predictor import Instances
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
-from polarmask.report.page import Picture, Tile, fraction, make_pictures, render
+from polarmask.report.page import Figure, Tile, fraction, make_figures, render
 
 _IMAGES = 6
 """At most, of the best and of the worst images each."""
@@ -129,11 +129,11 @@ def _draw(
     evaluation: Evaluation,
     data: CocoData,
     predictions: Mapping[int, Instances],
-) -> list[Picture]:
+) -> list[Figure]:
     wanted = {result.image_id for result in results}
     records = {image.id: image for image in data.images if image.id in wanted}
     shapes = _shapes_by_image(data, records, predictions, evaluation.operating_score)
-    return make_pictures(
+    return make_figures(
         (
             (
                 draw_shapes(

@@ -17,7 +17,7 @@ from polarmask.inference.drawing import (
     draw_shapes,
 )
 from polarmask.report.charts import bar_chart
-from polarmask.report.page import Tile, make_pictures, render
+from polarmask.report.page import Tile, make_figures, render
 
 _SHEET_IMAGES = 12
 _OVERLAY_SIDE = 720
@@ -69,7 +69,7 @@ def inspection_page(
         overrides=" ".join(
             f"--set '{setting}'" for setting in inspection.recommendation.overrides()
         ),
-        worst=make_pictures(overlays, expected=_SHEET_IMAGES),
+        worst=make_figures(overlays, expected=_SHEET_IMAGES),
     )
 
 

@@ -15,7 +15,7 @@ from polarmask.geometry.locations import level_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.inference.drawing import SKY, YELLOW, Shape, draw_shapes
 from polarmask.labels.store import LabelStore, LabelSummary
-from polarmask.report.page import Picture, Tile, make_pictures, render
+from polarmask.report.page import Figure, Tile, make_figures, render
 
 _IMAGES = 12
 _OVERLAY_SIDE = 560
@@ -94,10 +94,10 @@ def _categories(
 
 def _draw_worst(
     store: LabelStore, data: CocoData, summary: LabelSummary, config: RunConfig, number: int
-) -> list[Picture]:
+) -> list[Figure]:
     wanted = {file_name for file_name, _, _ in summary.worst[:number]}
     record_of = {image.file_name: image for image in data.images if image.file_name in wanted}
-    pictures = []
+    overlays = []
     for file_name, annotation_id, iou in summary.worst[:number]:
         record = record_of[file_name]
         annotation = next(a for a in record.annotations if a.id == annotation_id)
@@ -107,11 +107,11 @@ def _draw_worst(
         if rays is not None:
             center, polygon = rays
             shapes.append(Shape((polygon,), SKY, opacity=0.25, center=center))
-        picture = _close_up(read_image(data.image_path(record)), annotation, shapes)
+        overlay = _close_up(read_image(data.image_path(record)), annotation, shapes)
         category = data.categories[annotation.category].name
         note = f"annotation {annotation_id} of {file_name}"
-        pictures.append((picture, f"{category}, IoU {iou:.2f}", note))
-    return make_pictures(pictures, expected=_IMAGES)
+        overlays.append((overlay, f"{category}, IoU {iou:.2f}", note))
+    return make_figures(overlays, expected=_IMAGES)
 
 
 def _best_rays(

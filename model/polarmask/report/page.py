@@ -43,7 +43,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """An image inside the page."""
 
     uri: str
@@ -51,12 +51,12 @@ class Picture:
     note: str = ""
 
 
-def make_pictures(
-    pictures: Iterable[tuple[NDArray[np.uint8], str, str]], *, expected: int
-) -> list[Picture]:
+def make_figures(
+    images: Iterable[tuple[NDArray[np.uint8], str, str]], *, expected: int
+) -> list[Figure]:
     """Encode (image, title, note) so that `expected` of them fit a page."""
     budget = _IMAGE_BYTES // max(1, expected)
-    return [Picture(_data_uri(image, budget), title, note) for image, title, note in pictures]
+    return [Figure(_data_uri(image, budget), title, note) for image, title, note in images]
 
 
 def _data_uri(image: NDArray[np.uint8], budget: int) -> str:

@@ -175,7 +175,7 @@ def load_steps(
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[Batch, ...]]:
-    """Return an iterator over steps: this process's batches of each, `passes` of them.
+    """Yield this process's batches of each step, `passes` of them.
 
     Args:
         images: Where samples come from.
@@ -204,7 +204,7 @@ def load_steps(
         worker_init_fn=ignore_signals,
     )
     batches = iter(loader)
-    return zip(*[batches] * passes, strict=True)  # takes `passes` batches at a time
+    yield from zip(*[batches] * passes, strict=True)  # takes `passes` batches at a time
 
 
 def collate(samples: Sequence[Sample], config: RunConfig) -> Batch:

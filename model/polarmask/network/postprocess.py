@@ -149,7 +149,8 @@ class _Shapes(NamedTuple):
 
 def _candidates(image: _Image, config: PostprocessConfig, rules: ScoreRules) -> _Candidates:
     """Return what goes into suppression, in order of location."""
-    inside_L = (image.point_L2 < image.size_2).all(dim=1)
+    x_is_inside_L, y_is_inside_L = (image.point_L2 < image.size_2).unbind(dim=1)
+    inside_L = x_is_inside_L & y_is_inside_L  # many times faster than all(dim=1)
     highest_L = image.class_LC.amax(dim=1)
     best_L = highest_L.sigmoid() * image.quality_L
     if not rules.is_scored_by_location:

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from polarmask_components.errors import StorageError
+from polarmask_components.errors import DamagedObjectError, StorageError
 from polarmask_components.storage.objects import fetch_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,6 +41,10 @@ def fetch_model(uri: str, sha256: str, out: Path) -> None:
         raise StorageError(f"MODEL_SHA256 is {sha256!r}: give the archive's 64 hex digits")
     try:
         fetch_file(uri, out, sha256=sha256)
+    except DamagedObjectError as error:
+        raise StorageError(
+            f"{error}; check that it exists, or remove it from the registry and deploy again"
+        ) from error
     except OSError as error:
         raise StorageError(f"{out} can't be written: {error}; give the volume more room") from error
 

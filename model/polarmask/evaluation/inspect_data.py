@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
-from polarmask.data.preprocess import resized_hw
+from polarmask.data.preprocess import input_scale
 from polarmask.errors import ConfigError
 from polarmask.evaluation.evaluate import Evaluation, evaluate_predictions
 from polarmask.geometry import masks
@@ -185,20 +185,17 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
     return [items[index * len(items) // number] for index in range(number)]
 
 
-def _scale_2(image: ImageRecord, config: RunConfig) -> NDArray[np.float64]:
-    rows, columns = resized_hw((image.height, image.width), config.input)
-    return np.array([columns / image.width, rows / image.height])
-
-
 def _side(image: ImageRecord, annotation: Annotation, config: RunConfig) -> float:
     """Return the square root of an object's area in pixels of the network's input."""
-    return float(np.sqrt(annotation.area * _scale_2(image, config).prod()))
+    scale_2 = input_scale((image.height, image.width), config.input)
+    return float(np.sqrt(annotation.area * scale_2.prod()))
 
 
 def _reach(image: ImageRecord, annotation: Annotation, config: RunConfig) -> float:
     """Return the distance from the middle of the box to its farthest side, network pixels."""
     x0, y0, x1, y1 = annotation.bbox
-    return float((np.array([x1 - x0, y1 - y0]) * _scale_2(image, config)).max() / 2)
+    scale_2 = input_scale((image.height, image.width), config.input)
+    return float((np.array([x1 - x0, y1 - y0]) * scale_2).max() / 2)
 
 
 def _draw_from_rays(

@@ -14,7 +14,7 @@ from polarmask.config.settings import RunConfig, from_dict, to_dict
 from polarmask.data.coco import Category
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.network.detector import PolarMask
-from polarmask.system.files import atomic_path, sha256_of_files, tree_sha256
+from polarmask.system.files import atomic_path, sha256_of_file, tree_sha256
 from polarmask.system.formats import JsonFormat
 
 _FORMAT = JsonFormat(1, ModelFormatError, "train the model again, or fetch it again")
@@ -60,15 +60,16 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def version_of(folder: Path) -> str:
-    """Return the version of a model: 12 hex digits that follow from the content of its folder.
+    """Return the version of a model: 12 hex digits that follow from its weights and its card.
 
     Raises:
-        ModelFormatError: The folder holds no files.
+        ModelFormatError: One of the two files is missing.
     """
-    files = sha256_of_files(folder)
-    if not files:
-        raise ModelFormatError(f"{folder} holds no files; give a model folder, as RUN/model")
-    return tree_sha256(files)[:_VERSION_DIGITS]
+    files = [folder / name for name in (CARD_FILE, WEIGHTS_FILE)]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ModelFormatError(f"{folder} has no {missing[0]}; give a model folder, as RUN/model")
+    return tree_sha256({path.name: sha256_of_file(path) for path in files})[:_VERSION_DIGITS]
 
 
 def read_card(folder: Path) -> ModelCard:

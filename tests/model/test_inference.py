@@ -182,13 +182,14 @@ def test_padding_normalises_to_about_zero(small_config):
     assert normal[:, :, 10:].abs().max() < 0.01
 
 
-def test_the_version_follows_weights_and_card_alone(model, tmp_path):
+def test_the_version_follows_weights_card_and_name_alone(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "copy")
-    version = version_of(model)
+    version = version_of(model, name="polarmask")
     assert re.fullmatch("[0-9a-f]{12}", version)
     (copy / "engines.json").write_text("{}")  # as in the folder of an archive
-    assert version_of(copy) == version
+    assert version_of(copy, name="polarmask") == version
+    assert version_of(copy, name="nuclei") != version
     (copy / "model.json").write_text((copy / "model.json").read_text() + "\n")
-    assert version_of(copy) != version
+    assert version_of(copy, name="polarmask") != version
     with pytest.raises(ModelFormatError, match=r"has no model\.json"):
-        version_of(tmp_path / "absent")
+        version_of(tmp_path / "absent", name="polarmask")

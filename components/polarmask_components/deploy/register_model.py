@@ -34,7 +34,7 @@ def register_model(
         ModelFormatError: The folder is no model.
         ComponentError: The registry can't be used.
     """
-    version = version_of(model)
+    version = version_of(model, name=name)
     record = registry.find(version)
     if record is not None:
         return record

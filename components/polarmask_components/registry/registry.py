@@ -9,7 +9,7 @@
     record = registry.add(archive, facts)
     registry.promote(record.version, expected=champion.version if champion else None)
 
-VERSION is the hash of the model folder's content (`version_of`), so equal models are stored once.
+VERSION is a hash of the model and its name (`version_of`), so equal models are stored once.
 Of two runs that promote at once one wins, and a run that is killed leaves the old champion.
 """
 

@@ -59,17 +59,22 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / WEIGHTS_FILE).is_file() and (folder / CARD_FILE).is_file()
 
 
-def version_of(folder: Path) -> str:
-    """Return the version of a model: 12 hex digits that follow from its weights and its card.
+def version_of(folder: Path, *, name: str) -> str:
+    """Return the version of a model: 12 hex digits that follow from weights, card and name.
+
+    Args:
+        folder: Model folder.
+        name: What the model is served as; equal weights under another name are another archive.
 
     Raises:
-        ModelFormatError: One of the two files is missing.
+        ModelFormatError: A file is missing.
     """
-    files = [folder / name for name in (CARD_FILE, WEIGHTS_FILE)]
+    files = [folder / file for file in (CARD_FILE, WEIGHTS_FILE)]
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise ModelFormatError(f"{folder} has no {missing[0]}; give a model folder, as RUN/model")
-    return tree_sha256({path.name: sha256_of_file(path) for path in files})[:_VERSION_DIGITS]
+    hashes = {path.name: sha256_of_file(path) for path in files}
+    return tree_sha256({**hashes, "name": name})[:_VERSION_DIGITS]
 
 
 def read_card(folder: Path) -> ModelCard:

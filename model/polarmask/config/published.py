@@ -7,7 +7,7 @@ losses and scores are ours; `presets.original` changes those to the paper's.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polarmask.config.settings import Backbone, InputConfig, ModelConfig, OptimConfig, RunConfig
+from polarmask.config.settings import InputConfig, ModelConfig, OptimConfig, RunConfig
 
 _WEIGHTS = "https://download.openmmlab.com/pretrain/third_party/"
 _LR_PER_IMAGE = 0.01 / 16
@@ -16,7 +16,7 @@ _LR_PER_IMAGE = 0.01 / 16
 # Networks: start from weights of Caffe (its stride, channel order and means), X-101
 # from weights of PyTorch.
 _CAFFE = InputConfig(mean=(122.7717, 115.9465, 102.9801), std=(1.0, 1.0, 1.0), channel_order="bgr")
-_BACKBONES: dict[str, tuple[Backbone, str, InputConfig]] = {
+_BACKBONES: dict[str, tuple[Any, str, InputConfig]] = {
     "r50": ("resnet50", "resnet50_caffe-788b5fa3.pth", _CAFFE),
     "r101": ("resnet101", "resnet101_caffe-3ad79236.pth", _CAFFE),
     "x101": ("resnext101_64x4d", "resnext101_64x4d-ee2c6f71.pth", InputConfig()),

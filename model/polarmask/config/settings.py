@@ -14,8 +14,6 @@ from pydantic import ConfigDict, TypeAdapter
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 
-Backbone = Literal["resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"]
-
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 
@@ -30,7 +28,9 @@ class ModelConfig:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
-    backbone: Backbone = "resnet50"
+    backbone: Literal[
+        "resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"
+    ] = "resnet50"
     """ResNet, ResNeXt or, for CPUs, MobileNet from torchvision; see `network/backbone.py`."""
     backbone_style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the

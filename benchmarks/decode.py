@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 import torch
 from harness import Result, main, race, wrong
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torchvision.ops import nms
 
 from polarmask.config.settings import PostprocessConfig
 from polarmask.geometry.locations import all_points
-from polarmask.geometry.masks import rle_from_bitmap, rles_from_polygons, rles_from_whole_pixels
+from polarmask.geometry.masks import rles_from_polygons, rles_from_whole_pixels
 from polarmask.network.head import Predictions
 from polarmask.network.postprocess import postprocess
 from polarmask.original.rays import original_directions
@@ -104,8 +105,8 @@ def full_size_masks(polygons, hw=IMAGE_HW):
     for polygon in polygons:
         bitmap = np.zeros(hw, np.uint8)
         cv2.drawContours(bitmap, [np.trunc(polygon).astype(np.int32)], -1, 1, cv2.FILLED)
-        rles.append(rle_from_bitmap(bitmap))
-    return rles
+        rles.append(coco_mask.encode(np.asfortranarray(bitmap)))
+    return [{**rle, "counts": rle["counts"].decode()} for rle in rles]
 
 
 def pycocotools_masks(polygons):

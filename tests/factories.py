@@ -5,6 +5,7 @@ from itertools import count
 
 import cv2
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from polarmask.inference.predictor import Instances
 
@@ -167,3 +168,9 @@ def perfect_predictions(data, score=0.9):
         )
         for image in data.images
     }
+
+
+def rle_from_bitmap(bitmap_HW):
+    """Encode a mask as COCO does, with `counts` as text; nonzero is object."""
+    rle = coco_mask.encode(np.asfortranarray(bitmap_HW != 0, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}

@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def end_run(_number: int, _frame: FrameType | None) -> NoReturn:
     """End this run at once, as a handler."""
     # Not an Exception: no code on the way may handle it as a failed call.
-    raise SystemExit("the run was asked to end")
+    raise SystemExit("the run was stopped by a signal")
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def label_metrics(summaries: Mapping[str, LabelSummary]) -> dict[str, float]:
 def log_metrics(artifact: MetricsArtifact, values: Mapping[str, float]) -> None:
     """Log scalars for Kubeflow's pages and write them to the artifact's file as JSON.
 
-    The file matters: the local runner reuses a step only if a file lies where each artifact should.
+    The file is needed: the local runner reuses a step only if the file of each artifact exists.
     """
     for name, value in values.items():
         artifact.log_metric(name, value)

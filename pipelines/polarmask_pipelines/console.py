@@ -103,7 +103,7 @@ class Console:
 
 
 def describe(result: TaskResult) -> str:
-    """Return the outcome of a step in a few words."""
+    """Return the outcome of a step, short enough for its line."""
     if result.status == "failed":
         return ""
     outputs = result.outputs

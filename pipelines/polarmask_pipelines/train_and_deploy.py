@@ -97,8 +97,7 @@ def train_and_deploy(
         data_revision: Commit, tag or branch of it.
         deploy_model_name: In the server's URLs.
         deploy_registry: Folder or s3://bucket/prefix of the model registry.
-        deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or folder of the TorchServe of this
-            machine.
+        deploy_target: kubernetes://NAMESPACE/DEPLOYMENT, or a folder for the pod of this machine.
         deploy_trial: Try it first on copies or a share of a cluster's live requests: copies or
             share, minutes, min_requests, min_agreement, max_errors, max_slowdown; {} for no trial.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
@@ -190,7 +189,7 @@ def train_and_deploy(
             trained = train(
                 dataset=dataset,
                 labels=labelled.outputs["labels"],
-                request=checked.outputs["training"],
+                training_request=checked.outputs["training_request"],
                 code_version=code_version,
             )
             _present(trained, "Train")

@@ -16,10 +16,12 @@ from kube.faults import Fault
 from kube.server import KubeServer
 from polarmask_components.checks import cluster_checks
 from polarmask_components.checks.cluster_access import (
+    DEPLOYMENT_ACCESS,
     NAMESPACE_ACCESS,
     NODES_ACCESS,
+    OWN_POD_ACCESS,
     QUOTA_ACCESS,
-    REQUIRED_ACCESS,
+    TRAINING_ACCESS,
     Access,
 )
 from polarmask_components.checks.cluster_checks import check_cluster
@@ -33,6 +35,7 @@ from training_jobs import training_request
 PIPELINE = Path(__file__).parents[2] / "k8s" / "base" / "pipeline"
 TARGET = "kubernetes://ml/polarmask"
 GPUS = JobSettings(gpus_per_node=8)
+REQUIRED_ACCESS = {*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS}
 
 
 def rules_in(name):
@@ -83,7 +86,7 @@ def use(data_repository, **changes):
             **{"storage": "s3://polarmask/training"} | {name: changes.pop(name) for name in names}
         )
     planned = {"revision": "main", "registry": "runs/shared/registry"} | changes
-    return PlannedRun(training=training, repository=str(data_repository), **planned)
+    return PlannedRun(training_request=training, repository=str(data_repository), **planned)
 
 
 def problems(plan):

@@ -39,15 +39,15 @@ def objects(uri):
     return open_objects(uri)
 
 
-def goes_on(objects, inputs=INPUTS):
+def decision_of(objects, inputs=INPUTS):
     return decide(objects, inputs, only_if_changed=True)
 
 
-def test_first_run_goes_on_and_its_twin_stops(objects):
-    assert goes_on(objects).goes_on
+def test_first_run_continues_and_its_twin_stops(objects):
+    assert decision_of(objects).continues
     remember(objects, INPUTS)
-    decision = goes_on(objects)
-    assert not decision.goes_on
+    decision = decision_of(objects)
+    assert not decision.continues
     assert "nothing to do: data a59d.dir, code c0de" in decision.reason
 
 
@@ -63,45 +63,45 @@ def test_first_run_goes_on_and_its_twin_stops(objects):
         ({"target": "kubernetes://ml/other"}, "none with these settings"),
     ],
 )
-def test_every_change_lets_the_run_go_on_and_is_named(objects, change, words):
+def test_every_change_lets_the_run_continue_and_is_named(objects, change, words):
     remember(objects, INPUTS)
-    decision = goes_on(objects, inputs_of(**change))
-    assert decision.goes_on
+    decision = decision_of(objects, inputs_of(**change))
+    assert decision.continues
     assert words in decision.reason
 
 
 def test_spelling_that_means_the_same_is_no_change(objects):
     remember(objects, INPUTS)
     same = inputs_of(overrides="  optim.epochs=2   seed=1 ")
-    assert not goes_on(objects, same).goes_on
+    assert not decision_of(objects, same).continues
 
 
 def test_data_that_went_back_is_a_change(objects):
     newer = inputs_of(data_hash="beef.dir")
     remember(objects, INPUTS)
     remember(objects, newer)
-    assert goes_on(objects, INPUTS).goes_on  # the champion learned from the newer
+    assert decision_of(objects, INPUTS).continues  # the champion learned from the newer
 
 
 def test_schedules_with_different_settings_do_not_wake_each_other(objects):
     other = inputs_of(preset="coco-r50-1x")
     remember(objects, INPUTS)
     remember(objects, other)
-    assert not goes_on(objects, INPUTS).goes_on
-    assert not goes_on(objects, other).goes_on
+    assert not decision_of(objects, INPUTS).continues
+    assert not decision_of(objects, other).continues
 
 
-def test_who_does_not_ask_goes_on(objects):
+def test_who_does_not_ask_decision_of(objects):
     remember(objects, INPUTS)
-    assert decide(objects, INPUTS, only_if_changed=False).goes_on
+    assert decide(objects, INPUTS, only_if_changed=False).continues
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"format_version": 9}', b"\xff"])
-def test_damaged_memory_lets_the_run_go_on_and_is_written_anew(objects, content):
+def test_damaged_memory_lets_the_run_continue_and_is_written_anew(objects, content):
     objects.write(INPUTS.name, content, expected_tag=None)
-    assert "can't be read" in goes_on(objects).reason
+    assert "can't be read" in decision_of(objects).reason
     remember(objects, INPUTS)
-    assert not goes_on(objects).goes_on
+    assert not decision_of(objects).continues
 
 
 def test_of_two_that_remember_at_once_none_fails(objects, monkeypatch):
@@ -115,7 +115,7 @@ def test_of_two_that_remember_at_once_none_fails(objects, monkeypatch):
 
     monkeypatch.setattr(objects, "write", write_after_a_rival)
     remember(objects, INPUTS)
-    assert not goes_on(objects).goes_on
+    assert not decision_of(objects).continues
 
 
 def test_place_that_cannot_be_written_is_told(tmp_path):

@@ -17,6 +17,7 @@ from polarmask_components.registry.registry import Facts, open_registry
 from polarmask_components.storage.objects import fetch_file
 from polarmask_components.storage.s3_objects import S3Objects
 from polarmask_serving.archive.read import DESCRIPTION, HANDLER, MANIFEST, read_archive
+from registries import promotions_of
 
 FACTS = Facts(
     data_commit="c0ffee",
@@ -62,7 +63,7 @@ def make_archive(path, version, more=b""):
 
 def test_new_registry_has_no_champion_and_no_history(registry):
     assert registry.champion() is None
-    assert registry.history() == ()
+    assert promotions_of(registry) == []
 
 
 def test_record_keeps_all_facts(registry, add):
@@ -134,7 +135,7 @@ def test_promotions_are_kept_in_order(registry, add):
     registry.promote(first, expected=None)
     registry.promote(second, expected=first)
     assert registry.champion().version == second
-    assert [(move.version, move.previous) for move in registry.history()] == [
+    assert [(move["version"], move["previous"]) for move in promotions_of(registry)] == [
         (first, None),
         (second, first),
     ]
@@ -152,7 +153,7 @@ def test_repeating_a_promotion_changes_nothing(registry, add):
     version = add("a").version
     registry.promote(version, expected=None)
     registry.promote(version, expected=None)
-    assert len(registry.history()) == 1
+    assert len(promotions_of(registry)) == 1
 
 
 @pytest.mark.parametrize("expected", [None, "0123456789ab"])
@@ -209,7 +210,7 @@ def test_of_two_processes_that_promote_at_once_exactly_one_wins(registry, uri, a
         codes = [racer.returncode for racer in racers]
         assert sorted(codes) == [0, 3]
         assert registry.champion().version == candidates[codes.index(0)]
-    assert len(registry.history()) == 3
+    assert len(promotions_of(registry)) == 3
 
 
 _DIE_AT_WRITE = """

@@ -97,7 +97,9 @@ def trained(dataset, labelled, tmp_path_factory):
     train.python_func(
         dataset=dataset,
         labels=labelled.labels,
-        request=TrainingRequest(preset="tiny", overrides=SHORT, processes_per_node=1).to_json(),
+        training_request=TrainingRequest(
+            preset="tiny", overrides=SHORT, processes_per_node=1
+        ).to_json(),
         code_version="v1",
         **vars(outputs),
     )
@@ -324,7 +326,7 @@ def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
         train.python_func(
             dataset=dataset,
             labels=labelled.labels,
-            request=TrainingRequest(
+            training_request=TrainingRequest(
                 preset="tiny",
                 overrides=f"{SHORT} labels.center_radius=9",
                 processes_per_node=1,

@@ -134,7 +134,7 @@ def test_a_run_that_is_asked_to_end_ends_its_trial(cluster, tmp_path):
 
     asking = threading.Thread(target=ask_to_end)
     asking.start()
-    with clients(cluster) as seen, pytest.raises(RollOutError, match="asked to end"):
+    with clients(cluster) as seen, pytest.raises(RollOutError, match="stopped by a signal"):
         cluster.deploy(make_model(tmp_path / "m", seed=11), trial=COPIES | {"minutes": 5})
     asking.join()
     assert is_over(cluster)

@@ -234,7 +234,7 @@ def test_d15_a_run_that_is_asked_to_end_rolls_back(cluster, tmp_path):
     """SIGTERM in mid roll-out -> rolled back before the process ends."""
     slow = make_model(tmp_path / "slow", behaviour="is-never-ready")
     acting = when_rolling(cluster, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with refused(cluster, RollOutError, "asked to end"):
+    with refused(cluster, RollOutError, "stopped by a signal"):
         cluster.deploy(slow)
     acting.join()
 

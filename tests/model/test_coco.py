@@ -6,14 +6,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from factories import TINY_CATEGORIES, crescent, make_tiny_coco
+from factories import TINY_CATEGORIES, crescent, make_tiny_coco, rle_from_bitmap
 from polarmask.data.coco import CocoData, Problem, describe_problems, load_coco
 from polarmask.data.images import read_image
 from polarmask.errors import DataError
 from polarmask.geometry.masks import (
     bitmap_from_rle,
     rle_area,
-    rle_from_bitmap,
     rle_from_segmentation,
     rle_iou,
 )

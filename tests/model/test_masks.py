@@ -2,14 +2,13 @@ import cv2
 import numpy as np
 import pytest
 
-from factories import crescent, ellipse, star
+from factories import crescent, ellipse, rle_from_bitmap, star
 from polarmask.geometry.masks import (
     bitmap_from_rle,
     parse_rle,
     polygons_from_rle,
     rle_area,
     rle_box,
-    rle_from_bitmap,
     rle_from_segmentation,
     rle_iou,
     rles_from_polygons,

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from factories import make_tiny_coco
+from factories import make_tiny_coco, rle_from_bitmap
 from polarmask.config.presets import tiny
 from polarmask.config.settings import override
 from polarmask.data.coco import Annotation, ImageRecord, load_coco
 from polarmask.data.preprocess import normalise
 from polarmask.errors import ConfigError
 from polarmask.geometry.locations import level_points
-from polarmask.geometry.masks import bitmap_from_rle, rle_area, rle_box, rle_from_bitmap
+from polarmask.geometry.masks import bitmap_from_rle, rle_area, rle_box
 from polarmask.geometry.masks import rle_from_segmentation as rle_of
 from polarmask.geometry.symmetry import Symmetry, apply_to_image
 from polarmask.labels.image_labels import label_image, label_view

@@ -57,8 +57,6 @@ QUOTA_ACCESS = Access("list", "resourcequotas")
 NAMESPACE_ACCESS = Access("get", "namespaces")
 """Preflight finds more with these; runs do not need them."""
 
-REQUIRED_ACCESS = frozenset({*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS})
-
 
 def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = "") -> bool:
     """Return whether the cluster lets us do this.

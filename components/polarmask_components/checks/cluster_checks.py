@@ -72,13 +72,13 @@ def check_cluster(run: PlannedRun) -> list[str]:
     Raises:
         PreflightError: Some of it is missing; one line each.
     """
-    training, findings = run.training, Findings()
+    request, findings = run.training_request, Findings()
     findings.add(partial(_check_data, run.repository, run.revision))
     shared = run.deploys_to_cluster
     findings.add(partial(_check_storage, "deploy_registry", run.registry, shared=shared))
-    if training.on_cluster:
-        findings.add(partial(_check_storage, "train_storage", training.storage, shared=True))
-    if training.on_cluster or run.deploys_to_cluster:
+    if request.on_cluster:
+        findings.add(partial(_check_storage, "train_storage", request.storage, shared=True))
+    if request.on_cluster or run.deploys_to_cluster:
         _check_kubernetes(run, findings)
     if findings.problems:
         lines = "".join(f"\n- {problem}" for problem in findings.problems)
@@ -105,17 +105,17 @@ def _check_kubernetes(run: PlannedRun, findings: Findings) -> None:
     except ComponentError as error:  # further calls would fail, too
         findings.problems.append(_one_line(str(error)))
         return
-    if run.training.on_cluster:
-        _check_training(api, run.training, findings)
+    if run.training_request.on_cluster:
+        _check_training(api, run.training_request, findings)
     if run.deploys_to_cluster:
         findings.add(partial(_check_deployment, api, run.target))
         if run.trial:
             findings.add(partial(_check_trial, api, run.target))
 
 
-def _check_training(api: ApiClient, training: TrainingRequest, findings: Findings) -> None:
-    job = training.job
-    nodes = training.min_nodes or training.nodes
+def _check_training(api: ApiClient, request: TrainingRequest, findings: Findings) -> None:
+    job = request.job
+    nodes = request.min_nodes or request.nodes
     namespace = job.namespace or own_namespace()
     findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own_namespace()))
     findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
@@ -123,7 +123,7 @@ def _check_training(api: ApiClient, training: TrainingRequest, findings: Finding
     findings.add(partial(_check_image, job))
     findings.add(partial(_check_gpus, api, job, nodes))
     findings.add(partial(_check_quota, api, job, nodes, namespace))
-    if training.nodes > 1 and not training.is_elastic:  # workers wait for the master
+    if request.nodes > 1 and not request.is_elastic:  # workers wait for the master
         findings.add(partial(_check_pod_security, api, namespace))
 
 

@@ -12,14 +12,14 @@ from polarmask_components.parameters.training_request import TrainingRequest
 class PlannedRun:
     """A pipeline run that is about to start."""
 
-    training: TrainingRequest
+    training_request: TrainingRequest
     registry: str
     """Folder or s3://bucket/prefix."""
     repository: str = ""
     revision: str = ""
     """Of the data; looked at for runs on a cluster only."""
     target: str = ""
-    """kubernetes://NAMESPACE/NAME of the Deployment, or a folder of this machine."""
+    """kubernetes://NAMESPACE/NAME of the Deployment, or a folder for the pod of this machine."""
     model_name: str = "polarmask"
     floor_ap: float = 0.0
     trial: Mapping[str, Any] = field(default_factory=dict)

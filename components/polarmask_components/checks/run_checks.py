@@ -15,18 +15,18 @@ def check_run(run: PlannedRun) -> None:
     """Raise an error for what would stop the run later.
 
     Raises:
-        ConfigError: Says which parameter can't work.
+        ConfigError: Names the parameter that can't work.
         ArchiveError: A name that fits no URL.
         ServerError: TorchServe is not installed where it is to run.
         PreflightError: A cluster lacks something; all of it, a line each.
     """
     read_trial(run.trial, run.target)
     if not 0 <= run.floor_ap <= 1:
-        raise ConfigError(f"eval_floor_ap is {run.floor_ap}: mask AP lies in [0, 1]")
+        raise ConfigError(f"eval_floor_ap is {run.floor_ap}: mask AP is in [0, 1]")
     check_url_name("deploy_model_name", run.model_name)
     if not run.deploys_to_cluster:
         check_installed()
-    if run.training.on_cluster or run.deploys_to_cluster:
+    if run.training_request.on_cluster or run.deploys_to_cluster:
         # Imports the Kubernetes client, which takes a second: too long for runs without a cluster.
         from polarmask_components.checks.cluster_checks import check_cluster
 

@@ -53,8 +53,8 @@ def deploy(
         trial: Fields of `TrialSettings`, for a cluster; empty for none.
 
     Raises:
-        RollOutError: The model does not come up, answers nonsense, or the run was asked to end;
-            the message says what answers now.
+        RollOutError: The model does not come up, answers nonsense, or a signal stopped the
+            run; the message says what answers now.
         ConflictError: Another run promoted or rolled out meanwhile.
         ComponentError: Registry or cluster can't be used.
         ConfigError: A trial that can't be.

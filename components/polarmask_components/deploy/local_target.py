@@ -85,7 +85,7 @@ class LocalTarget:
             self._start()
             self._take_over()
         except (ComponentError, ServingError, OSError) as error:
-            # It must not stand in the way of a better one; what answers goes on answering.
+            # A damaged champion must not block a new model; the pod that runs stays in service.
             _log.warning("the registry's champion can't be served: %s", error)
             self._end_other()
 
@@ -246,7 +246,7 @@ def is_serving(target: Path) -> bool:
 
 
 def stop_server(target: Path) -> None:
-    """End the pod of a folder, if there is one, after a deployment that goes on there."""
+    """End the pod of a folder, if there is one; waits for a deployment that is running there."""
     if (target / _RECORD).exists():
         with locked(target):
             LocalTarget(target, name="").stop()

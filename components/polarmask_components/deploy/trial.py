@@ -70,7 +70,7 @@ class Trial:
     _new: Requests = field(default_factory=Requests)
 
     def __post_init__(self) -> None:
-        """Name what lies beside the Deployment."""
+        """Derive the candidate's Deployment from the stable one."""
         self.candidate = candidate_of(self.stable, self.api)
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class Trial:
             time_out: Seconds until the candidate has to be ready.
 
         Raises:
-            RollOutError: It may not, does not come up, or the run was asked to end.
+            RollOutError: It may not, does not come up, or a signal stopped the run.
             ConflictError: Another run tries a model there.
             ServerError: It answers nonsense.
             ClusterError: The cluster can't be reached, or refuses.
@@ -188,7 +188,7 @@ def end_trial(api: ApiClient, stable: ClusterDeployment) -> None:
     """Send nothing to the candidate any more and end its pods, if there is one.
 
     Raises:
-        ComponentError: It can't be done; says how to do it by hand.
+        ComponentError: It can't be done; the message says how to do it by hand.
     """
     candidate, name = candidate_of(stable, api), f"{stable.name}-traffic"
     try:

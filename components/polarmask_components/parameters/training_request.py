@@ -36,7 +36,7 @@ class TrainingRequest:
     nodes: int = 1
     """Machines to train on."""
     min_nodes: int = 0
-    """Above 0, a job on the cluster goes on with this many nodes when some are taken away."""
+    """Above 0, a job on the cluster continues with this many nodes if others are lost."""
     processes_per_node: int = 0
     """0 for as many as fit the machine (here), or one for each GPU (on the cluster)."""
     storage: str = ""
@@ -113,4 +113,4 @@ class TrainingRequest:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` returned."""
-        return read_settings(cls, json.loads(text), name="training")
+        return read_settings(cls, json.loads(text), name="training_request")

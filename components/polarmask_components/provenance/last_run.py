@@ -37,9 +37,9 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a pipeline run goes on."""
+    """Whether a pipeline run continues."""
 
-    goes_on: bool
+    continues: bool
     reason: str
 
 
@@ -62,20 +62,20 @@ def decide(objects: Objects, inputs: RunInputs, *, only_if_changed: bool) -> Dec
         StorageError: The place can't be read.
     """
     if not only_if_changed:
-        return Decision(True, "the run goes on, changed or not: run_only_if_changed is false")
+        return Decision(True, "the run continues, changed or not: run_only_if_changed is false")
     found = objects.read(inputs.name)
     if found is None:
-        return Decision(True, "the run goes on: none with these settings finished yet")
+        return Decision(True, "the run continues: none with these settings finished yet")
     try:
         last = RunInputs(settings_id=inputs.settings_id, **_FORMAT.load(found[0], where=""))
     except (StorageError, TypeError):
-        return Decision(True, f"the run goes on: {inputs.name} of the last one can't be read")
+        return Decision(True, f"the run continues: {inputs.name} of the last one can't be read")
     for what, before, now in (
         ("data", last.data_hash, inputs.data_hash),
         ("code", last.code_version, inputs.code_version),
     ):
         if before != now:
-            return Decision(True, f"the run goes on: the {what} changed from {before} to {now}")
+            return Decision(True, f"the run continues: the {what} changed from {before} to {now}")
     return Decision(
         False,
         f"nothing to do: data {last.data_hash}, code {last.code_version} and settings are those of "

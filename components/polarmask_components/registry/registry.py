@@ -116,10 +116,6 @@ class Registry:
         found = self._objects.read(_PROBE)
         self._objects.write(_PROBE, _now().encode(), expected_tag=found[1] if found else None)
 
-    def history(self) -> tuple[Promotion, ...]:
-        """Return all promotions, oldest first."""
-        return self._promotions()[0]
-
     def record(self, version: str) -> ModelRecord:
         """Return what is known about a version.
 

@@ -14,18 +14,18 @@ def check_changed(
     only_if_changed: bool,
     note: dsl.Output[dsl.Markdown],
 ) -> bool:
-    """Decide whether the run goes on: compare data, code and settings with the last finished run.
+    """Decide whether the run continues: compare data, code and settings with the last finished run.
 
     Args:
         data_hash: DVC's hash of the data.
         code_version: Hash of the installed code.
         settings_id: Hash of the parameters that decide the result; from `preflight`.
         registry: Folder or s3://bucket/prefix of the model registry.
-        only_if_changed: If false, every run goes on.
+        only_if_changed: If false, every run continues.
         note: The reason.
 
     Returns:
-        Whether the run goes on.
+        Whether the run continues.
     """
     import logging
     from pathlib import Path
@@ -38,4 +38,4 @@ def check_changed(
     decision = decide(open_objects(registry), inputs, only_if_changed=only_if_changed)
     write_text(Path(note.path), decision.reason + "\n")
     logging.info(decision.reason)
-    return decision.goes_on
+    return decision.continues

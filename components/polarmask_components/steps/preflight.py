@@ -28,7 +28,7 @@ def preflight(
     trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
-    training=str,
+    training_request=str,
     label_settings=str,
     label_shards=List[str],  # noqa: UP006 as above
     settings_id=str,
@@ -49,7 +49,7 @@ def preflight(
         webhook: Address that gets the final status of the run; empty for none.
         repository: Git checkout or URL of the data. Checked for runs on a cluster only.
         revision: Commit, tag or branch of it.
-        target: kubernetes://NAMESPACE/NAME of a Deployment, or a folder of this machine.
+        target: kubernetes://NAMESPACE/NAME of a Deployment, or folder for the pod of this machine.
         on: Where to train: `here` or `pytorchjob`.
         job: Pods of the training job: fields of `job_settings.JobSettings`.
         min_nodes: Nodes that an elastic training job can continue with; 0 needs all.
@@ -58,7 +58,7 @@ def preflight(
         trial: How to try the model on live requests: fields of `trial_settings.TrialSettings`.
 
     Returns:
-        training: What to train and where, as JSON, for `train`.
+        training_request: What to train and where, as JSON, for `train`.
         label_settings: What ray labels depend on, as JSON.
         label_shards: The shards of each pod: "1/2" and "2/2" are every second one.
         settings_id: Hash of the parameters that decide the result.
@@ -76,7 +76,7 @@ def preflight(
 
     check_webhook(webhook)
     shards = label_shards(label_pods)
-    training = TrainingRequest(
+    training_request = TrainingRequest(
         preset=preset,
         overrides=overrides,
         on=on,
@@ -88,7 +88,7 @@ def preflight(
     )
     check_run(
         PlannedRun(
-            training=training,
+            training_request=training_request,
             registry=registry,
             repository=repository,
             revision=revision,
@@ -108,5 +108,8 @@ def preflight(
         model_name=model_name,
         target=target,
     )
-    Checked = namedtuple("Checked", ("training", "label_settings", "label_shards", "settings_id"))
-    return Checked(training.to_json(), label_settings_text(training.config), shards, deciding)
+    Checked = namedtuple(
+        "Checked", ("training_request", "label_settings", "label_shards", "settings_id")
+    )
+    labels = label_settings_text(training_request.config)
+    return Checked(training_request.to_json(), labels, shards, deciding)

@@ -9,7 +9,7 @@ from polarmask_components.images import TRAINER_IMAGE
 def train(
     dataset: dsl.Input[dsl.Dataset],
     labels: dsl.Input[dsl.Dataset],
-    request: str,
+    training_request: str,
     code_version: str,
     model: dsl.Output[dsl.Model],
     run: dsl.Output[dsl.Artifact],
@@ -20,7 +20,7 @@ def train(
     Args:
         dataset: COCO folder.
         labels: Label store of the same data.
-        request: JSON from `preflight`: preset, settings, where to train and with how many nodes.
+        training_request: JSON from `preflight`: preset, settings, where to train, number of nodes.
         code_version: Hash of the installed code.
         model: Model folder: weights, config, categories, provenance.
         run: Run folder: config, metrics of each step.
@@ -41,7 +41,7 @@ def train(
         "code_version": code_version,
     }
     train_model(
-        TrainingRequest.from_json(request),
+        TrainingRequest.from_json(training_request),
         data=StoredFolder(dataset.uri, Path(dataset.path)),
         labels=StoredFolder(labels.uri, Path(labels.path)),
         provenance=provenance,

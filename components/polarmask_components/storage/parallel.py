@@ -1,4 +1,4 @@
-"""Many small jobs at once, and a line now and then for those who wait."""
+"""Many small jobs at once, with their progress in the log."""
 
 import logging
 import threading

@@ -10,9 +10,10 @@ JOB_LABEL = "training.kubeflow.org/job-name"
 SPEC_ANNOTATION = "polarmask.io/spec-sha256"
 
 _SECONDS_KEPT = 24 * 3600
-"""For a finished job whose launcher is gone; otherwise the launcher removes it at once."""
+"""For a finished job whose launcher is gone; otherwise the launcher deletes it."""
 _SPARE_ROUNDS = 2
-"""The launcher gives up first: it looks at the pods before they go, the operator does not."""
+"""Restarts that the operator allows beyond ours: the launcher ends a failing job first, because it
+reads the pods' errors before they are deleted."""
 _STATES = ("Failed", "Succeeded", "Suspended", "Restarting", "Running", "Created")
 """The first one that is true counts: the list of conditions has no order."""
 

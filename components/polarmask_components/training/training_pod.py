@@ -5,8 +5,8 @@
         -- --preset coco-r50-1x --provenance data_commit=3f2a1bc
 
 One a node. torchrun finds its nodes in PET_* of the environment, which the training operator
-sets. Each checkpoint is copied to object storage while training goes on. A pod that starts again,
-here or elsewhere, fetches only what is not there and goes on from the newest checkpoint.
+sets. Each checkpoint is copied to object storage while training continues. A pod that starts again,
+here or elsewhere, fetches only what is not there and resumes from the newest checkpoint.
 """
 
 import argparse

@@ -88,7 +88,7 @@ def original(run: RunConfig) -> RunConfig:
 
 
 def _stretched(images: InputConfig) -> InputConfig:
-    """Give up the aspect ratio where images are resized at all."""
+    """Drop the aspect ratio, unless images are not resized."""
     if images.short_side is None:
         return images
     return replace(images, keep_ratio=False, multiple=128)

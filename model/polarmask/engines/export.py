@@ -40,7 +40,7 @@ def export_program(detector: PolarMask, out: Path) -> None:
     """
     try:
         import onnx
-        import onnxscript  # noqa: F401  # torch needs it and says so late
+        import onnxscript  # noqa: F401  # torch needs it, but fails late without it
     except ImportError as error:
         raise EngineError(f"{error.name} is not installed; the extra `export` brings it") from error
     network = _Flat(detector)

@@ -107,11 +107,6 @@ def rle_from_segmentation(segmentation: Segmentation, image_hw: tuple[int, int])
     return united(rles_from_polygons(segmentation, image_hw))
 
 
-def rle_from_bitmap(bitmap_HW: NDArray[Any]) -> Rle:
-    """Encode a mask; nonzero is object."""
-    return _with_text_counts(coco_mask.encode(np.asfortranarray(bitmap_HW != 0, dtype=np.uint8)))
-
-
 def bitmap_from_rle(rle: Rle) -> NDArray[np.bool_]:
     """Decode to (H, W) bool."""
     # Not by pycocotools: its decode warns under NumPy 2 at every call.

@@ -87,7 +87,7 @@ def _view_exactly(record: ImageRecord, config: RunConfig, symmetry: Symmetry) ->
     return apply_to_labels(labels, symmetry, config.model.strides)
 
 
-def _label_as_original(
+def _label_images_as_original(
     records: Sequence[ImageRecord], config: RunConfig, device: str | None
 ) -> Iterator[_Labelled]:
     del device  # always on the CPU
@@ -98,7 +98,7 @@ def _label_as_original(
 
 _RULES = {
     "exact": _Rules(_label_exactly, _view_exactly, masks.rles_from_polygons),
-    "original": _Rules(_label_as_original, label_as_original, masks.rles_from_whole_pixels),
+    "original": _Rules(_label_images_as_original, label_as_original, masks.rles_from_whole_pixels),
 }
 
 

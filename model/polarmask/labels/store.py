@@ -2,7 +2,7 @@
 
 A store is a folder: shards of up to 128 images (`train-00000.safetensors`) and `index.json`, which
 names the data, the settings and the sha256 of every shard. The index is written last: a folder
-without one is an unfinished store, and `precompute` goes on where it stopped.
+without one is an unfinished store, and `precompute` resumes it.
 
 Ray lengths are stored as 16-bit logarithms, 2900 steps per octave: at most 0.012 % off from
 1/1024 px to 6,400 px, because the loss sees ratios, not pixels (ADR 0004).

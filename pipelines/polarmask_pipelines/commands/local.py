@@ -83,7 +83,7 @@ def _run_and_print(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
 
 def _print_summary(summary: Summary, out: Path, url: str) -> None:
     if summary.mask_ap is None:
-        print("\nnothing changed, so nothing was trained; the line of check-changed says why")
+        print("\nnothing changed, so nothing was trained; check-changed above has the reason")
         return
     if summary.nothing_changed:
         print("\nnothing changed: data, code and parameters are those of an earlier run")

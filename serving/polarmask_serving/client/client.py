@@ -174,7 +174,7 @@ class Client:
     ) -> Iterator[Prediction | ClientError]:
         """Yield what is in each image, in order; images are taken as they are needed.
 
-        An image fails alone: its error stands in the place of its prediction.
+        An image fails alone: its error takes the place of its prediction.
 
         Args:
             images: As for `predict`.
@@ -223,7 +223,7 @@ class Client:
                 failure.__cause__ = error
                 wait = 0.0
             except requests.Timeout as error:
-                # Not again: the server goes on working on what its client gave up.
+                # No retry: the server is still busy with the request that timed out.
                 raise UnavailableError(
                     f"{self.url} gives no answer within {self._timeout:g} s"
                 ) from error

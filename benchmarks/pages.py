@@ -69,7 +69,7 @@ def _read(path):
 
 
 def _fill(text, **parts):
-    """Replace what stands between the marks of each part."""
+    """Replace the text between the marks of each part."""
     for name, lines in parts.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         body = "\n".join((begin, "", *lines, "", end))

@@ -93,7 +93,7 @@ def run_pipeline(
     ):
         try:
             train_and_deploy(**parameters)
-        except RuntimeError as error:  # KFP's way to say that a step failed
+        except RuntimeError as error:  # KFP reports a failed step so
             return str(error)
     return ""
 
@@ -140,7 +140,7 @@ def _reporting(
 
 
 class _InTurn(futures.Executor):
-    """Stands in for a thread pool: runs each call when it is submitted."""
+    """Replaces a thread pool: runs each call when it is submitted."""
 
     def __init__(self, max_workers: int) -> None:
         """Ignore the number of threads."""

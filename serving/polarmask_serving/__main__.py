@@ -20,7 +20,7 @@ from polarmask_serving.local_pod import LocalPod
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 2 stands for an error of the user, in one line."""
+    """Run one command and return its exit code: 2 for an error of the user, in one line."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

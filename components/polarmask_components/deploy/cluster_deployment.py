@@ -156,7 +156,7 @@ class ClusterDeployment:
 
         Raises:
             ConflictError: Another run changed the model meanwhile.
-            RollOutError: It failed, will never succeed, or took too long; says which pod and why.
+            RollOutError: It failed, will never succeed, or took too long; names pod and reason.
         """
         deadline, logged = time.monotonic() + time_out, ""
         while True:
@@ -170,7 +170,7 @@ class ClusterDeployment:
                 logged = state.message
             late = time.monotonic() > deadline
             if state.failed or late:
-                limit = f" (gave up after {time_out:.0f} s)" if late else ""
+                limit = f" (timed out after {time_out:.0f} s)" if late else ""
                 raise RollOutError(
                     f"version {model.version} does not come up in {self.where}: {state.message}"
                     f"{limit}{self._last_output(state.trouble)}"

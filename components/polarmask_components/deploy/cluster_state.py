@@ -160,8 +160,8 @@ def progress_of(deployment: Object, before: Object) -> Progress:
 
     Args:
         deployment: As it is now.
-        before: As it was before the roll-out. Where Kubernetes goes back to pods that are there
-            already, it goes on reporting the failure of before for a moment.
+        before: As it was before the roll-out. Where Kubernetes returns to pods that still run, it
+            reports the earlier failure for a moment longer.
     """
     name, status = deployment["metadata"]["name"], deployment.get("status") or {}
     if deployment["spec"].get("paused"):

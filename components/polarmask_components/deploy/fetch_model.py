@@ -29,7 +29,7 @@ def fetch_model(uri: str, sha256: str, out: Path) -> None:
         out: Where to put it.
 
     Raises:
-        StorageError: Says whether Deployment, storage or volume has to be fixed.
+        StorageError: Names what has to be fixed: Deployment, storage or volume.
     """
     if not uri:
         raise StorageError(

@@ -217,7 +217,7 @@ def ask_champion(target: Path, *, name: str, registry: Registry, image: bytes) -
     Args:
         target: Folder of the pod.
         name: Of the model, in URLs.
-        registry: Says which version is the champion.
+        registry: Holds the version of the champion.
         image: JPEG or PNG.
 
     Returns:

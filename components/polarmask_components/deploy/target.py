@@ -52,7 +52,7 @@ class DeployTarget(Protocol):
         """Where the model answers."""
 
     def prepare(self, model: ServedModel, registry: Registry) -> None:
-        """See that the model can be served here; finish what a killed run left."""
+        """Check that the model can be served here; finish what a killed run left."""
 
     def prove(self, image: bytes) -> Proof:
         """Start the new version and send it an image; raise unless it answers well."""

@@ -74,7 +74,7 @@ class Trial:
         self.candidate = candidate_of(self.stable, self.api)
 
     def check(self) -> None:
-        """See that all is there, and that nothing is left of a run that was killed.
+        """Check that all parts exist, and undo what a killed run left.
 
         Raises:
             RollOutError: A part of k8s/components/trial is missing.

@@ -177,8 +177,8 @@ def decide_trial(figures: Figures, settings: TrialSettings, *, over: bool = True
 
     Args:
         figures: Of the trial.
-        settings: What it has to keep to.
-        over: False while it goes on: then few requests are no reason to stop.
+        settings: Its limits.
+        over: False while the trial runs: then few requests are no reason to stop it.
     """
     failed = figures.candidate.errors + figures.unanswered
     seen = figures.compared + figures.unanswered

@@ -12,7 +12,7 @@ from polarmask.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
-    """What the candidate gets, for how long, and what it has to keep to."""
+    """Which requests the candidate gets, for how long, and its limits."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -40,7 +40,7 @@ class TrialSettings:
         if (self.copies > 0) == (self.share > 0):
             raise ConfigError("deploy_trial: give copies or share, one of them above 0")
         if not 0 < self.minutes <= 24 * 60:
-            raise ConfigError(f"deploy_trial.minutes is {self.minutes}: give up to 1440")
+            raise ConfigError(f"deploy_trial.minutes is {self.minutes}: at most 1440")
         if self.min_requests < 0 or self.max_slowdown <= 0:
             raise ConfigError("deploy_trial: min_requests is 0 or more, max_slowdown above 0")
 

@@ -188,7 +188,7 @@ class Registry:
             return stored.sha256, copy.stat().st_size
 
     def archive_uri(self, record: ModelRecord) -> str:
-        """Return where the archive lies: s3://bucket/key, or an absolute path.
+        """Return the archive's address: s3://bucket/key, or an absolute path.
 
         Raises:
             UnusableModelError: It is missing, or has another size than the stored one.

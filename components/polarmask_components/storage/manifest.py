@@ -58,5 +58,5 @@ def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, FileFacts]:
     except (AttributeError, TypeError) as error:
         raise StorageError(f"this is no list of files: {error}") from error
     for name in filter(leaves_folder, manifest):
-        raise StorageError(f"{name!r} lies outside of the folder that it is listed for")
+        raise StorageError(f"{name!r} is outside of the folder that it is listed for")
     return manifest

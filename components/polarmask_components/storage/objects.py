@@ -19,7 +19,7 @@ class Objects(Protocol):
     """The place, for messages: s3://bucket/prefix, or an absolute path."""
 
     def uri(self, name: str) -> str:
-        """Return where an object lies, as `fetch_file` takes it."""
+        """Return where an object is, as `fetch_file` takes it."""
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return content and its tag, or None if there is no such object."""

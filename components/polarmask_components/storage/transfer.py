@@ -51,7 +51,7 @@ def download_files(
         name_of: Returns the object's name for a path within the folder.
 
     Raises:
-        DamagedObjectError: An object is missing, or is not what the manifest says.
+        DamagedObjectError: An object is missing or differs from the manifest.
         StorageError: The storage can't be used.
     """
     total = sum(facts.size for facts in manifest.values())

@@ -90,7 +90,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def restore_newest_snapshot(run: Path, storage: JobStorage) -> None:
-    """Bring a run folder to the newest snapshot, if that is newer than what lies there.
+    """Replace the files of a run folder by the newest snapshot, if that is newer.
 
     A checkpoint that can't be read is dropped.
 

@@ -68,7 +68,7 @@ def refusal_file(workspace: Path) -> Path:
 
 
 def run_folder(workspace: Path) -> Path:
-    """Return where the run lies on a node's disk."""
+    """Return the run folder on a node's disk."""
     return workspace / "run"
 
 

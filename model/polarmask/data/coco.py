@@ -90,7 +90,7 @@ class Problem:
     """Stable identifier, for counting."""
     where: str
     detail: str
-    """What is wrong; contains "clipped" or "kept" where the item is used all the same."""
+    """What is wrong; contains "clipped" or "kept" where the item is used nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class CocoData:
     problems: tuple[Problem, ...]
 
     def image_path(self, record: ImageRecord) -> Path:
-        """Return where the image lies on disk."""
+        """Return the path of the image."""
         return self.root / "images" / record.file_name
 
     def only(self, ids: Collection[int]) -> "CocoData":
@@ -118,7 +118,7 @@ class CocoData:
 
 
 def annotation_file(data: Path, split: str) -> Path:
-    """Return where the annotations of a split lie."""
+    """Return the path of the annotations of a split."""
     return data / "annotations" / f"instances_{split}.json"
 
 

@@ -15,7 +15,7 @@ _CHUNK = 1 << 20
 """Characters to read at a time, at first; items that are larger double it."""
 
 _LONGEST_JOINT = 3
-"""Characters after a number that can show that it goes on: "e", a sign and a digit."""
+"""Characters after a number that can show that it continues: "e", a sign and a digit."""
 
 
 def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -27,7 +27,7 @@ def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
 
     Raises:
         ValueError: No JSON, or a value of `keys` is absent, there twice or no list; the message
-            says where.
+            names the place.
         OSError: The file can't be read.
         RecursionError: An item is nested too deeply.
     """

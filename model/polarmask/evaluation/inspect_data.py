@@ -112,7 +112,7 @@ class Inspection:
     instances: int
     crowds: int
     in_parts: int
-    """Objects with several parts; `labels.parts` says whether one or all are learned."""
+    """Objects with several parts; `labels.parts` decides whether one or all are learned."""
     side_quantiles: tuple[float, float, float]
     """10, 50 and 90 percent of the objects are below this square root of area, network pixels."""
     size_counts: tuple[int, ...]

@@ -79,8 +79,8 @@ def _rle_of_crop(crop: NDArray[np.uint8], low_2: tuple[int, int], hw: tuple[int,
     # A run begins or ends where a pixel differs from the one above it: pixels by column, then row.
     row_N, column_N = np.divmod(np.flatnonzero(crop[1:] != crop[:-1]), crop.shape[1])
     border_N = (column_N + low_2[0]) * image_height + row_N + low_2[1]
-    # A run that ends at the lower border of a column goes on where the next begins at the top: the
-    # two borders are one position and cancel. The last run ends with the image.
+    # A run that ends at the lower border of a column continues where the next begins at the top:
+    # the two borders are one position and cancel. The last run ends with the image.
     position_N, count_N = np.unique(border_N, return_counts=True)
     num_pixels = image_height * image_width
     stays_N = position_N[(count_N == 1) & (position_N < num_pixels)]

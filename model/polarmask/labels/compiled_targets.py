@@ -2,7 +2,7 @@
 
 The same rules and the same arithmetic, number by number, without the arrays in between: an image
 of COCO's size takes a fraction of a millisecond. Compiled once at the first call (seconds) and
-kept beside this file, or where NUMBA_CACHE_DIR says; where nothing can be written, in memory.
+kept beside this file, or in NUMBA_CACHE_DIR; where nothing can be written, in memory.
 
 Dimension key
     G: objects of one image    V: their vertices, object after object    L: levels

@@ -60,7 +60,7 @@ def bar_chart(
     y_label: str,
     stacked: bool = False,
 ) -> Markup:
-    """Draw one group of bars per label; series stand side by side or are stacked."""
+    """Draw one group of bars per label; series are side by side or stacked."""
     columns = list(zip(*series.values(), strict=True))
     highest = max([sum(column) if stacked else max(column) for column in columns], default=0) or 1
     slot = 1 / max(1, len(labels))

@@ -30,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _replace(path: Path, new: Path) -> None:
-    """Put `new` in the place of `path`; an older folder is whole until the new one stands."""
+    """Move `new` to `path`; an older folder stays whole until the new one is there."""
     if new.is_dir() and path.exists():
         old = new.with_suffix(".old")
         _remove(old)

@@ -38,7 +38,7 @@ class StopRequest:
         return agreed > 0
 
     def stopped(self, progress: str) -> TrainingStopped:
-        """Return the exception to raise; `progress` says what is saved."""
+        """Return the exception to raise; `progress` names what is saved."""
         name = signal.Signals(self._signal_number).name
         message = f"stopped by {name}: {progress}; start the same command again to resume"
         return TrainingStopped(message, self._signal_number)

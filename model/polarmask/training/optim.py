@@ -52,7 +52,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def make_optimizer(detector: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimiser over the parameters that learn, grouped as `param_groups` says."""
+    """Build the optimiser over the parameters that learn, in the groups of `param_groups`."""
     if is_first() and config.batch_size != config.lr_batch_size:
         logger.info(
             "learning rate %g: %g is for %d images a step, this run takes %d",

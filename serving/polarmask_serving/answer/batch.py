@@ -73,7 +73,7 @@ def _open(predictor: Predictor, request: Request, categories: Mapping[int, str])
             return _Open(parsed, prepare_each(predictor, parsed.images), clock)
         except RequestError as refusal:
             return _Open(wire.ParsedRequest(images=(None,)), [refusal], clock)
-        except Exception as error:  # whatever it is, the others of the batch go on
+        except Exception as error:  # whatever it is, the others of the batch continue
             _log.exception("a request can't be read")
             fault = PredictionError(f"reading the request failed: {type(error).__name__}")
             return _Open(wire.ParsedRequest(images=(None,)), [fault], clock)
@@ -127,7 +127,7 @@ def _predict_all(
 ) -> list[Instances | AnswerError]:
     try:
         return list(predictor.predict_prepared(images, clock=clock))
-    except Exception as error:  # whatever it is, other images of the batch go on
+    except Exception as error:  # whatever it is, other images of the batch continue
         _log.exception("the model failed on %d images", len(images))
         if len(images) == 1:
             return [PredictionError(f"the model failed: {type(error).__name__}")]

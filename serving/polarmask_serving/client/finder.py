@@ -1,4 +1,4 @@
-"""What `polarmask predict --url` asks: a server that stands in for a model of this machine."""
+"""What `polarmask predict --url` asks: a server in place of a model of this machine."""
 
 from collections.abc import Sequence
 

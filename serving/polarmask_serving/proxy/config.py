@@ -37,7 +37,7 @@ class Limits:
     working: int = 2
     """Requests that TorchServe holds: those being worked on and as many ready to follow."""
     waiting: int = 16
-    """Requests that wait in the proxy; a client that gives up leaves this queue."""
+    """Requests that wait in the proxy; a client that disconnects leaves this queue."""
 
     @classmethod
     def for_workers(cls, workers: int) -> "Limits":

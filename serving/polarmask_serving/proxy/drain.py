@@ -4,7 +4,7 @@
     POD_IP=10.0.0.7 python -m polarmask_serving.proxy.drain server
 
 The proxy waits until nobody sends it anything new, closes its port, and stays until the last answer
-is out. The server stays until the proxy is gone. Both give up early enough to end by themselves.
+is out. The server stays until the proxy is gone. Both stop waiting in time to end by themselves.
 """
 
 import argparse

@@ -74,7 +74,7 @@ def _option_parameters() -> list[dict[str, Any]]:
     request_id = {
         "name": "X-Request-Id",
         "in": "header",
-        "description": "Stands in the log's line about this request; made up if it is missing.",
+        "description": "Identifies the request in the log; one is generated if it is missing.",
         "schema": {"type": "string"},
     }
     return [

@@ -1,8 +1,8 @@
 -- What Envoy has no filter for: tokens of a file, options of the query, and the shape of TorchServe's
 -- own errors. envoy.yaml gives the settings as metadata of the virtual host.
 --
--- Not api_key_auth for tokens: its keys stand in Envoy's configuration, so a replaced Secret would
--- not count while Envoy runs, and a removed one would go on letting in.
+-- Not api_key_auth for tokens: its keys are part of Envoy's configuration, so while Envoy runs a
+-- replaced Secret would not count, and a removed token would stay valid.
 
 local MAX_AGE = 1 -- seconds that tokens are kept before the file is read again
 local BAD_FORM = '{"error": {"code": "bad_form", "message": "the form can\'t be read; ' ..

@@ -171,11 +171,9 @@ class ServingCluster:
 
     def deploy(self, model, *, expected="the champion", trial=None):
         """Deploy a model, a folder or a record, as the step does."""
-        if isinstance(model, Path):
-            model = self.register(model)
         champion = self.registry.champion_version()
         return deploy(
-            model,
+            lambda: self.register(model) if isinstance(model, Path) else model,
             TARGET,
             name="polarmask",
             registry=self.registry,

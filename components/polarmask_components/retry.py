@@ -26,6 +26,7 @@ def retry(
     is_passing: Callable[[Exception], bool],
     deadline_seconds: float = DEADLINE_SECONDS,
     server: str,
+    reason_of: Callable[[Exception], object] = str,
 ) -> Answer:
     """Call until it succeeds, and return its result.
 
@@ -36,6 +37,7 @@ def retry(
         is_passing: Whether an error may go away by itself; other errors are raised at once.
         deadline_seconds: No call begins later than this after the first one; 0 for a single call.
         server: For the log: what is called.
+        reason_of: For the log: describes an error in a few words.
 
     Raises:
         Exception: The last error of `call`.
@@ -48,7 +50,7 @@ def retry(
         except Exception as error:
             if not is_passing(error) or time.monotonic() + pause > deadline:
                 raise
-            reason = " ".join(str(error).split())[:_LOGGED_CHARACTERS]
+            reason = " ".join(str(reason_of(error)).split())[:_LOGGED_CHARACTERS]
             logger.warning("%s: %s; retrying in %.1f s", server, reason, pause)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -72,11 +72,12 @@ class KubeflowCalls:
                 # A change without an answer may have taken effect, so it is not repeated.
                 deadline_seconds=self.retry_seconds if reads else 0,
                 server=self.host,
+                reason_of=_reason_of,
             )
         except ApiException as error:
             raise KubeflowError(f"{self.host} {_refusal(error)}") from error
         except HTTPError as error:
-            reason = getattr(error, "reason", None) or error
+            reason = _reason_of(error)
             advice = "" if reads else ". The request may have taken effect: check before a retry"
             raise KubeflowError(
                 f"{self.host} gave no answer: {reason}; check --host or KFP_HOST{advice}"
@@ -86,6 +87,12 @@ class KubeflowCalls:
 def _is_passing(error: Exception) -> bool:
     busy = isinstance(error, ApiException) and error.status in BUSY_STATUSES
     return busy or isinstance(error, HTTPError)
+
+
+def _reason_of(error: Exception) -> str:
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}"
+    return str(getattr(error, "reason", None) or error)
 
 
 def _refusal(error: ApiException) -> str:

@@ -32,6 +32,8 @@ from polarmask_serving.torchserve.server_log import last_worker_error, start_err
 
 _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.1
+_START_SECONDS = 210.0
+"""A minute for TorchServe, the rest for the model: on a slow machine both take long."""
 _PROGRAMS = ("java", "python", "envoy")
 
 # Kept so that the programs that this process started are reaped when they end.
@@ -56,7 +58,12 @@ class LocalPod:
 
     @classmethod
     def start(
-        cls, archive: Archive, folder: Path, *, port: int | None = None, time_out: float = 150
+        cls,
+        archive: Archive,
+        folder: Path,
+        *,
+        port: int | None = None,
+        time_out: float = _START_SECONDS,
     ) -> Self:
         """Start a pod; return once its model answers.
 
@@ -71,7 +78,14 @@ class LocalPod:
             ServerError: The model does not come up. Nothing is left but the logs.
         """
         pod = cls.prepare(archive, folder, port=port)
-        pod.launch(archive, time_out=time_out)
+        try:
+            pod.launch(archive, time_out=time_out)
+        except PortTakenError:
+            if port is not None:
+                raise
+            # Another program took a free port between our choice and the start.
+            pod = cls.prepare(archive, folder)
+            pod.launch(archive, time_out=time_out)
         return pod
 
     @classmethod
@@ -90,7 +104,7 @@ class LocalPod:
             operations_port=operations_port,
         )
 
-    def launch(self, archive: Archive, *, time_out: float = 150) -> None:
+    def launch(self, archive: Archive, *, time_out: float = _START_SECONDS) -> None:
         """Start the programs and wait; see `start`."""
         module = "polarmask_serving.torchserve.pod"
         command = [module, f"--archive={archive.path.resolve()}", f"--scratch={self.scratch}"]
@@ -165,7 +179,7 @@ class LocalPod:
 
     def is_running(self) -> bool:
         """Return whether its server's process is there; it may still not answer."""
-        return any(each.name().startswith("java") for each in _processes(self.scratch))
+        return bool(_processes(self.scratch, programs=("java",)))
 
     def is_ready(self) -> bool:
         """Return what a cluster asks a pod: does a worker have this version loaded?"""
@@ -197,6 +211,8 @@ class LocalPod:
         """Raise ServerError if the model will not answer."""
         if server.poll() is not None:
             problem = start_error(self.log)
+            if "Failed to bind" in problem:
+                raise PortTakenError(f"TorchServe does not start: {problem}; see {self.log}")
         else:
             with self.log.open("rb") as lines:
                 problem = last_worker_error(lines)
@@ -243,12 +259,13 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _processes(marker: str) -> list[psutil.Process]:
-    """Return the processes of pods with this text in their command lines."""
+def _processes(marker: str, *, programs: tuple[str, ...] = _PROGRAMS) -> list[psutil.Process]:
+    """Return the processes of these programs with this text in their command lines."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.name().startswith(_PROGRAMS) and any(marker in a for a in process.cmdline()):
+            name = process.name().lower()  # "Python" on macOS
+            if name.startswith(programs) and any(marker in each for each in process.cmdline()):
                 found.append(process)
         except psutil.Error:  # ended meanwhile, or another user's
             continue
@@ -259,11 +276,13 @@ def _end(marker: str, *, time_out: float) -> None:
     """End processes: SIGTERM first, SIGKILL after a while."""
     found = _processes(marker)
     for process in found:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     psutil.wait_procs(found, timeout=time_out)
     left = _processes(marker)
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     _, alive = psutil.wait_procs(left, timeout=5)
     _children[:] = [each for each in _children if each.poll() is None]
     if alive:

@@ -15,6 +15,7 @@ from polarmask.config.presets import tiny
 from polarmask.data.coco import Category
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
+from polarmask_components.deploy import local_target
 from polarmask_components.deploy.deploy import deploy
 from polarmask_components.deploy.local_target import (
     LocalTarget,
@@ -55,11 +56,15 @@ def champion(place):
     return put(place, make_model(folder / "first", 1), expected=None)
 
 
+def register(model, registry):
+    return register_model(model, name="polarmask", metrics={"mask_ap": 0.5}, registry=registry)
+
+
 def put(place, model, *, expected):
     folder, image = place
     registry = open_registry(str(folder / "registry"))
     return deploy(
-        register_model(model, name="polarmask", metrics={"mask_ap": 0.5}, registry=registry),
+        lambda: register(model, registry),
         str(folder / "server"),
         name="polarmask",
         registry=registry,
@@ -128,6 +133,60 @@ def test_failed_first_deployment_leaves_no_server(place, tmp_path):
         put((tmp_path, place[1]), broken, expected=None)
     assert not is_serving(tmp_path / "server")
     assert open_registry(str(tmp_path / "registry")).champion() is None
+
+
+def refuse_to_launch(self, archive):
+    self.stop(drain_seconds=0)
+    raise ServerError("the model does not load")
+
+
+def refuse_the_answer(answer, name, version):
+    raise ServerError("scores out of range")
+
+
+def test_a_champion_that_does_not_come_up_again_leaves_who_answers(place, tmp_path, monkeypatch):
+    here, model = (tmp_path, place[1]), make_model(tmp_path / "promoted", 31)
+    old = put(here, make_model(tmp_path / "served", 30), expected=None).version
+    registry = open_registry(str(tmp_path / "registry"))
+    new = register(model, registry).version
+    registry.promote(new, expected=old)  # by a run whose server is another one
+    fails = f"does not load -- {new} is the champion, but does not come up"
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalPod, "launch", refuse_to_launch)
+            with pytest.raises(RollOutError, match=f"{fails}; version {old} answers at http"):
+                put(here, model, expected=old)
+            assert serving(here).version == old
+            stop_server(tmp_path / "server")
+            with pytest.raises(RollOutError, match=f"{fails}; no version answers"):
+                put(here, model, expected=old)
+            assert not is_serving(tmp_path / "server")
+        assert state(here) == (new, new)
+        with monkeypatch.context() as patch:
+            patch.setattr(local_target, "check_answer", refuse_the_answer)
+            with pytest.raises(RollOutError, match=f"{new} is the champion and stays in service"):
+                put(here, model, expected=new)
+        assert state(here) == (new, new)
+    finally:
+        stop_server(tmp_path / "server")
+
+
+def test_a_lost_race_for_a_port_is_run_again(place, tmp_path, monkeypatch):
+    launch, taken = LocalPod.launch, []
+
+    def launch_late(pod, archive):
+        if not taken:
+            taken.append(pod)
+            pod.stop(drain_seconds=0)
+            raise PortTakenError("taken")
+        launch(pod, archive)
+
+    monkeypatch.setattr(LocalPod, "launch", launch_late)
+    try:
+        new = put((tmp_path, place[1]), make_model(tmp_path / "model", 1), expected=None)
+        assert state((tmp_path, place[1])) == (new.version, new.version)
+    finally:
+        stop_server(tmp_path / "server")
 
 
 def refuse_to_move(self, port):
@@ -267,3 +326,14 @@ def test_a_damaged_record_is_refused_by_name(tmp_path, content):
     (tmp_path / "pod.json").write_text(content)
     with pytest.raises(ServerError, match=r"pod\.json"):
         is_serving(tmp_path)
+
+
+def test_the_server_of_an_earlier_release_is_refused_by_name(place, tmp_path):
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "server.json").write_text('{"format_version": 1, "pid": 1}')
+    reason = r"server\.json was left by the server of an earlier release; .* remove .*server$"
+    for use in (is_serving, stop_server):
+        with pytest.raises(ServerError, match=reason):
+            use(tmp_path / "server")
+    with pytest.raises(ServerError, match=reason):
+        put((tmp_path, place[1]), tmp_path / "no model", expected=None)

@@ -101,6 +101,13 @@ def test_damaged_archive_without_record_is_refused(registry, add, tmp_path):
     assert registry.find("a") is None
 
 
+def test_archive_of_another_version_without_record_is_refused(registry, add, tmp_path):
+    registry._objects.create("models/a.mar", make_archive(tmp_path / "b.mar", "b").path)
+    with pytest.raises(UnusableModelError, match=r"models/a\.mar is damaged \(it holds version b"):
+        add("a")
+    assert registry.find("a") is None
+
+
 def test_archive_lies_where_its_uri_says(registry, add, tmp_path):
     record = add("a")
     uri = registry.archive_uri(record)

@@ -246,8 +246,8 @@ from polarmask_components.deploy.deploy import deploy
 from polarmask_components.registry.registry import open_registry
 version, registry, expected, image, target = sys.argv[1:]
 registry = open_registry(registry)
-deploy(registry.record(version), target, name="polarmask", registry=registry, expected=expected,
-       image=Path(image).read_bytes())
+deploy(lambda: registry.record(version), target, name="polarmask", registry=registry,
+       expected=expected, image=Path(image).read_bytes())
 """
 
 
@@ -410,7 +410,9 @@ def test_d26_missing_rights_change_nothing(cluster, candidate):
     champion = cluster.registry.champion_version()
     cluster.server.update("Role", "polarmask-pipeline", forbid)
     try:
-        with pytest.raises(RollOutError, match=f"cannot patch.*has version {champion}"):
+        with pytest.raises(
+            RollOutError, match=f"cannot patch.*version {champion} serves as before"
+        ):
             cluster.deploy(candidate)
     finally:
         cluster.server.update("Role", "polarmask-pipeline", allow)
@@ -450,6 +452,7 @@ def test_d29_a_deployment_that_is_not_there_is_named(empty, candidate):
     empty.server.delete("Deployment", "polarmask")
     with pytest.raises(RollOutError, match='"polarmask" not found; apply the manifests of k8s/'):
         empty.deploy(candidate)
+    assert not archives_of(empty)
 
 
 def test_d30_no_cluster_is_said(candidate, empty, monkeypatch, tmp_path):

@@ -15,7 +15,8 @@ import requests
 
 from polarmask_serving.errors import PortTakenError, ServerError
 from polarmask_serving.local_pod import LocalPod
-from polarmask_serving.torchserve.launch import free_ports
+from polarmask_serving.torchserve.launch import PORT_NAMES, free_ports
+from polarmask_serving.torchserve.probe import Target
 
 FINDS_NOTHING = """
 def initialize(self, context):
@@ -129,6 +130,18 @@ def test_a_port_in_use_is_named(archive, tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(PortTakenError, match=f"port {port} is taken"):
             LocalPod.start(archive, tmp_path, port=port)
+
+
+def test_a_port_that_torchserve_lost_to_another_program_is_told_apart(archive, tmp_path):
+    pod = LocalPod.prepare(archive, tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = dict.fromkeys(PORT_NAMES, taken.getsockname()[1])
+        Target(ports=ports, name="polarmask", version="1", workers=1).write(Path(pod.scratch))
+        with pytest.raises(PortTakenError, match="Failed to bind"):
+            pod.launch(archive)
+    assert_gone(pod)
 
 
 def test_the_command_serves_until_interrupted(random_model, png, tmp_path):

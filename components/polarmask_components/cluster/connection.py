@@ -89,13 +89,13 @@ def call_api(
             is_passing=_is_passing,
             deadline_seconds=deadline_seconds,
             server="Kubernetes API",
+            reason_of=_reason_of,
         )
     except (ApiException, HTTPError) as error:
         if _is_passing(error):
-            reason = f"{error.status} {error.reason}" if isinstance(error, ApiException) else error
             raise ClusterError(
                 f"the Kubernetes API gave no answer for {deadline_seconds:.0f} s; the last try "
-                f"ended with: {reason}"
+                f"ended with: {_reason_of(error)}"
             ) from error
         if isinstance(error, SSLError):
             raise ClusterError(
@@ -111,6 +111,10 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error, ApiException):
         return error.status in BUSY_STATUSES
     return isinstance(error, HTTPError) and not isinstance(error, SSLError)
+
+
+def _reason_of(error: Exception) -> str:
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
 
 
 def refusal_of(error: ApiException) -> str:

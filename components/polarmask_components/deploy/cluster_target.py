@@ -58,14 +58,13 @@ class ClusterTarget:
         self.url = self._deployment.url(name)
         self._is_changed = False
 
-    def prepare(self, model: ServedModel, registry: Registry) -> None:
+    def prepare(self, registry: Registry) -> None:
         """Read what is served now; end the trial that a killed run left."""
-        if not model.uri.startswith("s3://"):
+        if not registry.where.startswith("s3://"):
             raise RegistryError(
                 f"pods of a cluster can't read {registry.where}; give "
                 "deploy_registry=s3://bucket/prefix"
             )
-        self._model = model
         self._before = before = self._deployment.read()
         if before["spec"].get("paused"):
             progress = progress_of(before, before)
@@ -76,9 +75,9 @@ class ClusterTarget:
         else:
             self._trial.check()
 
-    def prove(self, image: bytes) -> Proof:
+    def prove(self, model: ServedModel, image: bytes) -> Proof:
         """Try the model, if asked for; roll the Deployment to it; ask it through the Service."""
-        self._image = image
+        self._model, self._image = model, image
         trial = self._try_first()
         self._is_changed = True
         replicas = 1 if self._before["spec"].get("replicas") == 0 else None
@@ -108,17 +107,28 @@ class ClusterTarget:
     def go_back(self, champion: str | None) -> str:
         """Roll back to what was served before, and prove that it answers."""
         if not self._is_changed:
-            version = self._back.model.version
-            return f"version {version} serves as before; nothing was rolled out"
+            return f"{self._as_before()}; nothing was rolled out"
         try:
             now = self._deployment.read()
-            if served_model(now) != self._model:
-                served = served_model(now).version or "none"
-                return f"another run put version {served} into {self._deployment.where}"
+            served = served_model(now)
+            if served == served_model(self._before) != self._model:
+                return self._as_before()  # the change was refused
+            if served != self._model:
+                version = served.version or "none"
+                return f"another run put version {version} into {self._deployment.where}"
+            if champion == served.version:  # promoted, and the answer was lost
+                self.take_over()
+                return f"{champion} is the champion and stays in service"
             # By the champion of now: another run may have been promoted meanwhile.
             return self._return_to(return_point(self._before, champion), now)
         except (ComponentError, ServingError) as error:
             return f"going back failed, too: {error}. {self._who_answers()}"
+
+    def _as_before(self) -> str:
+        version = served_model(self._before).version
+        if not version or self._before["spec"].get("replicas") == 0:
+            return "no pod serves, as before"
+        return f"version {version} serves as before"
 
     def _return_to(self, back: ReturnPoint, now: Object) -> str:
         replicas = 0 if back.idle else None

@@ -1,13 +1,14 @@
 """Put a registered model into service and make it the champion, or leave everything as it was.
 
-    prove that the new version answers -> promote it in the registry -> let it take over
+    check the target -> register the model -> prove that it answers -> promote it in the registry
+    -> let it take over
 
 The same on a cluster (`cluster_target`) and on this machine (`local_target`). Whatever fails, the
 version that was served before answers again. The registry alone names the champion.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def deploy(
-    record: ModelRecord,
+    register: Callable[[], ModelRecord],
     target: str,
     *,
     name: str,
@@ -40,10 +41,11 @@ def deploy(
     image: bytes,
     trial: Mapping[str, Any] = MappingProxyType({}),
 ) -> Deployment:
-    """Serve a registered model and promote it.
+    """Register a model, serve and promote it.
 
     Args:
-        record: The candidate's.
+        register: Returns the record of the candidate. Called once it is known that the target can
+            be used, so that nothing is packed or stored in vain.
         target: kubernetes://NAMESPACE/NAME of a Deployment and its Service, or a folder for the
             pod of this machine.
         name: Of the model, in URLs.
@@ -60,17 +62,16 @@ def deploy(
         ConfigError: A trial that can't be.
     """
     settings = read_trial(trial, target)
-    uri = registry.archive_uri(record)
-    model = ServedModel(version=record.version, uri=uri, sha256=record.archive_sha256)
     with _open(target, name, settings) as place:
-        place.prepare(model, registry)
+        place.prepare(registry)
+        model = ServedModel.of(register(), registry)
         try:
             with on_stop_signal(end_run):
-                proof = place.prove(image)
+                proof = place.prove(model, image)
                 registry.promote(model.version, expected=expected)
         except BaseException as error:
             with on_stop_signal(lambda *_: _log.warning("busy putting back the old version")):
-                outcome = _go_back(place, model, registry)
+                outcome = place.go_back(_champion_of(registry))
             _raise_with(error, outcome)
         place.take_over()
         return Deployment(model.version, place.url, proof.answer, proof.trial)
@@ -89,17 +90,12 @@ def _open(target: str, name: str, trial: TrialSettings | None) -> Iterator[Deplo
         yield LocalTarget(Path(target), name=name)
 
 
-def _go_back(place: DeployTarget, model: ServedModel, registry: Registry) -> str:
-    """Return in one sentence what answers now."""
+def _champion_of(registry: Registry) -> str | None:
     try:
-        champion = registry.champion_version()
+        return registry.champion_version()
     except ComponentError as error:  # must not keep us from going back
         _log.warning("%s", error)
-        champion = None
-    if champion == model.version:  # promoted, and the answer was lost
-        place.take_over()
-        return f"{champion} is the champion and stays in service"
-    return place.go_back(champion)
+        return None
 
 
 def _raise_with(error: BaseException, outcome: str) -> NoReturn:

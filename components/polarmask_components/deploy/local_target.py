@@ -23,11 +23,13 @@ from polarmask_components.deploy.target import Deployment, Proof, ServedModel
 from polarmask_components.errors import ComponentError, RollOutError
 from polarmask_components.registry.registry import Registry
 from polarmask_components.storage.objects import fetch_file
-from polarmask_serving.archive.read import read_archive
+from polarmask_serving.archive.read import Archive, read_archive
 from polarmask_serving.errors import PortTakenError, ServerError, ServingError
 from polarmask_serving.local_pod import LocalPod
 
 _RECORD = "pod.json"
+_OLD_RECORD = "server.json"
+"""Of releases that served without a proxy."""
 _FORMAT = JsonFormat(1, ServerError, "end its TorchServe and Envoy, if they run, and remove it")
 
 _log = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ class LocalTarget:
     def __init__(self, folder: Path, *, name: str) -> None:
         self._folder = folder.resolve()
         self._name = name
-        self._new: LocalPod | None = None
+        self._model = ServedModel()
+        self._proven: LocalPod | None = None
 
     @property
     def url(self) -> str:
@@ -65,10 +68,9 @@ class LocalTarget:
             return serving
         return None
 
-    def prepare(self, model: ServedModel, registry: Registry) -> None:
+    def prepare(self, registry: Registry) -> None:
         """Serve the registry's champion, so that it answers until the new version does."""
         self.follow(registry)
-        self._model = model
 
     def follow(self, registry: Registry) -> None:
         """End what a killed run left, and serve the registry's champion if that can be served."""
@@ -79,46 +81,46 @@ class LocalTarget:
         if champion is None or (serving is not None and serving.version == champion):
             return
         try:
-            record = registry.record(champion)
-            uri, sha256 = registry.archive_uri(record), record.archive_sha256
-            self._model = ServedModel(version=champion, uri=uri, sha256=sha256)
-            self._start()
-            self._take_over()
+            model = ServedModel.of(registry.record(champion), registry)
+            self._replace_by(self._start(model))
         except (ComponentError, ServingError, OSError) as error:
             # A damaged champion must not block a new model; the pod that runs stays in service.
             _log.warning("the registry's champion can't be served: %s", error)
-            self._end_other()
+            self._clean_up()
 
-    def prove(self, image: bytes) -> Proof:
+    def prove(self, model: ServedModel, image: bytes) -> Proof:
         """Start the new version beside the old one and send it an image."""
-        serving = self.serving
-        if serving is None or serving.version != self._model.version:
-            new = self._start()
-        else:
-            new = self._new = serving  # a step that is repeated after its success
+        self._model, self._proven = model, None
+        new = self.serving
+        if new is None or new.version != model.version:  # else: repeated after its success
+            new = self._start(model)
         answer = ask(new.url, image)
-        check_answer(answer, self._name, self._model.version)
+        check_answer(answer, self._name, model.version)
+        self._proven = new
         return Proof(answer)
 
-    def _start(self) -> LocalPod:
-        model, serving = self._model, self._read().serving
-        folder = self._folder / "pods" / model.version
-        path = folder / "model.mar"
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # a registry of this disk needs no second copy
-            os.link(model.uri, path)
-        fetch_file(model.uri, path, sha256=model.sha256)
-        archive = read_archive(path)
-        port = None
+    def _start(self, model: ServedModel) -> LocalPod:
+        archive = self._fetch(model)
+        port, serving = None, self._read().serving
         if serving is not None and not serving.is_running():
             serving.stop()
             port = serving.port
         try:
-            new = LocalPod.prepare(archive, folder, port=port)
-        except PortTakenError:
-            new = LocalPod.prepare(archive, folder)
-        self._write(_State(serving, new))  # first, so that no pod can be lost
-        self._new = new
+            return self._launch(archive, port)
+        except PortTakenError:  # another program was faster; any other port will do
+            return self._launch(archive, None)
+
+    def _fetch(self, model: ServedModel) -> Archive:
+        path = self._folder / "pods" / model.version / "model.mar"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a registry of this disk needs no second copy
+            os.link(model.uri, path)
+        fetch_file(model.uri, path, sha256=model.sha256)
+        return read_archive(path)
+
+    def _launch(self, archive: Archive, port: int | None) -> LocalPod:
+        new = LocalPod.prepare(archive, archive.path.parent, port=port)
+        self._write(_State(self._read().serving, new))  # first, so that no pod can be lost
         new.launch(archive)
         return new
 
@@ -128,32 +130,54 @@ class LocalTarget:
         Raises:
             RollOutError: The old one still answers.
         """
+        if self._proven is None:
+            return
         try:
-            self._take_over()
-        except ServingError as error:
-            self._end_other()
+            self._replace_by(self._proven)
+        except (ServingError, OSError) as error:
+            self._clean_up()
             raise RollOutError(
                 f"{self._model.version} is the champion, but could not take over: {error}; run "
                 "again to serve it"
             ) from error
 
-    def _take_over(self) -> None:
-        old, new = self._read().serving, self._new
-        if new is None or new == old:
+    def _replace_by(self, new: LocalPod) -> None:
+        old = self._read().serving
+        if new == old:
             return
         if old is not None and old.is_running():
             new = _move(new, old)
         self._write(_State(new, old))
-        self._end_other()
+        self._clean_up()
         self._tidy()
 
     def go_back(self, champion: str | None) -> str:
         """End the new pod; the old one was never touched."""
-        self._end_other()
+        is_champion = champion == self._model.version
+        if is_champion and self._proven is not None:  # promoted, and the answer was lost
+            try:
+                self.take_over()
+            except RollOutError as error:
+                return str(error)
+            return f"{champion} is the champion and stays in service"
+        self._clean_up()
         serving = self.serving
+        if is_champion:
+            return self._champion_fails(serving)
         if serving is None:
             return "no version served before, and none does now"
         return f"version {serving.version} answers again at {serving.url}"
+
+    def _champion_fails(self, serving: LocalPod | None) -> str:
+        champion = self._model.version
+        if serving is None:
+            return f"{champion} is the champion, but does not come up; no version answers"
+        if serving.version == champion:
+            return f"{champion} is the champion and stays in service"
+        return (
+            f"{champion} is the champion, but does not come up; version {serving.version} answers "
+            f"at {serving.url}"
+        )
 
     def stop(self) -> None:
         """End all pods; a later call starts the champion again, at the same port."""
@@ -168,22 +192,38 @@ class LocalTarget:
             state.other.stop()
             self._write(_State(state.serving))
 
+    def _clean_up(self) -> None:
+        """End the other pod, or leave that to the next call: it must not hide what happened."""
+        try:
+            self._end_other()
+        except (ServingError, OSError) as error:
+            _log.warning("a pod that does not serve any more is left: %s", error)
+
     def _tidy(self) -> None:
         """Remove archives and logs of versions that don't serve."""
         serving = self._read().serving
         for folder in (self._folder / "pods").glob("*"):
             if serving is None or folder.name != serving.version:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self) -> _State:
         path = self._folder / _RECORD
         if not path.exists():
+            self._refuse_old_server()
             return _State()
         content = _FORMAT.load(path.read_text(encoding="utf-8"), where=path)
         try:
             return _State(**{role: each and LocalPod(**each) for role, each in content.items()})
         except TypeError as error:
             raise _FORMAT.damaged(path, error) from error
+
+    def _refuse_old_server(self) -> None:
+        path = self._folder / _OLD_RECORD
+        if path.exists():
+            raise ServerError(
+                f"{path} was left by the server of an earlier release; end its TorchServe (`kill` "
+                f"with the pid in that file), if it runs, and remove {self._folder}"
+            )
 
     def _write(self, state: _State) -> None:
         write_text(self._folder / _RECORD, _FORMAT.dump(asdict(state)))
@@ -247,6 +287,6 @@ def is_serving(target: Path) -> bool:
 
 def stop_server(target: Path) -> None:
     """End the pod of a folder, if there is one; waits for a deployment that is running there."""
-    if (target / _RECORD).exists():
+    if LocalTarget(target, name="")._read() != _State():
         with locked(target):
             LocalTarget(target, name="").stop()

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from polarmask.errors import ConfigError
 from polarmask_components.deploy.trial_settings import TrialSettings, read_trial_settings
-from polarmask_components.registry.registry import Registry
+from polarmask_components.registry.registry import ModelRecord, Registry
 
 CLUSTER = "kubernetes://"
 """What a target in a cluster begins with; NAMESPACE/NAME follow. Any other is a folder."""
@@ -19,6 +19,12 @@ class ServedModel:
     version: str = ""
     uri: str = ""
     sha256: str = ""
+
+    @classmethod
+    def of(cls, record: ModelRecord, registry: Registry) -> Self:
+        """Find a registered archive; UnusableModelError if it is missing or damaged."""
+        uri = registry.archive_uri(record)
+        return cls(version=record.version, uri=uri, sha256=record.archive_sha256)
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,10 @@ class DeployTarget(Protocol):
     def url(self) -> str:
         """Where the model answers."""
 
-    def prepare(self, model: ServedModel, registry: Registry) -> None:
-        """Check that the model can be served here; finish what a killed run left."""
+    def prepare(self, registry: Registry) -> None:
+        """Check that models of the registry can be served here; finish what a killed run left."""
 
-    def prove(self, image: bytes) -> Proof:
+    def prove(self, model: ServedModel, image: bytes) -> Proof:
         """Start the new version and send it an image; raise unless it answers well."""
 
     def take_over(self) -> None:
@@ -62,6 +68,9 @@ class DeployTarget(Protocol):
 
     def go_back(self, champion: str | None) -> str:
         """Undo `prove`, however far it came; return in one sentence what answers now.
+
+        A new version that is the champion stays: it was promoted, and only the registry's answer
+        was lost.
 
         Args:
             champion: Of the registry; None also where it can't be read.

@@ -181,6 +181,8 @@ class Registry:
             self._objects.download(name, copy, sha256=None)
             try:
                 stored = read_archive(copy)
+                if stored.version != archive.version:
+                    raise ArchiveError(f"it holds version {stored.version}")
             except ArchiveError as error:
                 raise UnusableModelError(
                     f"{self._objects.uri(name)} is damaged ({error}); remove it and run again"

@@ -43,6 +43,7 @@ def deploy_torchserve(
         Where the model answers.
     """
     import json
+    from functools import partial
     from pathlib import Path
 
     from polarmask.engines.ranking import read_ranking
@@ -52,7 +53,8 @@ def deploy_torchserve(
     from polarmask_components.registry.registry import open_registry
 
     models = open_registry(registry)
-    record = register_model(
+    register = partial(
+        register_model,
         Path(model.path),
         name=model_name,
         metrics=metrics.metadata,
@@ -60,7 +62,7 @@ def deploy_torchserve(
         registry=models,
     )
     deployed = deploy(
-        record,
+        register,
         target,
         name=model_name,
         registry=models,

@@ -76,6 +76,6 @@ def fetch_file(uri: str, to: Path, *, sha256: str) -> None:
     """
     if to.is_file() and sha256_of_file(to) == sha256:
         return
-    place, _, name = uri.rpartition("/")
+    place, slash, name = uri.rpartition("/")
     with atomic_path(to) as temporary:
-        open_objects(place or ".").download(name, temporary, sha256=sha256)
+        open_objects(place or slash or ".").download(name, temporary, sha256=sha256)

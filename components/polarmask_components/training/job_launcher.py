@@ -149,7 +149,8 @@ class _Launched:
                 logger.info("%s continues", self.what)
                 return
             logger.info("%s of an earlier try is replaced", self.what)
-            self._delete()
+            if not is_leaving:
+                self._delete()
             self._wait_until_gone()
 
     def adopt(self, existing: Mapping[str, Any] | None) -> bool:

@@ -53,7 +53,7 @@ class Page:
     """One page.
 
     Attributes:
-        complaints: What the console said of errors and of what the policy forbids.
+        complaints: Errors in the console, and what the policy forbids.
     """
 
     def __init__(self, connection):
@@ -68,12 +68,12 @@ class Page:
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            said = json.loads(self._connection.recv())
-            if said.get("id") == number:
-                if "error" in said:
-                    raise RuntimeError(f"{method}: {said['error']}")
-                return said["result"]
-            self._note(said)
+            reply = json.loads(self._connection.recv())
+            if reply.get("id") == number:
+                if "error" in reply:
+                    raise RuntimeError(f"{method}: {reply['error']}")
+                return reply["result"]
+            self._note(reply)
 
     def _note(self, event):
         if event["method"] == "Runtime.exceptionThrown":
@@ -136,8 +136,8 @@ class Page:
 
     def picture(self, path):
         """Write a screenshot of the whole page, PNG."""
-        said = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(said["data"]))
+        reply = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(reply["data"]))
 
     def close(self):
         self._connection.close()

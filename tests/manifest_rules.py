@@ -1,4 +1,4 @@
-"""What a manifest of ours has to keep to, as functions that return what is wrong, in words.
+"""What a manifest of ours has to keep to, as functions that return what is wrong, as text.
 
 The rules of Pod Security `restricted`, and those that a schema can't state: that names which refer
 to each other agree, that everything is limited, and that nobody is given more than they need.

@@ -14,7 +14,7 @@ FOUND = {
 
 
 class ScriptedServer:
-    """Answers the requests it gets one after another as told, and the rest with no instances.
+    """Answers requests in turn from its script, and the rest with no instances.
 
     Attributes:
         script: (status, headers, body) or "reset", one for each request to come.
@@ -37,12 +37,12 @@ class ScriptedServer:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 with outer._lock:
                     outer.seen.append((self.path, dict(self.headers)))
-                    told = outer.script.pop(0) if outer.script else (200, {}, FOUND)
-                if told == "reset":
+                    reply = outer.script.pop(0) if outer.script else (200, {}, FOUND)
+                if reply == "reset":
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
                     return
-                status, headers, content = told
+                status, headers, content = reply
                 body = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 for name, value in headers.items():
@@ -52,7 +52,7 @@ class ScriptedServer:
                 self.wfile.write(body)
 
             def log_message(self, *_):
-                """Say nothing of each request."""
+                """Log nothing."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             server.daemon_threads = True

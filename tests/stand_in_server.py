@@ -1,7 +1,7 @@
-"""Stands in for TorchServe in pods of tests that are about the cluster: up in a tenth of a second.
+"""Replaces TorchServe in pods of tests that are about the cluster: up in a tenth of a second.
 
 Started with the same arguments. It speaks for the archive's version, and misbehaves as the model's
-card says in `provenance.behaviour`.
+card asks in `provenance.behaviour`.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main():
             status = 500 if behaviour.startswith("fails") else 200
             if behaviour == "fails-copies" and TRIAL_HEADER not in self.headers:
                 status = 200
-            tell(self.headers, version, size, status, behaviour)
+            log_request_line(self.headers, version, size, status, behaviour)
             self.reply(status, answer)
 
         def reply(self, status, content):
@@ -70,9 +70,9 @@ def main():
             self.wfile.write(body)
 
         def log_message(self, *_):
-            """Say nothing of each request."""
+            """Log nothing."""
 
-    try:  # after a restart the proxy goes on asking there
+    try:  # after a restart the proxy still asks there
         port = probe.Target.read(scratch).ports[PORTS[0]]
     except OSError:
         port = 0
@@ -82,7 +82,7 @@ def main():
     server.serve_forever()
 
 
-def tell(headers, version, size, status, behaviour):
+def log_request_line(headers, version, size, status, behaviour):
     """Write the line of a request as `observe.log_line` does; that takes seconds to import."""
     left = 100 if behaviour == "sees-other-things" else 1
     request = {

@@ -50,7 +50,7 @@ def test_other_answers_are_not_tried_again(server):
     assert len(server.requests) == 1
 
 
-def test_who_may_not_is_told_how_to_get_the_right(server, tmp_path, monkeypatch):
+def test_a_missing_right_is_reported_with_the_way_to_get_it(server, tmp_path, monkeypatch):
     path = server.write_kubeconfig(tmp_path / "nobody", account="nobody")
     monkeypatch.setenv("KUBECONFIG", str(path))
     with pytest.raises(ClusterError, match=r"refused: .*nobody.*list.*pods.*Role of k8s/base"):
@@ -58,7 +58,7 @@ def test_who_may_not_is_told_how_to_get_the_right(server, tmp_path, monkeypatch)
     assert len(server.requests) == 1
 
 
-def test_no_cluster_is_told(tmp_path, monkeypatch):
+def test_no_cluster_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(ClusterError, match=r"no Kubernetes cluster: .*KUBECONFIG"):
         connect()

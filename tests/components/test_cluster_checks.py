@@ -110,7 +110,7 @@ def test_a_cluster_that_has_all_passes_in_seconds(as_pipeline, data_repository, 
     assert time.monotonic() - began < 20  # DVC starts slowly, all the rest is one second
 
 
-def test_what_a_trial_lacks_is_told(as_pipeline, data_repository, s3_environment):
+def test_what_a_trial_lacks_is_reported(as_pipeline, data_repository, s3_environment):
     lines = problems(replace(everything(data_repository, "polarmask"), trial={"copies": 0.1}))
     for kind in ("deployments", "services", "configmaps"):
         [line] = [each for each in lines if f" {kind}" in each]
@@ -118,7 +118,7 @@ def test_what_a_trial_lacks_is_told(as_pipeline, data_repository, s3_environment
         assert line.endswith("apply k8s/components/trial")
 
 
-def test_all_failures_are_told_at_once(as_pipeline, data_repository, s3_environment):
+def test_all_failures_are_reported_at_once(as_pipeline, data_repository, s3_environment):
     job = JobSettings(namespace="other", image="polarmask-trainer:latest")
     plan = use(
         data_repository,
@@ -129,7 +129,7 @@ def test_all_failures_are_told_at_once(as_pipeline, data_repository, s3_environm
         revision="no-such-branch",
     )
     lines = problems(plan)
-    for words in (
+    for expected_text in (
         "no revision 'no-such-branch'",
         "s3://no-such-bucket/registry: ",
         "train_storage is 'runs/training', and pods share no disk",
@@ -139,7 +139,7 @@ def test_all_failures_are_told_at_once(as_pipeline, data_repository, s3_environm
         "namespace ml: no right to get, patch deployments.apps",  # the Role names one Deployment
         "namespace ml: no right to get services",
     ):
-        assert sum(words in line for line in lines) == 1, words
+        assert sum(expected_text in line for line in lines) == 1, expected_text
 
 
 # access
@@ -243,7 +243,7 @@ def test_missing_server_is_named(cluster_alone, enter, tmp_path, kind):
 
 
 @pytest.mark.parametrize("target", ["kubernetes://", "kubernetes://ml", "kubernetes://ml/a/b"])
-def test_target_that_names_no_deployment_is_told(as_pipeline, cluster_alone, tmp_path, target):
+def test_target_that_names_no_deployment_is_reported(as_pipeline, cluster_alone, tmp_path, target):
     (line,) = problems(use(tmp_path, target=target))
     assert "give kubernetes://NAMESPACE/NAME" in line
 
@@ -280,7 +280,7 @@ def gpu_cluster(enter, cluster_alone):
         pytest.param(JobSettings(), 100, None, id="none-wanted"),
     ],
 )
-def test_gpus_that_no_node_has_are_told(gpu_cluster, tmp_path, job, nodes, room):
+def test_gpus_that_no_node_has_are_reported(gpu_cluster, tmp_path, job, nodes, room):
     plan = use(tmp_path, job=job, nodes=nodes)
     if room is None:
         assert check_cluster(plan) == []
@@ -345,7 +345,7 @@ def quota(cluster):
 
 
 @pytest.mark.parametrize(
-    ("hard", "words"),
+    ("hard", "expected_text"),
     [
         ({"requests.nvidia.com/gpu": "8"}, "allows requests.nvidia.com/gpu of 8"),
         ({"requests.cpu": "7"}, "allows requests.cpu of 7, and training wants 2 x 4"),
@@ -353,13 +353,13 @@ def quota(cluster):
         ({"pods": "1"}, "allows pods of 1"),
     ],
 )
-def test_quota_that_can_never_hold_the_job_is_told(
-    as_pipeline, cluster_alone, quota, tmp_path, hard, words
+def test_quota_that_can_never_hold_the_job_is_reported(
+    as_pipeline, cluster_alone, quota, tmp_path, hard, expected_text
 ):
     quota(hard)
     (line,) = problems(use(tmp_path, job=GPUS, nodes=2))
     assert "quota team of namespace ml" in line
-    assert words in line
+    assert expected_text in line
 
 
 def test_quota_that_is_used_by_others_now_is_a_note(as_pipeline, cluster_alone, quota, tmp_path):
@@ -386,7 +386,7 @@ def test_bucket_is_probed_and_nothing_stays(no_data_check, s3_environment, tmp_p
     assert objects_left() == 0
 
 
-def test_server_that_ignores_conditions_is_told(
+def test_server_that_ignores_conditions_is_reported(
     no_data_check, s3_environment, tmp_path, monkeypatch
 ):
     client = boto3.client("s3")
@@ -407,7 +407,7 @@ def test_server_that_ignores_conditions_is_told(
     assert objects_left() == 0
 
 
-def test_wrong_credentials_are_told(no_data_check, s3_environment, tmp_path, monkeypatch):
+def test_wrong_credentials_are_reported(no_data_check, s3_environment, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials
     (line,) = problems(use(tmp_path, registry="s3://polarmask/probed"))
@@ -429,14 +429,14 @@ def test_data_in_the_remote_is_enough(repository):
     check_reachable(str(repository), "v1")
 
 
-def test_data_that_cache_and_remote_lack_is_told(repository):
+def test_data_that_cache_and_remote_lack_is_reported(repository):
     for place in ("bundled", "cache"):
         shutil.rmtree(repository / ".dvc" / place)
     with pytest.raises(MissingObjectsError, match="lacks the data of v1; run `dvc push`"):
         check_reachable(str(repository), "v1")
 
 
-def test_remote_that_cannot_be_reached_is_told(repository, s3_environment):
+def test_remote_that_cannot_be_reached_is_reported(repository, s3_environment):
     shutil.rmtree(repository / ".dvc" / "cache")
     config = repository / ".dvc" / "config"
     config.write_text(config.read_text().replace("url = bundled", "url = s3://no-such-bucket/x"))

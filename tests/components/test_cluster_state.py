@@ -1,4 +1,4 @@
-"""What Deployments and pods say, read without a cluster."""
+"""What Deployments and pods report, read without a cluster."""
 
 import json
 from datetime import UTC, datetime
@@ -124,7 +124,7 @@ QUOTA = condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota: gpu
 
 
 @pytest.mark.parametrize(
-    ("deployment", "done", "failed", "words"),
+    ("deployment", "done", "failed", "expected_text"),
     [
         pytest.param(deployment_of(**ALL), True, False, "", id="done"),
         pytest.param(
@@ -145,10 +145,10 @@ QUOTA = condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota: gpu
         ),
     ],
 )
-def test_progress_is_told_from_the_status_of_this_generation(deployment, done, failed, words):
+def test_progress_follows_the_status_of_this_generation(deployment, done, failed, expected_text):
     progress = progress_of(deployment, deployment_of())
     assert (progress.done, progress.failed) == (done, failed)
-    assert words in progress.message
+    assert expected_text in progress.message
 
 
 def test_a_failure_of_before_the_roll_out_is_no_news():
@@ -188,7 +188,7 @@ DONE = {"terminated": {"exitCode": 0, "reason": "Completed"}}
 
 
 @pytest.mark.parametrize(
-    ("pod", "fatal", "words"),
+    ("pod", "fatal", "expected_text"),
     [
         pytest.param(pod_of(main=[container(NO_IMAGE)]), True, "no such tag", id="no-image"),
         pytest.param(
@@ -207,10 +207,10 @@ DONE = {"terminated": {"exitCode": 0, "reason": "Completed"}}
         pytest.param(pod_of(scheduled=False), False, "0/3 nodes", id="no-node"),
     ],
 )
-def test_trouble_of_a_pod_is_named_and_weighed(pod, fatal, words):
+def test_trouble_of_a_pod_is_named_and_weighed(pod, fatal, expected_text):
     trouble = trouble_of([pod_of(ready=True), pod], NEW)
     assert trouble.fatal is fatal
-    assert words in trouble.message
+    assert expected_text in trouble.message
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_a_model_that_fails_leaves_registry_and_answers_as_they_were(cluster, fi
     champion = cluster.registry.champion_version()
     with pytest.raises(RollOutError) as caught:
         cluster.deploy(make_model(tmp_path / "model", seed=3, behaviour="crashes"))
-    said = str(caught.value)
-    assert "weights are missing" in said  # why
-    assert f"version {champion} answers again at {cluster.url}" in said  # and what now
+    message = str(caught.value)
+    assert "weights are missing" in message  # why
+    assert f"version {champion} answers again at {cluster.url}" in message  # and what now
     assert cluster.registry.champion_version() == cluster.answering() == champion
 
 

@@ -17,7 +17,7 @@ def cluster(s3_server, tmp_path_factory):
     """The cluster; `certificates` has the PEM texts by file name."""
     folder = tmp_path_factory.mktemp("tls")
     authority = certificate(folder, "ca")
-    certificate(folder, "stranger")
+    certificate(folder, "unknown")
     certificate(folder, "tls", signed_by=authority, of=NAME)
     certificate(folder, "client", signed_by=authority)
     pem = {path.name: path.read_text() for path in folder.iterdir()}
@@ -39,7 +39,7 @@ def cluster(s3_server, tmp_path_factory):
 # CPython leaves a TLS socket open whose peer goes between connecting and the handshake, as pods
 # that end do: ssl.SSLSocket._create raises without closing.
 @pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
-def test_a_model_is_asked_over_tls_and_who_is_not_known_is_not_answered(cluster, tmp_path):
+def test_a_model_is_asked_over_tls_and_unknown_clients_get_no_answer(cluster, tmp_path):
     deployed = cluster.deploy(make_model(tmp_path / "model", seed=1))
     assert deployed.url.startswith("https://")
     assert cluster.registry.champion_version() == deployed.version
@@ -47,15 +47,15 @@ def test_a_model_is_asked_over_tls_and_who_is_not_known_is_not_answered(cluster,
     shown = {"certificate": pem["client.crt"], "key": pem["client.key"]}
     right = Tls(name=NAME, ca=pem["ca.crt"], **shown)
     assert ask(deployed.url, cluster.image, tls=right)["model"]["version"] == deployed.version
-    for wrong, says in (
-        (Tls(name=NAME, ca=pem["stranger.crt"], **shown), "CERTIFICATE_VERIFY_FAILED"),
+    for wrong, expected_text in (
+        (Tls(name=NAME, ca=pem["unknown.crt"], **shown), "CERTIFICATE_VERIFY_FAILED"),
         (
             Tls(name="other.svc", ca=pem["ca.crt"], **shown),
             "CERTIFICATE_VERIFY_FAILED|doesn't match",
         ),
         (Tls(name=NAME, ca="no certificate", **shown), "SSLError"),
     ):
-        with pytest.raises(ServerError, match=says):
+        with pytest.raises(ServerError, match=expected_text):
             ask(deployed.url, cluster.image, tls=wrong)
 
 

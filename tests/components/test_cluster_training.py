@@ -75,7 +75,7 @@ def test_a_node_has_a_process_for_each_gpu_or_one(server):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected_text"),
     [
         ({"storage": "runs/here"}, "train_storage: 'runs/here' is no place in object storage"),
         ({"storage": ""}, "train_storage: '' is no place"),
@@ -87,6 +87,6 @@ def test_a_node_has_a_process_for_each_gpu_or_one(server):
         ({"data": "runs/artifacts/data"}, "pods on a cluster share no disk"),
     ],
 )
-def test_a_parameter_that_cannot_work_is_named(server, changes, words):
-    with pytest.raises(ConfigError, match=words):
+def test_a_parameter_that_cannot_work_is_named(server, changes, expected_text):
+    with pytest.raises(ConfigError, match=expected_text):
         job_of(**changes)

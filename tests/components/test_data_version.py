@@ -184,7 +184,7 @@ def test_code_version_follows_every_edit_and_nothing_else(package):
     assert code.code_version() != before
 
 
-def test_code_commit_tells_uncommitted_changes(package):
+def test_code_commit_marks_uncommitted_changes(package):
     assert code.code_commit() == ""  # not tracked yet
     commit_all(package)
     commit = git(package, "rev-parse", "HEAD")

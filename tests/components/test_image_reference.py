@@ -18,7 +18,7 @@ def test_name_of_one_version_is_fine(reference):
 
 
 @pytest.mark.parametrize(
-    ("reference", "words"),
+    ("reference", "expected_text"),
     [
         ("polarmask", "names no version"),
         ("example.org:5000/polarmask", "names no version"),
@@ -31,5 +31,5 @@ def test_name_of_one_version_is_fine(reference):
         ("polarmask:", "no image name"),
     ],
 )
-def test_other_names_are_told(reference, words):
-    assert words in problem_of_image(reference)
+def test_other_names_are_reported(reference, expected_text):
+    assert expected_text in problem_of_image(reference)

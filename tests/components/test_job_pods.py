@@ -37,7 +37,7 @@ def test_an_eviction_counts_as_a_restart_and_names_the_parameter(server):
     )
 
 
-def test_a_job_without_pods_is_told(server):
+def test_a_job_without_pods_is_reported(server):
     pods = JobPods(connect(), JOB)
     pods.look()
     assert pods.diagnosis() == "it has no pods; is the training operator running?"
@@ -45,10 +45,10 @@ def test_a_job_without_pods_is_told(server):
 
 def test_warnings_about_others_are_left_out(server):
     pods = JobPods(connect(), JOB)
-    for name, words in (("a-job", "exceeded quota: gpus"), ("another", "of no matter")):
+    for name, message in (("a-job", "exceeded quota: gpus"), ("another", "another cause")):
         event = {
             **{"metadata": {"name": f"event-{name}"}, "type": "Warning", "reason": "FailedCreate"},
-            **{"message": words, "involvedObject": {"kind": "PyTorchJob", "name": name}},
+            **{"message": message, "involvedObject": {"kind": "PyTorchJob", "name": name}},
         }
         server.create("Event", event)
     assert pods.diagnosis() == "event: FailedCreate a-job: exceeded quota: gpus"

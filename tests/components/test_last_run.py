@@ -52,7 +52,7 @@ def test_first_run_continues_and_its_twin_stops(objects):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected_text"),
     [
         ({"data_hash": "beef.dir"}, "the data changed from a59d.dir to beef.dir"),
         ({"code_version": "beef"}, "the code changed from c0de to beef"),
@@ -63,11 +63,11 @@ def test_first_run_continues_and_its_twin_stops(objects):
         ({"target": "kubernetes://ml/other"}, "none with these settings"),
     ],
 )
-def test_every_change_lets_the_run_continue_and_is_named(objects, change, words):
+def test_every_change_lets_the_run_continue_and_is_named(objects, change, expected_text):
     remember(objects, INPUTS)
     decision = decision_of(objects, inputs_of(**change))
     assert decision.continues
-    assert words in decision.reason
+    assert expected_text in decision.reason
 
 
 def test_spelling_that_means_the_same_is_no_change(objects):
@@ -118,7 +118,7 @@ def test_of_two_that_remember_at_once_none_fails(objects, monkeypatch):
     assert not decision_of(objects).continues
 
 
-def test_place_that_cannot_be_written_is_told(tmp_path):
+def test_place_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="may write to"):
         remember(open_objects(str(tmp_path / "file" / "registry")), INPUTS)

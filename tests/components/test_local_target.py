@@ -120,8 +120,8 @@ def test_model_that_does_not_load_changes_nothing(place, champion):
     broken = make_model(place[0] / "broken", 3)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    says = f"did not come up.*version {champion.version} answers"
-    with pytest.raises(RollOutError, match=says):
+    expected_text = f"did not come up.*version {champion.version} answers"
+    with pytest.raises(RollOutError, match=expected_text):
         put(place, broken, expected=champion.version)
     assert state(place) == (champion.version, champion.version)
 
@@ -226,7 +226,7 @@ def test_champion_that_cannot_be_fetched_blocks_no_deployment(place):
     old, _ = state(place)
     record = folder / "registry" / "models" / f"{old}.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format_version": 9}))
-    assert state(place) == (old, old)  # it answers, so it goes on answering
+    assert state(place) == (old, old)  # it answers, so it continues to answer
     new = put(place, make_model(folder / "after damage", 8), expected=old)
     assert state(place) == (new.version, new.version)
 

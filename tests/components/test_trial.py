@@ -91,7 +91,7 @@ def test_a_good_model_is_tried_then_rolled_out(cluster, tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "how", "says"),
+    ("behaviour", "how", "expected_text"),
     [
         pytest.param("fails-copies", COPIES, "failed at", id="fails"),
         pytest.param("sees-other-things", COPIES, "agrees too little", id="sees-other-things"),
@@ -100,9 +100,11 @@ def test_a_good_model_is_tried_then_rolled_out(cluster, tmp_path, how):
         pytest.param("crashes", COPIES, "weights are missing", id="crashes"),
     ],
 )
-def test_a_bad_model_stays_out_and_clients_notice_nothing(cluster, tmp_path, behaviour, how, says):
+def test_a_bad_model_stays_out_and_clients_notice_nothing(
+    cluster, tmp_path, behaviour, how, expected_text
+):
     champion, generation = cluster.registry.champion_version(), cluster.deployment()["metadata"]
-    with clients(cluster) as seen, pytest.raises(RollOutError, match=says) as caught:
+    with clients(cluster) as seen, pytest.raises(RollOutError, match=expected_text) as caught:
         cluster.deploy(make_model(tmp_path / "m", seed=9, behaviour=behaviour), trial=how)
     assert f"version {champion} serves as before" in str(caught.value)
     assert cluster.registry.champion_version() == champion

@@ -75,7 +75,7 @@ def test_of_a_share_each_side_is_judged_by_its_own_requests():
 
 
 @pytest.mark.parametrize(
-    ("figures", "passes", "says"),
+    ("figures", "passes", "expected_text"),
     [
         pytest.param(GOOD, True, "0.900 of the instances agree", id="good"),
         pytest.param(replace(GOOD, agreement=0.69), False, "agrees too little", id="differs"),
@@ -90,10 +90,10 @@ def test_of_a_share_each_side_is_judged_by_its_own_requests():
         pytest.param(replace(GOOD, compared=29), False, "only 29 requests", id="too-few"),
     ],
 )
-def test_the_verdict(figures, passes, says):
+def test_the_verdict(figures, passes, expected_text):
     verdict = decide_trial(figures, COPIES)
     assert verdict.passed == passes
-    assert says in verdict.reason
+    assert expected_text in verdict.reason
 
 
 def test_few_requests_end_no_trial_early_and_clear_failure_does():
@@ -108,7 +108,7 @@ def test_settings_come_as_kubeflow_gives_them():
 
 
 @pytest.mark.parametrize(
-    ("plain", "says"),
+    ("plain", "expected_text"),
     [
         ({"copies": 1, "share": 1}, "copies or share"),
         ({"minutes": 3}, "copies or share"),
@@ -118,6 +118,6 @@ def test_settings_come_as_kubeflow_gives_them():
         ({"shadow": 1}, "shadow is not a setting; there are: copies, max_errors"),
     ],
 )
-def test_settings_that_cannot_work_are_named(plain, says):
-    with pytest.raises(ConfigError, match=says):
+def test_settings_that_cannot_work_are_named(plain, expected_text):
+    with pytest.raises(ConfigError, match=expected_text):
         read_trial_settings(plain)

@@ -1,4 +1,4 @@
-"""Roll-outs of real TorchServe pods while clients go on asking: what they notice."""
+"""Roll-outs of real TorchServe pods while clients keep asking: what they notice."""
 
 import textwrap
 import threading

@@ -123,10 +123,10 @@ def _process_ids(kubelet, name):
 
 def _is_trainer(pid):
     try:
-        words = psutil.Process(pid).cmdline()
+        command = psutil.Process(pid).cmdline()
     except psutil.NoSuchProcess:
         return False
-    return "training_process" in " ".join(words) and "torch.distributed.run" not in words
+    return "training_process" in " ".join(command) and "torch.distributed.run" not in command
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def kill_at_random(machines, dice, step_process):
 
 
 def kill_one(pids, dice):
-    """Kill one of these processes; tell whether one was still there."""
+    """Kill one of these processes; return whether one was still there."""
     with suppress(ProcessLookupError, IndexError):
         os.kill(dice.choice(pids), signal.SIGKILL)
         return True

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders k8s/"),
 ]
 COPIES = {"copies": 0.5, "minutes": 0.3, "min_requests": 15, "max_slowdown": 5}
-"""Two cores for two versions: their times say little."""
+"""Two cores for two versions: their times prove little."""
 
 
 def make_finding_model(folder, *, seed, note):

@@ -1,4 +1,4 @@
-"""A stranger's first command: fresh clone, fresh environment, a folder with a space."""
+"""A new user's first command: fresh clone, fresh environment, a folder with a space."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    clone = tmp_path_factory.mktemp("a stranger") / "polar mask"
+    clone = tmp_path_factory.mktemp("a user") / "polar mask"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "KEEP"}
     done = subprocess.run(

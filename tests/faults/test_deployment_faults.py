@@ -195,7 +195,7 @@ def test_d12_a_failed_first_deployment_leaves_no_pod(empty, tmp_path):
 
 
 def when_rolling(cluster, act):
-    """Do something in the background once the Deployment was told to serve another model."""
+    """Do something in the background once the Deployment is set to serve another model."""
     generation = cluster.deployment()["metadata"]["generation"]
 
     def wait_and_act():
@@ -332,7 +332,7 @@ def test_d21_a_registry_that_cannot_be_written_at_the_end_rolls_back(cluster, ca
 
 @contextmanager
 def changed(cluster, alter, undo):
-    """Let an administrator break the Deployment, and mend it at the end."""
+    """Let an administrator break the Deployment, and fix it at the end."""
     cluster.change(alter)
     try:
         yield
@@ -368,7 +368,7 @@ def in_container(key, value):
 def test_pods_that_cannot_start_leave_the_old_ones_answering(
     cluster, candidate, monkeypatch, key, bad, reason
 ):
-    """New pods can't start, whatever they serve -> said so; the old pod goes on answering."""
+    """New pods can't start, whatever they serve -> reported; the old pod still answers."""
     champion = cluster.registry.champion_version()
     good = cluster.deployment()["spec"]["template"]["spec"]["containers"][0].get(key, [])
     monkeypatch.setattr(cluster.kubelet, "images", {"polarmask-serving:0.1.0-python3.11": []})
@@ -397,7 +397,7 @@ def test_d25_a_paused_deployment_is_refused_at_once(cluster, candidate):
 
 
 def test_d26_missing_rights_change_nothing(cluster, candidate):
-    """The service account may not change the Deployment -> said so, nothing was changed."""
+    """The service account may not change the Deployment -> reported, nothing was changed."""
 
     def forbid(role):
         (rule,) = (each for each in role["rules"] if each["resources"] == ["deployments"])
@@ -448,15 +448,15 @@ def test_d28_a_registry_that_pods_cannot_read_is_refused(cluster, candidate, tmp
 
 
 def test_d29_a_deployment_that_is_not_there_is_named(empty, candidate):
-    """The manifests were not applied -> said so before anything is stored."""
+    """The manifests were not applied -> reported before anything is stored."""
     empty.server.delete("Deployment", "polarmask")
     with pytest.raises(RollOutError, match='"polarmask" not found; apply the manifests of k8s/'):
         empty.deploy(candidate)
     assert not archives_of(empty)
 
 
-def test_d30_no_cluster_is_said(candidate, empty, monkeypatch, tmp_path):
-    """No way to a cluster -> said what to set."""
+def test_d30_no_cluster_is_reported(candidate, empty, monkeypatch, tmp_path):
+    """No way to a cluster -> the error names what to set."""
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(ClusterError, match="KUBECONFIG"):
         empty.deploy(candidate)

@@ -99,8 +99,8 @@ if not pathlib.Path("/workspace/tried").exists():
 FOREVER = "import time\nprint('step=1', flush=True)\ntime.sleep(1000)"
 
 
-def fails(words, code=1):
-    return f"import sys; print({words!r}); sys.exit({code})"
+def fails(text, code=1):
+    return f"import sys; print({text!r}); sys.exit({code})"
 
 
 def wait_for_line(cluster, text, timeout=30):
@@ -124,14 +124,16 @@ def meanwhile(act):
     [
         pytest.param(Fault(".", status=503, times=4), id="T01 API is busy -> tried again"),
         pytest.param(Fault(".", status=429, times=3, skip=5), id="T02 API throttles -> slower"),
-        pytest.param(Fault(".", drop=True, times=4, skip=3), id="T03 connections drop -> anew"),
+        pytest.param(
+            Fault(".", drop=True, times=4, skip=3), id="T03 connections drop -> tried again"
+        ),
         pytest.param(
             Fault("POST .*/pytorchjobs", lose_answer=True),
             id="T04 answer to the submission is lost -> its job is taken over, not doubled",
         ),
         pytest.param(
             Fault("GET .*/log", cut_after=3, times=3),
-            id="T05 log stream breaks -> goes on where it broke, no line twice",
+            id="T05 log stream breaks -> continues where it broke, no line twice",
         ),
         pytest.param(
             Fault("GET .*/log", line_delay=0.2, times=9),
@@ -199,10 +201,10 @@ def test_t11_training_that_always_fails_is_given_up_with_exit_codes_and_last_wor
     job = job_of(fails("RuntimeError: the GPU fell off the bus", 7), settings={"max_restarts": 1})
     with pytest.raises(LaunchError) as caught:
         launch(job)
-    words = str(caught.value)
-    assert f"{NAME}-master-0 ended with exit code 7 (Error)" in words
-    assert "| RuntimeError: the GPU fell off the bus" in words
-    assert "failed again after 2 restarts, 1 a node (train_job.max_restarts)" in words
+    message = str(caught.value)
+    assert f"{NAME}-master-0 ended with exit code 7 (Error)" in message
+    assert "| RuntimeError: the GPU fell off the bus" in message
+    assert "failed again after 2 restarts, 1 a node (train_job.max_restarts)" in message
 
 
 def test_t12_training_that_fails_once_is_started_again_in_place(cluster, launch, good):
@@ -332,7 +334,7 @@ def test_t27_finished_job_that_was_removed_meanwhile_counts_by_its_result(cluste
     assert len([line for line in cluster.server.requests if line.startswith("POST")]) == 1
 
 
-def test_t28_cluster_without_training_operator_is_told_apart(tmp_path, launch, cluster):
+def test_t28_cluster_without_training_operator_has_its_own_error(tmp_path, launch, cluster):
     cluster.server.delete("CustomResourceDefinition", "pytorchjobs.kubeflow.org", "")
     with pytest.raises(LaunchError, match=r"knows no PyTorchJob .* install training-operator v1"):
         launch(job_of(FOREVER))
@@ -341,14 +343,14 @@ def test_t28_cluster_without_training_operator_is_told_apart(tmp_path, launch, c
 def test_t29_namespace_that_is_not_there_is_named(cluster, launch, tmp_path, monkeypatch):
     job = job_of(FOREVER, namespace="nowhere")
     with pytest.raises(ClusterError, match=r"(?s)namespace \"nowhere\".*Role of k8s"):
-        launch(job)  # a Role says nothing of what lies outside of its namespace
+        launch(job)  # a Role covers its own namespace only
     kubeconfig = cluster.server.write_kubeconfig(tmp_path / "administrator")
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     with pytest.raises(LaunchError, match=r"nowhere.* train_job\.namespace has to exist"):
         launch(job)
 
 
-def test_t30_service_account_without_rights_is_told_which_role_it_needs(tmp_path, monkeypatch):
+def test_t30_error_for_a_service_account_without_rights_names_the_role(tmp_path, monkeypatch):
     with KubeServer(rules={"nobody": []}) as server:
         kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig", account="nobody")
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
@@ -357,7 +359,7 @@ def test_t30_service_account_without_rights_is_told_which_role_it_needs(tmp_path
             run_job(job, Storage(job, tmp_path / "result"), connect(), pace=PACE)
 
 
-def test_t31_operator_that_does_not_run_is_told_apart(tmp_path, monkeypatch):
+def test_t31_operator_that_does_not_run_has_its_own_error(tmp_path, monkeypatch):
     with KubeServer() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
         job = job_of(FOREVER, settings={"start_timeout_minutes": 0.01})
@@ -379,7 +381,7 @@ run_job(job, Storage(job, Path("none")), connect(), pace=PACE)
 
 @pytest.fixture
 def launcher(cluster):
-    """A launcher as a process; started anew by each call."""
+    """A launcher as a process; each call starts another one."""
     folder = Path(__file__).parent
     script = _LAUNCHER.format(paths=[str(folder), str(folder.parent)])
     started = []

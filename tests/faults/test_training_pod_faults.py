@@ -62,9 +62,9 @@ def failure_of(job):
 
 def test_t34_input_that_changed_in_storage_is_refused_by_name(job, place):
     boto3.client("s3").put_object(Bucket=BUCKET, Key=f"{place}/data/file", Body=b"another")
-    words = failure_of(job)
-    assert "file is not what was stored: 7 bytes" in words
-    assert "ended with exit code 1" in words
+    message = failure_of(job)
+    assert "file is not what was stored: 7 bytes" in message
+    assert "ended with exit code 1" in message
 
 
 def test_t35_input_that_is_gone_is_named(job, place):
@@ -77,22 +77,22 @@ def test_t36_list_of_inputs_that_is_gone_is_named(job, place):
     assert "holds no inputs.json; start the train step again" in failure_of(job)
 
 
-def test_t37_storage_key_that_is_not_accepted_is_told(job, cluster):
+def test_t37_storage_key_that_is_not_accepted_is_reported(job, cluster):
     def spoil(secret):
         secret["stringData"] = {"AWS_SECRET_ACCESS_KEY": "wrong"}
 
     cluster.server.update("Secret", "polarmask-s3", spoil)
-    words = failure_of(job)
-    assert "SignatureDoesNotMatch" in words
-    assert "credentials in the environment" in words
+    message = failure_of(job)
+    assert "SignatureDoesNotMatch" in message
+    assert "credentials in the environment" in message
 
 
-def test_t38_bucket_that_is_not_there_is_told(job):
+def test_t38_bucket_that_is_not_there_is_reported(job):
     with pytest.raises(StorageError, match=r"NoSuchBucket"):
         JobStorage("s3://no-such-bucket/training", NAME).inputs()
 
 
 def test_t39_data_that_is_no_coco_folder_ends_the_job_at_the_first_try(job):
-    words = failure_of(job)
-    assert "another try would not help" in words
-    assert "data/images does not exist; a data folder holds images/ and annotations/" in words
+    message = failure_of(job)
+    assert "another try would not help" in message
+    assert "data/images does not exist; a data folder holds images/ and annotations/" in message

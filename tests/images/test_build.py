@@ -1,4 +1,4 @@
-"""What `make images` says where it can't build."""
+"""What `make images` reports where it can't build."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("docker", "words"),
+    ("docker", "expected_text"),
     [("no-such-docker", "is not installed"), ("false", "does not answer")],
 )
-def test_make_images_says_what_is_missing(docker, words):
+def test_make_images_reports_what_is_missing(docker, expected_text):
     done = subprocess.run(
         ["make", "images"],
         cwd=ROOT,
@@ -23,4 +23,4 @@ def test_make_images_says_what_is_missing(docker, words):
         timeout=60,
     )
     assert done.returncode != 0
-    assert f"error: {docker} {words}" in done.stderr
+    assert f"error: {docker} {expected_text}" in done.stderr

@@ -55,14 +55,14 @@ def test_nothing_of_the_builder_stays_in_an_image(image, images, base, docker, r
     )
     certificates = ("sha256sum", "/etc/ssl/certs/ca-certificates.crt")
     assert run(image, *certificates) == docker("run", "--rm", base, *certificates)
-    told = docker("image", "inspect", images[image])
-    told += docker("history", "--no-trunc", images[image])
+    metadata = docker("image", "inspect", images[image])
+    metadata += docker("history", "--no-trunc", images[image])
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "SSL_CERT_FILE", "PIP_CONFIG_FILE"):
-        assert os.environ.get(name, "unset") not in told
+        assert os.environ.get(name, "unset") not in metadata
 
 
 def test_sizes(images, docker, capsys):
-    """Printed for whoever plans disks; ops has to stay small enough to start in seconds."""
+    """Printed for those who plan disks; ops has to stay small enough to start in seconds."""
     size = {
         target: int(docker("image", "inspect", "--format={{.Size}}", name)) / GIBIBYTE
         for target, name in images.items()
@@ -219,8 +219,8 @@ def test_a_pod_answers_through_its_proxy_and_ends_when_asked(pod, docker, archiv
         assert ended == code, "it was killed, or ended for another reason"
 
 
-def test_a_server_without_a_model_says_so(run):
-    said = run(
+def test_a_server_without_a_model_reports_it(run):
+    output = run(
         *(
             "serving",
             "python",
@@ -231,5 +231,5 @@ def test_a_server_without_a_model_says_so(run):
         "--scratch=/tmp",
         check=False,
     )
-    assert said.startswith("error: ")
-    assert "/models/model.mar" in said
+    assert output.startswith("error: ")
+    assert "/models/model.mar" in output

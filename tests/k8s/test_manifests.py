@@ -63,7 +63,7 @@ def torchserve(objects):
     return container(objects, "torchserve")
 
 
-# What is broken -> the words that name it.
+# What is broken -> the text that names it.
 FAULTS = {
     "may run as root": lambda o: without(server(o)["securityContext"], "runAsNonRoot"),
     "polarmask: may run as root": lambda o: server(o)["securityContext"].update(runAsUser=0),
@@ -115,17 +115,17 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("words", FAULTS)
-def test_the_rules_find(words, kind):
+@pytest.mark.parametrize("expected_text", FAULTS)
+def test_the_rules_find(expected_text, kind):
     broken = copy.deepcopy(kind)
-    FAULTS[words](broken)
+    FAULTS[expected_text](broken)
     found = problems_of(broken)
     assert found
-    assert all(re.search(words, problem) for problem in found)
+    assert all(re.search(expected_text, problem) for problem in found)
 
 
 def test_applying_again_changes_neither_the_model_nor_the_number_of_pods(overlay):
-    """The deploy step and the autoscaler own these fields; kubectl leaves what it is not told."""
+    """The deploy step and the autoscaler own these fields; kubectl leaves what it is not given."""
     deployment = find(overlay, "Deployment/polarmask")
     assert "replicas" not in deployment["spec"]
     assert "annotations" not in deployment["spec"]["template"]["metadata"]

@@ -67,7 +67,7 @@ class LogBook:
 
         Args:
             run: What to read.
-            follow: Go on until the container ends.
+            follow: Continue until the container ends.
             query: tailLines, sinceTime, sinceSeconds and timestamps, as text.
             is_over: Called between lines: whether the server stops.
         """

@@ -237,7 +237,7 @@ def _replicas_of(job):
 
 
 def _over_limit(job, policy, pods):
-    """Return why a job may not go on, or an empty text."""
+    """Return why a job may not continue, or an empty text."""
     if "backoffLimit" in policy:
         restarts = sum(
             status["restartCount"]

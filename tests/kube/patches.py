@@ -57,7 +57,7 @@ def strategic_merge(target, patch):
 
 
 def _merge_key(name, items):
-    """Return the field that tells the items of a list apart, or None."""
+    """Return the field that identifies the items of a list, or None."""
     for key in _MERGE_KEYS.get(name, ()):
         if items and all(isinstance(item, dict) and key in item for item in items):
             return key

@@ -58,7 +58,7 @@ def test_a_role_reaches_its_own_namespace_as_an_object(server):
 def test_no_token_is_the_administrator_and_an_unknown_account_has_no_rights(server):
     core = client.CoreV1Api(server.api_client())
     assert core.list_namespaced_secret("ml").items == []
-    core = client.CoreV1Api(server.api_client("stranger"))
+    core = client.CoreV1Api(server.api_client("unknown"))
     assert status_of(core.list_namespaced_pod, "ml") == 401
 
 

@@ -334,14 +334,14 @@ def test_nothing_is_left_when_the_kubelet_ends(server):
 
 
 @pytest.mark.parametrize(
-    ("objects", "words"),
+    ("objects", "expected_text"),
     [
         ([], "service account ml/trainer: not found"),
         (["account", "restricted"], 'main" must set securityContext.runAsNonRoot=true'),
         (["account", "quota"], "exceeded quota: few, requested: requests.nvidia.com/gpu=1"),
     ],
 )
-def test_forbidden_pods_are_refused(server, objects, words):
+def test_forbidden_pods_are_refused(server, objects, expected_text):
     if "account" in objects:
         server.create("ServiceAccount", {"metadata": {"name": "trainer"}})
     if "restricted" in objects:
@@ -352,5 +352,5 @@ def test_forbidden_pods_are_refused(server, objects, words):
         server.create("ResourceQuota", {"metadata": {"name": "few"}, "spec": {"hard": hard}})
     container = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
     pod = pod_of("true", container=container, serviceAccountName="trainer")
-    with pytest.raises(ApiError, match=words):
+    with pytest.raises(ApiError, match=expected_text):
         server.create("Pod", pod)

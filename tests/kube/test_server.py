@@ -325,7 +325,7 @@ def test_a_deletion_with_another_uid_is_a_conflict(core):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected_text"),
     [
         (lambda body: body["metadata"].update(name="9lives"), "DNS-1035"),
         (lambda body: body["metadata"].update(name="x" * 60), "DNS-1035"),
@@ -341,12 +341,12 @@ def test_a_deletion_with_another_uid_is_a_conflict(core):
         (lambda body: body["spec"].pop("pytorchReplicaSpecs"), "Required value"),
     ],
 )
-def test_a_job_that_the_operator_would_refuse_is_refused(custom, change, words):
+def test_a_job_that_the_operator_would_refuse_is_refused(custom, change, expected_text):
     body = job()
     change(body)
     error = refusal(custom.create_namespaced_custom_object, **JOBS, body=body)
     assert error.status == 422
-    assert words in error.body
+    assert expected_text in error.body
 
 
 def master(body):

@@ -77,7 +77,7 @@ def test_other_processes_read_it_and_leave_it_there(folder, method):
     assert list(items) == ITEMS
 
 
-def test_a_full_disk_is_told_with_the_way_out(folder):
+def test_a_full_disk_is_reported_with_the_way_out(folder):
     writer = DiskListWriter()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_with_the_way_out(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_folder_that_is_not_there_is_told(folder, monkeypatch):
+def test_a_folder_that_is_not_there_is_reported(folder, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "absent"))
     with pytest.raises(DataError, match="set TMPDIR"):
         DiskListWriter()

@@ -1,4 +1,4 @@
-"""Engines answer like eager float32, or say why they can't, and never stop a worker."""
+"""Engines answer like eager float32, or report why they can't, and never stop a worker."""
 
 import json
 import logging
@@ -211,7 +211,7 @@ def test_a_ranking_reads_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "difference", "mask_ap", "admitted", "words"),
+    ("name", "difference", "mask_ap", "admitted", "expected_text"),
     [
         pytest.param("openvino", (1e-5, 1e-5), None, True, "equals", id="exact"),
         pytest.param("openvino", (2e-3, 1e-5), None, False, "scores by 0.002", id="other-scores"),
@@ -221,11 +221,11 @@ def test_a_ranking_reads_back_as_it_was_written(tmp_path):
         pytest.param("bf16", (1e-2, 1e-2), 0.51, True, "costs -1.00", id="better-than-eager"),
     ],
 )
-def test_an_engine_is_admitted_by_its_answers(name, difference, mask_ap, admitted, words):
+def test_an_engine_is_admitted_by_its_answers(name, difference, mask_ap, admitted, expected_text):
     ap = float("nan") if mask_ap is None else mask_ap
     verdict = admit(ENGINES[name], difference, ap, 0.5)
     assert verdict.passed is admitted
-    assert words in verdict.reason
+    assert expected_text in verdict.reason
 
 
 def test_neighbours_of_other_sizes_change_nothing(model, photos):

@@ -151,9 +151,9 @@ def test_w05_all_parts_of_an_object_are_learned_and_found_again():
 
 
 def detect(config, labels):
-    """Run a network that says at each positive what the labels say."""
+    """Run a network that predicts at each positive what the labels hold."""
     predictor = Predictor(
-        Eager(lambda images: say(labels, config)),
+        Eager(lambda images: predictions_of(labels, config)),
         ModelCard(config, (Category(3, "thing"),), {}, {}),
         CPU,
     )
@@ -163,7 +163,7 @@ def detect(config, labels):
 CPU = torch.device("cpu")
 
 
-def say(labels, config):
+def predictions_of(labels, config):
     batch = collate([Sample(np.zeros((*labels.canvas_hw, 3), np.uint8), labels, "a.png")], config)
     hws = tuple((labels.canvas_hw[0] // s, labels.canvas_hw[1] // s) for s in config.model.strides)
     count = sum(rows * columns for rows, columns in hws)

@@ -118,7 +118,7 @@ def test_a_selection_keeps_what_belongs_together(model):
     assert len(found.select([])) == 0
 
 
-def test_a_clock_is_told_how_long_the_stages_take(model):
+def test_a_clock_gets_the_seconds_of_the_stages(model):
     clock = StageClock()
     predictor = Predictor.load(model)
     predictor.predict([noise(64, 64)], clock=clock)

@@ -1,4 +1,4 @@
-"""What `polarmask inspect` says of data, against data whose answer is known."""
+"""What `polarmask inspect` reports of data, against data whose answer is known."""
 
 import json
 from dataclasses import replace

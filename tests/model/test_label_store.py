@@ -190,7 +190,7 @@ def test_machines_make_shares_and_one_gathers_them_from_their_folders(
     for number, folder in enumerate(folders, start=1):
         precompute_shards(data, folder, small_config, EveryNth(number, 2), splits=("train",))
     assert [len(list(folder.glob("*.safetensors"))) for folder in folders] == [2, 1]
-    monkeypatch.setattr("polarmask.labels.precompute._write", None)  # nothing is made anew
+    monkeypatch.setattr("polarmask.labels.precompute._write", None)  # nothing is made again
     out = tmp_path / "out"
     together = precompute(data, out, small_config, splits=("train",), made=folders)
     assert together.summary("train") == alone.summary("train")

@@ -81,8 +81,8 @@ def test_all_go_on_from_the_newest_checkpoint_of_any(train_on_two, tmp_path):
 def test_a_damaged_checkpoint_of_one_stops_all(train_on_two, tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "checkpoint.pt").write_bytes(b"damaged")
-    words = train_on_two(tmp_path)
-    assert re.findall(r"rank (\d): .*/1/checkpoint.pt can't be read", words) in (
+    output = train_on_two(tmp_path)
+    assert re.findall(r"rank (\d): .*/1/checkpoint.pt can't be read", output) in (
         ["0", "1"],
         ["1", "0"],
     )

@@ -68,7 +68,7 @@ def test_the_rate_follows_the_batch_size(batch_size):
     assert learning_rate(config, 5000, 90_000) == pytest.approx(0.01 * batch_size / 16)
 
 
-def test_a_scaled_rate_is_said(caplog, box_model):
+def test_a_scaled_rate_is_logged(caplog, box_model):
     caplog.set_level(logging.INFO)
     make_optimizer(PolarMask(box_model), OptimConfig(batch_size=8))
     assert "learning rate 0.005: 0.01 is for 16 images a step, this run takes 8" in caplog.text

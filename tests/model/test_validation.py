@@ -44,7 +44,7 @@ def scored(monkeypatch):
     return aps
 
 
-def test_what_is_measured_is_what_evaluate_says(config, options, drawn_data):
+def test_what_is_measured_is_what_evaluate_returns(config, options, drawn_data):
     train(config, options)
     steps = measured(options.out)
     assert list(steps) == [2, 4, 6]

@@ -8,7 +8,7 @@ from polarmask_pipelines.summary import Summary
 
 
 @pytest.mark.parametrize(
-    ("assignment", "words"),
+    ("assignment", "expected_text"),
     [
         ("train_sets=x", "names: data_repository"),
         ("train_set", "write NAME=VALUE"),
@@ -16,9 +16,9 @@ from polarmask_pipelines.summary import Summary
         ("train_nodes=1.5", "not of type int"),
     ],
 )
-def test_wrong_parameter_is_named_before_anything_runs(tmp_path, capsys, assignment, words):
+def test_wrong_parameter_is_named_before_anything_runs(tmp_path, capsys, assignment, expected_text):
     assert main(["run", "--out", str(tmp_path / "run"), "--param", assignment]) == 2
-    assert words in capsys.readouterr().err
+    assert expected_text in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -101,12 +101,12 @@ During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
   File "b.py", line 2, in g
-polarmask_components.errors.LaunchError: training ended: the last it said
+polarmask_components.errors.LaunchError: training ended: its last lines
 out of memory"""
 
 
 def test_error_is_the_last_exception_without_its_traceback():
-    message = "LaunchError: training ended: the last it said\nout of memory"
+    message = "LaunchError: training ended: its last lines\nout of memory"
     assert error_in(TRACE.splitlines()) == message
 
 

@@ -28,7 +28,7 @@ def test_spaces_do_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("expression", "words"),
+    ("expression", "expected_text"),
     [
         pytest.param("0 0 2 * * *", "has 6 fields; write five", id="kubeflow's-own-form"),
         pytest.param("0 2 * *", "has 4 fields", id="one-is-missing"),
@@ -50,7 +50,7 @@ def test_spaces_do_not_matter():
         pytest.param("0 0 31 4,6,9,11 *", "no such month has a day 31", id="31-of-short-months"),
     ],
 )
-def test_schedule_that_kubeflow_would_misread_is_refused(expression, words):
+def test_schedule_that_kubeflow_would_misread_is_refused(expression, expected_text):
     with pytest.raises(CronError) as caught:
         with_seconds(expression)
-    assert words in str(caught.value)
+    assert expected_text in str(caught.value)

@@ -47,7 +47,7 @@ def test_the_client_s_own_methods_work(client, kfp_server, uploaded):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "words"),
+    ("parameters", "expected_text"),
     [
         ({"no_such": 1}, "parameter no_such is not in the pipeline"),
         ({"train_nodes": "2"}, "train_nodes requires type NUMBER_INTEGER"),
@@ -56,11 +56,11 @@ def test_the_client_s_own_methods_work(client, kfp_server, uploaded):
         ({"train_preset": 1}, "train_preset requires type STRING"),
     ],
 )
-def test_parameters_are_checked_against_the_pipeline(client, uploaded, parameters, words):
+def test_parameters_are_checked_against_the_pipeline(client, uploaded, parameters, expected_text):
     with pytest.raises(ApiException) as caught:
         client.run_pipeline(job_name="x", params=parameters, **uploaded)
     assert caught.value.status == 400
-    assert words in json.loads(caught.value.body)["message"]
+    assert expected_text in json.loads(caught.value.body)["message"]
 
 
 @pytest.mark.parametrize("cron", ["0 2 * * *", "0 0 2 * * 7", "0 61 * * * *", "0 */0 * * * *", "x"])

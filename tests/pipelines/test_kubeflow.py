@@ -336,8 +336,8 @@ def test_login_page_is_reported(kfp_server, capsys):
 def test_refusal_is_reported_with_the_server_s_message(kfp_server, capsys):
     kfp_server.faults.add(Fault("POST .*/runs", status=400))
     assert main(["submit"]) == 2
-    words = f"error: {kfp_server.url} refused (400): an injected fault\n"
-    assert capsys.readouterr().err == words
+    message = f"error: {kfp_server.url} refused (400): an injected fault\n"
+    assert capsys.readouterr().err == message
 
 
 def test_archived_experiment_is_reported(kfp_server, capsys):

@@ -35,7 +35,7 @@ def test_last_of_two_values_is_used():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "words"),
+    ("assignment", "expected_text"),
     [
         ("nummer=1", "names: text, number, ratio, only_if, job"),
         ("number", "write NAME=VALUE"),
@@ -46,7 +46,7 @@ def test_last_of_two_values_is_used():
         ("job={", "write a JSON object"),
     ],
 )
-def test_wrong_assignment_is_reported(assignment, words):
+def test_wrong_assignment_is_reported(assignment, expected_text):
     with pytest.raises(ParameterError) as caught:
         read_parameters([assignment])
-    assert words in str(caught.value)
+    assert expected_text in str(caught.value)

@@ -89,10 +89,10 @@ def test_an_unpacked_archive_runs_its_own_code_without_what_only_other_areas_nee
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout)
-    assert all(str(tmp_path / "unpacked") in home for home in said["homes"])
+    output = json.loads(ran.stdout)
+    assert all(str(tmp_path / "unpacked") in home for home in output["homes"])
     (expected,) = Predictor.load(tmp_path / "unpacked" / "model").predict([picture])
-    np.testing.assert_allclose(said["scores"], expected.scores, atol=1e-6)  # same code, float32
+    np.testing.assert_allclose(output["scores"], expected.scores, atol=1e-6)  # same code, float32
 
 
 def test_the_handler_is_small_and_has_the_one_class_torchserve_allows():
@@ -149,9 +149,9 @@ def packed(random_model, tmp_path_factory):
     (out.parent / "evaluation.json").write_text('{"split": "val", "mask_ap": 0.5, "large": null}')
     command = ["archive", "--model", str(random_model), "--out", str(out), "--version", "1"]
     command += ["--metrics", str(out.parent / "evaluation.json")]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         assert main(command) == 0
-    return out, said.getvalue().splitlines()
+    return out, output.getvalue().splitlines()
 
 
 def described(path):
@@ -220,7 +220,7 @@ def test_a_report_of_other_weights_is_refused(random_model, report, tmp_path):
         build_archive(random_model, tmp_path / "a.mar", name="a", version="1", engines=other)
 
 
-def test_an_archive_tells_where_its_model_comes_from(random_model, tmp_path):
+def test_an_archive_names_where_its_model_comes_from(random_model, tmp_path):
     out = tmp_path / "a.mar"
     build_archive(random_model, out, name="a", version="1", metrics={"mask_ap": 0.5})
     facts = described(out)
@@ -260,6 +260,6 @@ def test_reading_an_archive_needs_no_torch():
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     command = ["archive", "--model", str(tmp_path), "--out", str(tmp_path / "a"), "--version", "1"]
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1

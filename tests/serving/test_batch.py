@@ -54,7 +54,7 @@ def test_each_request_of_a_batch_gets_its_own_answer_or_error(predictor, png, jp
     assert answers[0].body == answers[5].body == answers_to(predictor, png)[0].body
 
 
-def test_an_answer_tells_its_stages(predictor, png):
+def test_an_answer_names_its_stages(predictor, png):
     served, refused = answers_to(predictor, png, b"no")
     assert tuple(served.seconds) == STAGES
     assert all(seconds > 0 for seconds in served.seconds.values())

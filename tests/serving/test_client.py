@@ -1,4 +1,4 @@
-"""The client gives what the model finds, tries again where that helps, and says what is wrong."""
+"""The client gives what the model finds, retries where that helps, and reports what is wrong."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_a_prediction_is_what_the_model_finds(client, server, random_model, pict
     for image in (png, tmp_path / "a.png", picture):
         found = client.predict(image, score_threshold=0, return_rays=True)
         assert found.image_hw == (120, 200)
-        assert found.model == ("polarmask", server.champion)
+        assert found.model == ("polarmask", server.version)
         assert found.categories == expected.category_names
         assert found.category_ids.tolist() == expected.category_ids.tolist()
         # Rounded to 2 and 4 decimals on the way.
@@ -74,8 +74,8 @@ def test_masks_are_those_of_the_server_but_for_pixels_on_the_outline(client, ser
 def test_a_pixel_is_filled_if_its_centre_lies_inside():
     polygons = [[[1.6, 1], [5, 1], [5, 4.4], [1.6, 4.4]], [[6, 6], [9, 6], [9, 9], [6, 9]]]
     entry = {"category_id": 1, "category": "cell", "score": 0.5, "bbox": [0, 0, 1, 1]}
-    said = FOUND | {"instances": [entry | {"polygon": polygons[0], "polygons": polygons}]}
-    found = read_prediction(said)
+    answer = FOUND | {"instances": [entry | {"polygon": polygons[0], "polygons": polygons}]}
+    found = read_prediction(answer)
     expected = np.zeros((8, 8), bool)
     expected[1:4, 2:5] = True
     expected[6:8, 6:8] = True
@@ -137,7 +137,7 @@ def test_what_may_pass_is_tried_again(scripted, trouble):
     assert len(scripted.seen) == 3
 
 
-def test_tries_end_and_the_last_reason_is_told(scripted):
+def test_tries_end_and_the_last_reason_is_raised(scripted):
     scripted.script = [OVERLOADED] * 9
     with pytest.raises(UnavailableError, match="503 overloaded: the queue is full") as caught:
         Client(scripted.url, retries=1).predict(b"image")
@@ -156,7 +156,7 @@ def test_the_server_says_when_to_come_back(scripted):
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "words"),
+    ("answer", "kind", "expected_text"),
     [
         ((401, {}, {"error": {"code": "unauthorized", "message": "x"}}), UnauthorizedError, "401"),
         ((413, {}, b""), RefusedError, "Request Entity Too Large|Content Too Large"),
@@ -167,9 +167,9 @@ def test_the_server_says_when_to_come_back(scripted):
         ((200, {}, {"instances": 3}), FaultyAnswerError, "something else than a prediction"),
     ],
 )
-def test_what_does_not_pass_is_told_at_once(scripted, answer, kind, words):
+def test_what_does_not_pass_is_raised_without_a_retry(scripted, answer, kind, expected_text):
     scripted.script = [answer]
-    with pytest.raises(kind, match=words) as caught:
+    with pytest.raises(kind, match=expected_text) as caught:
         Client(scripted.url).predict(b"image")
     assert caught.value.status == answer[0]
     assert len(scripted.seen) == 1

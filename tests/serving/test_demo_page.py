@@ -153,7 +153,7 @@ def test_what_is_no_picture_is_refused_in_words(page, tmp_path):
     assert "notes.txt is not an image that this browser can read" in page.text("#wrong")
 
 
-def test_a_server_that_wants_a_token_is_told_it(running, start_proxy, tokens, picture_file):
+def test_a_server_that_wants_a_token_gets_it(running, start_proxy, tokens, picture_file):
     with start_proxy(tokens=tokens) as guarded:
         running.resize(1200, 860)
         running.open("about:blank#")
@@ -172,7 +172,7 @@ def test_a_server_that_wants_a_token_is_told_it(running, start_proxy, tokens, pi
     assert all("401" in each for each in running.complaints)
 
 
-def test_a_server_that_is_gone_is_told_and_asked_again(running, start_proxy, picture_file):
+def test_a_server_that_is_gone_is_reported_and_asked_again(running, start_proxy, picture_file):
     with start_proxy() as proxy:
         running.open("about:blank#")
         running.open(f"{proxy.url}/demo")

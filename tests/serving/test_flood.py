@@ -1,4 +1,4 @@
-"""Many clients at once, polite and not: what they are told, and what it costs in memory."""
+"""Many clients at once, polite and not: what they get, and what it costs in memory."""
 
 import contextlib
 import random
@@ -69,7 +69,7 @@ def test_a_flood_gets_four_kinds_of_answers_and_memory_stays_bounded(flooded, se
                     time.sleep(0.2)
             return connection.recv(100).split(b" ")[1].decode()
 
-    def give_up():
+    def disconnect():
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             head = f"POST /predictions/polarmask HTTP/1.1\r\nHost: a\r\nContent-Length: {len(jpeg)}"
             connection.sendall(head.encode() + b"\r\n\r\n" + jpeg)
@@ -81,7 +81,7 @@ def test_a_flood_gets_four_kinds_of_answers_and_memory_stays_bounded(flooded, se
         "too large": lambda: post(bytes(21 * MIB)),
         "too large, in chunks": lambda: post(bytes(MIB) for _ in range(30)),
         "slow": send_slowly,
-        "gives up": give_up,
+        "disconnects": disconnect,
     }
 
     def client(seed):
@@ -101,8 +101,8 @@ def test_a_flood_gets_four_kinds_of_answers_and_memory_stays_bounded(flooded, se
     with ThreadPoolExecutor(CLIENTS) as clients:
         seen = Counter(each for own in clients.map(client, range(CLIENTS)) for each in own)
     most = memory.stop()
-    said = f"answers {dict(seen)}\nMiB before {before}\nMiB at most {most}"
-    print(f"\n{said}")  # noqa: T201 the README's figures; `pytest -s` shows them
+    figures = f"answers {dict(seen)}\nMiB before {before}\nMiB at most {most}"
+    print(f"\n{figures}")  # noqa: T201 the README's figures; `pytest -s` shows them
 
     assert {status for _, status in seen} <= {"200", "413", "408", "503", "gone"}
     for name, status in {"image": "200", "too large": "413", "slow": "408"}.items():

@@ -34,7 +34,7 @@ def expected(random_model, picture):
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "text/plain", "application/json", None])
-def test_an_image_is_answered_whatever_its_content_type_says(post, png, content_type):
+def test_an_image_is_answered_whatever_its_content_type(post, png, content_type):
     answer = post(png, headers={"Content-Type": content_type} if content_type else {})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -203,7 +203,7 @@ def test_metrics_count_what_was_found_and_refused(server, post, png):
 
 
 def metrics_of(server):
-    """Return the values of our metrics by name and the one label that tells them apart."""
+    """Return the values of our metrics by name and the one label that distinguishes them."""
     text = requests.get(server.metrics_url, timeout=10).text
     found = collections.defaultdict(float)
     for line in re.findall(

@@ -37,7 +37,7 @@ def test_parts_come_back_from_an_answer():
     answer = {"image": {"height": 8, "width": 8}, "model": {"name": "cells", "version": "1"}}
     one, other = np.eye(4, 2).tolist(), np.ones((4, 2)).tolist()
     common = {"category_id": 3, "category": "cell", "score": 0.5, "bbox": [0, 0, 1, 1]}
-    said = [{**common, "polygon": one, "polygons": [one, other]}, {**common, "polygon": other}]
-    found = instances_of(read_prediction(answer | {"instances": said}))
+    entries = [{**common, "polygon": one, "polygons": [one, other]}, {**common, "polygon": other}]
+    found = instances_of(read_prediction(answer | {"instances": entries}))
     assert [len(found.parts(row)) for row in (0, 1)] == [2, 1]
     assert len(instances_of(read_prediction(answer | {"instances": []}))) == 0

@@ -1,4 +1,4 @@
-"""The OpenAPI document, the code, the README and real answers say the same."""
+"""The OpenAPI document, the code, the README and real answers agree."""
 
 import base64
 import json
@@ -52,14 +52,14 @@ def test_the_readme_names_every_option_and_every_refusal():
     rows = re.findall(r"^\| `(\w+)` \| `(X-[\w-]+)` \|", README, re.M)
     assert rows == [(name, header_of(name)) for name in OPTIONS]
     section = README[README.index("## Refusals") :]
-    told = {
+    listed = {
         (int(status), code)
         for statuses, reasons in re.findall(r"^\| ([\d, ]+) \| (.*) \|$", section, re.M)
         for status in statuses.split(", ")
         for code in re.findall(r"`([a-z_]+)`", reasons)
     }
-    assert {(each.status, each.code) for each in openapi.answer_errors()} <= told
-    assert {code for _, code in told} <= set(codes_of_the_document())
+    assert {(each.status, each.code) for each in openapi.answer_errors()} <= listed
+    assert {code for _, code in listed} <= set(codes_of_the_document())
 
 
 def codes_of_the_document():

@@ -172,9 +172,9 @@ def test_the_probe_fails_and_so_does_health_while_the_worker_is_dead(archive_of_
     deadline = time.monotonic() + 60
     while not last_worker_error(pod.log.read_text().splitlines()).startswith("OSError: weights"):
         assert time.monotonic() < deadline
-        code, said = pod.probe()
+        code, text = pod.probe()
         assert code == 1
-    assert "no worker" in said
+    assert "no worker" in text
     assert pod.health() == 503
 
 
@@ -192,9 +192,9 @@ def test_a_pod_without_a_usable_archive_says_so_and_ends(tmp_path, start_pod):
     (tmp_path / "model.mar").write_bytes(b"no zip")
     pod = start_pod(tmp_path / "model.mar")
     assert pod.process.wait(timeout=30) == 2
-    said = pod.log.read_text()
-    assert said.startswith("error: ")
-    assert "is no model archive" in said
+    log = pod.log.read_text()
+    assert log.startswith("error: ")
+    assert "is no model archive" in log
     assert pod.probe()[1].startswith("no server has started")
 
 

@@ -1,4 +1,4 @@
-"""Envoy in front of a real TorchServe: what passes, what is refused, and in which words."""
+"""Envoy in front of a real TorchServe: what passes, what is refused, and with which message."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def test_what_two_servers_may_read_differently_is_refused(proxy, head):
     assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
 
 
-def test_who_comes_when_the_queue_is_full_is_told_at_once_to_come_again(proxy, png):
+def test_a_request_to_a_full_queue_is_refused_at_once(proxy, png):
     def ask(_):
         start = time.monotonic()
         answer = requests.post(proxy.predict_url, data=png, timeout=60)
@@ -166,15 +166,15 @@ def test_a_request_keeps_its_id_or_gets_one_and_both_are_logged(proxy, png):
     assert given.headers["x-request-id"] == "mine-1"
     assert len(made.headers["x-request-id"]) == 36
     deadline = time.monotonic() + 20  # Envoy writes its log now and then
-    while made.headers["x-request-id"] not in (said := proxy.log.read_text()):
+    while made.headers["x-request-id"] not in (log := proxy.log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    lines = {line["request_id"]: line for line in map(json.loads, said.splitlines())}
+    lines = {line["request_id"]: line for line in map(json.loads, log.splitlines())}
     assert lines["mine-1"]["status"] == 200
     assert lines[made.headers["x-request-id"]]["path"] == "/nothing"
 
 
-def test_health_tells_the_version_that_answers(proxy, server):
+def test_health_names_the_version_that_answers(proxy, server):
     answer = requests.get(f"{proxy.url}/healthz", timeout=10)
     assert answer.json() == {"status": "ready", "version": server.version}
 
@@ -229,13 +229,15 @@ def test_a_file_that_is_missing_is_named(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "entry", "says"),
+    ("option", "entry", "expected_text"),
     [
         pytest.param("--tokens", "token", "tokens is missing", id="tokens"),
         pytest.param("--tls", "cert.pem", "tls.crt is missing", id="tls"),
     ],
 )
-def test_a_secret_with_other_entries_does_not_open_the_door(server, tmp_path, option, entry, says):
+def test_a_secret_with_other_entries_does_not_open_the_door(
+    server, tmp_path, option, entry, expected_text
+):
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / entry).write_text("a")
@@ -246,4 +248,4 @@ def test_a_secret_with_other_entries_does_not_open_the_door(server, tmp_path, op
     environment = os.environ | {"POD_IP": "127.0.0.1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert expected_text in done.stderr

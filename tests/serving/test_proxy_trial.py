@@ -96,9 +96,9 @@ def test_without_entries_the_candidate_hears_nothing(front):
     assert front.candidate.seen == []
 
 
-def test_copies_carry_the_same_id_and_a_mark_that_strangers_cannot_give(front):
-    stranger = front.ask(**{TRIAL_HEADER: "mine", "X-Request-Id": "a"})
-    assert stranger.ok
+def test_copies_carry_the_same_id_and_a_mark_that_clients_cannot_set(front):
+    first = front.ask(**{TRIAL_HEADER: "mine", "X-Request-Id": "a"})
+    assert first.ok
     assert TRIAL_HEADER not in low(front.stable.seen[0][1])
     front.traffic.set(copies=1)
     eventually(lambda: front.ask().ok and front.candidate.seen)
@@ -114,9 +114,9 @@ def test_copies_carry_the_same_id_and_a_mark_that_strangers_cannot_give(front):
         assert all(low(each)["content-length"] == str(len(BODY)) for _, each in seen)
     front.traffic.set()
     time.sleep(0.5)
-    heard = len(front.candidate.seen)
+    received = len(front.candidate.seen)
     front.ask()
-    assert len(front.candidate.seen) == heard
+    assert len(front.candidate.seen) == received
 
 
 @pytest.mark.parametrize("fault", [(500, {}, b"broken"), (503, {}, b"busy"), "reset", "down"])

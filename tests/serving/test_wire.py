@@ -96,7 +96,7 @@ def test_plain_json_holds_one_image_and_parameters(png):
         ('["a, b"]', (20,)),
     ],
 )
-def test_categories_are_told_by_name_or_id(png, value, ids):
+def test_categories_are_given_by_name_or_id(png, value, ids):
     assert read({"image": png, "categories": value}).options.categories == ids
 
 
@@ -199,7 +199,7 @@ def test_an_answer_names_what_was_found_in_pixels_of_the_image():
 
 
 def test_an_instance_in_several_parts_lists_all_its_outlines():
-    """Clients that know `polygon` alone go on and see the best part."""
+    """Clients that know `polygon` alone still see the best part."""
     part = squares().polygons[2:]
     found = replace(squares(count=2), further_parts={1: part})
     _, answer = answer_to(wire.ParsedRequest(images=(None,)), found)

@@ -92,7 +92,7 @@ def test_cuda_that_is_not_there_is_named(
         ],
     }
     assert main([command, "--device", "cuda", *own[command]]) == 2
-    assert "device cuda:0 is not there" in capsys.readouterr().err
+    assert "device cuda:0 does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert find_device(index=1) == torch.device("cuda", 1)
     assert find_device("cpu", index=1) == CPU
-    with pytest.raises(ConfigError, match=r"device cuda:2 is not there, .* finds 2 GPUs"):
+    with pytest.raises(ConfigError, match=r"device cuda:2 does not exist, .* finds 2 GPUs"):
         find_device("cuda", index=2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert find_device() == CPU

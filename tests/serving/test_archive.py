@@ -55,8 +55,8 @@ def test_packages_keep_their_folders(archive):
         "MAR-INF/MANIFEST.json",
         "model-config.yaml",
         "polarmask_handler.py",
-        "polarmask/inference.py",
-        "polarmask_serving/wire.py",
+        "polarmask/inference/predictor.py",
+        "polarmask_serving/answer/wire.py",
         "model/model.json",
         "model/model.safetensors",
     }

@@ -36,10 +36,11 @@ def test_a_bad_moment_passes(server, fault):
     assert fault.hits == 2
 
 
-def test_retries_end_at_the_deadline(server):
+def test_retries_end_at_the_deadline(server, caplog):
     server.faults.add(Fault("pods", status=503, times=100))
     with pytest.raises(ClusterError, match=r"no answer for 2 s; the last try ended with: 503"):
         pods()
+    assert "Kubernetes API: 503 Service Unavailable; retrying in" in caplog.text
     with server.outage(), pytest.raises(ClusterError, match=r"no answer for 2 s.*refused"):
         pods()
 

@@ -132,15 +132,13 @@ def archives_of(cluster):
 
 
 def break_new_archives(cluster, change):
-    """Change each archive as soon as it is stored, before a pod asks for it."""
+    """Change each new archive once the roll-out begins, before a pod asks for it."""
     known = set(archives_of(cluster))
-    cluster.server.faults.add(Fault("PATCH .*/deployments/", delay=1.5))
+    rolls_out = cluster.server.faults.add(Fault("PATCH .*/deployments/", delay=1.5))
 
     def watch():
-        deadline = time.monotonic() + 30
-        while not (new := set(archives_of(cluster)) - known) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for key in new:
+        cluster.server.wait_for(lambda: rolls_out.hits)
+        for key in set(archives_of(cluster)) - known:
             change(archives_of(cluster)[key])
 
     thread = threading.Thread(target=watch)

@@ -58,7 +58,7 @@ train.python_func(
     model=stored(dsl.Model, asked["out"] + "/model"),
     run=stored(dsl.Artifact, asked["out"] + "/run"),
     code_version="v1",
-    request=TrainingRequest(
+    training_request=TrainingRequest(
         on="pytorchjob",
         storage=f"{asked['place']}/training",
         job=read_job_settings(parameters.pop("job")),

@@ -73,7 +73,12 @@ class LocalTarget:
         self.follow(registry)
 
     def follow(self, registry: Registry) -> None:
-        """End what a killed run left, and serve the registry's champion if that can be served."""
+        """End what a killed run left, and serve the registry's champion if that can be served.
+
+        Raises:
+            ServerError: The pod of this folder serves a model of another name.
+        """
+        self.check_name()
         self._end_other()
         self._tidy()
         champion = registry.champion_version()
@@ -87,6 +92,12 @@ class LocalTarget:
             # A damaged champion must not block a new model; the pod that runs stays in service.
             _log.warning("the registry's champion can't be served: %s", error)
             self._clean_up()
+
+    def check_name(self) -> None:
+        """Raise ServerError if the pod that answers serves a model of another name."""
+        serving = self.serving
+        if serving is not None and serving.name != self._name:
+            raise ServerError(f"{self._folder} serves {serving.name}, not {self._name}")
 
     def prove(self, model: ServedModel, image: bytes) -> Proof:
         """Start the new version beside the old one and send it an image."""
@@ -273,6 +284,7 @@ def ask_champion(target: Path, *, name: str, registry: Registry, image: bytes) -
     with locked(target):
         local = LocalTarget(target, name=name)
         local.follow(registry)
+        local.check_name()  # a pod that has just been started for the champion, too
         serving = local.serving
     if serving is None:
         raise ServerError(f"champion {champion} of {registry.where} can't be served; see the log")

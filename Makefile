@@ -33,7 +33,7 @@ demo: .venv/.ready data ## train, deploy and query a model on the bundled data (
 test: .venv/.ready data ## run all tests but the slow ones in two processes: real TorchServe, real S3, no network
 	$(TEST) --numprocesses 2 --dist loadfile
 
-test-fast: .venv/.ready data ## run the tests that start no process and train nothing, in under 2 minutes
+test-fast: .venv/.ready data ## run the tests that start no process and train nothing: about 2 minutes
 	$(TEST) --numprocesses 2 --dist loadfile -m fast
 
 test-model: .venv/.ready data ## run the tests of model/

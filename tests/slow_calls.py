@@ -8,7 +8,15 @@ from pathlib import Path
 SLOW_NAMES = {
     *("subprocess", "Popen", "multiprocessing", "spawn"),
     *("train", "measure_engines", "quantize_program", "export_program", "build_archive"),
-    *("LocalPod", "Kubelet", "run_job", "deploy", "Crew", "polarmask_serving.__main__.main"),
+    *(
+        "LocalPod",
+        "Kubelet",
+        "run_job",
+        "deploy",
+        "ask_champion",
+        "Workers",
+        "polarmask_serving.__main__.main",
+    ),
 }
 """Functions and classes that take seconds; common names are given with their module."""
 

@@ -47,7 +47,7 @@ def retry(
     while True:
         try:
             return call()
-        except Exception as error:
+        except Exception as error:  # the caller decides which ones may pass
             if not is_passing(error) or time.monotonic() + pause > deadline:
                 raise
             reason = " ".join(str(reason_of(error)).split())[:_LOGGED_CHARACTERS]

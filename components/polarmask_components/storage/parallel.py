@@ -30,11 +30,15 @@ def in_parallel(act: Callable[[Item], None], items: Iterable[Item]) -> None:
     def work() -> None:
         try:
             while not stop.is_set():
-                act(todo.get_nowait())
-        except Empty:
-            ended.put(None)
-        except Exception as error:
+                try:
+                    item = todo.get_nowait()
+                except Empty:
+                    break
+                act(item)
+        except Exception as error:  # raised again in the caller's thread
             ended.put(error)
+        else:
+            ended.put(None)
 
     for _ in range(_THREADS):
         threading.Thread(target=work, daemon=True).start()

@@ -109,7 +109,7 @@ class _Launched:
         """Delete the job when the block ends, however it ends."""
         try:
             yield
-        except Exception:
+        except Exception:  # whatever it is, the job must not keep its GPUs
             self._clean_up(wait=True)
             raise
         except BaseException:  # a signal: then every second counts

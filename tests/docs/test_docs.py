@@ -117,6 +117,20 @@ def test_every_fault_is_in_the_reference():
     assert len(listed) >= 40
 
 
+def test_every_reported_fault_names_its_test():
+    rows = re.findall(
+        r"^\| ([FOMm]\d+) \|.*\| `(test_\w+\.py)` `(test_\w+)` \|$",
+        (ROOT / "docs/reference/faults.md").read_text(),
+        re.M,
+    )
+    missing = [
+        (fault, file, test)
+        for fault, file, test in rows
+        if not any(f"def {test}(" in path.read_text() for path in (ROOT / "tests").rglob(file))
+    ]
+    assert missing == []
+
+
 def texts_of(path):
     """Return the texts in a module, with "..." in place of values."""
     for node in ast.walk(ast.parse(path.read_text())):

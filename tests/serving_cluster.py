@@ -1,15 +1,17 @@
 """A cluster that runs the shipped Deployment of TorchServe, with what deploys to it."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+import pytest
 import torch
 import yaml
 
+from factories import make_tiny_coco
 from kube.deployments import DeploymentController
 from kube.kubelet import Kubelet
 from kube.server import KubeServer
@@ -200,3 +202,19 @@ def make_model(folder, *, seed=0, **provenance):
     card = ModelCard(config, (Category(1, "cell"),), facts | provenance)
     save_model(folder, PolarMask(config.model), card)
     return folder
+
+
+@contextmanager
+def cluster_of_one_image(s3, folder, **settings):
+    """Start a ServingCluster that asks candidates about a drawn image; lead this process to it."""
+    data = make_tiny_coco(folder / "data", images=1, val_images=1)
+    image = (data / "images" / "val_000.png").read_bytes()
+    token = settings.get("token")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.items():
+            patch.setenv(name, value)
+        if token is not None:
+            patch.setenv("POLARMASK_TOKEN", token)
+        with ServingCluster(s3, image, **settings) as cluster:
+            cluster.lead_here(patch)
+            yield cluster

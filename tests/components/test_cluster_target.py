@@ -8,27 +8,19 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from factories import make_tiny_coco
 from polarmask.evaluation.measure_engines import measure_engines
 from polarmask_components.deploy.cluster_state import RETURN_TO, VERSION, served_model
 from polarmask_components.errors import RollOutError
 from polarmask_components.steps.deploy_torchserve import deploy_torchserve
 from registries import promotions_of
-from serving_cluster import TARGET, ServingCluster, make_model
+from serving_cluster import TARGET, cluster_of_one_image, make_model
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
-    data = make_tiny_coco(folder / "data", images=1, val_images=1)
-    image = (data / "images" / "val_000.png").read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        patch.setenv("POLARMASK_TOKEN", "of-the-pipeline")
-        with ServingCluster(s3_server, image, token="of-the-pipeline") as cluster:
-            cluster.lead_here(patch)
-            yield cluster
+    with cluster_of_one_image(s3_server, folder, token="of-the-pipeline") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -26,14 +26,6 @@ def inputs_of(data_hash="a59d.dir", code_version="c0de", **changes):
 INPUTS = inputs_of()
 
 
-@pytest.fixture(params=["folder", "s3"])
-def uri(request, tmp_path):
-    if request.param == "folder":
-        return str(tmp_path / "a registry")
-    request.getfixturevalue("s3_environment")
-    return f"s3://polarmask/{tmp_path.name}/registry"
-
-
 @pytest.fixture
 def objects(uri):
     return open_objects(uri)

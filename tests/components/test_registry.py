@@ -30,14 +30,6 @@ FACTS = Facts(
 )
 
 
-@pytest.fixture(params=["folder", "s3"])
-def uri(request, tmp_path):
-    if request.param == "folder":
-        return str(tmp_path / "a registry")
-    request.getfixturevalue("s3_environment")
-    return f"s3://polarmask/{tmp_path.name}/registry"
-
-
 @pytest.fixture
 def registry(uri):
     return open_registry(uri)

@@ -12,12 +12,11 @@ import pytest
 from kubernetes.client import AppsV1Api, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
-from factories import make_tiny_coco
 from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import RollOutError
 from polarmask_serving.errors import ServerError
 from polarmask_serving.proxy.traffic import entries
-from serving_cluster import ServingCluster, make_model
+from serving_cluster import cluster_of_one_image, make_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,16 +29,10 @@ SHARE = {"share": 0.5, "minutes": 0.05, "min_requests": 10}
 @pytest.fixture(scope="module")
 def cluster(s3_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trial")
-    data = make_tiny_coco(folder / "data", images=1, val_images=1)
-    image = (data / "images" / "val_000.png").read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        patch.setenv("POLARMASK_TOKEN", "of-the-pipeline")
-        with ServingCluster(s3_server, image, token="of-the-pipeline", trial=True) as cluster:
-            cluster.lead_here(patch)
-            cluster.deploy(make_model(folder / "first", seed=1), trial=COPIES)
-            yield cluster
+    settings = {"token": "of-the-pipeline", "trial": True}
+    with cluster_of_one_image(s3_server, folder, **settings) as cluster:
+        cluster.deploy(make_model(folder / "first", seed=1), trial=COPIES)
+        yield cluster
 
 
 @contextmanager

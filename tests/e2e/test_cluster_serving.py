@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from factories import make_tiny_coco
 from polarmask_components.deploy import register_model as packing
 from polarmask_components.deploy.ask_server import ask, check_answer
 from polarmask_components.errors import RollOutError
 from polarmask_serving.archive.build import build_archive
 from polarmask_serving.archive.read import read_archive
 from polarmask_serving.errors import ServerError
-from serving_cluster import ServingCluster, make_model
+from serving_cluster import cluster_of_one_image, make_model
 
 pytestmark = pytest.mark.slow
 MOST_PER_SECOND = 20
@@ -116,16 +115,10 @@ class Clients:
 @pytest.fixture(scope="module")
 def cluster(s3_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
-    data = make_tiny_coco(folder / "data", images=1, val_images=1)
-    image = (data / "images" / "val_000.png").read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        with ServingCluster(s3_server, image, stand_in=False) as cluster:
-            cluster.lead_here(patch)
-            cluster.deploy(make_model(folder / "first", seed=1))
-            cluster.scale(PODS)
-            yield cluster
+    with cluster_of_one_image(s3_server, folder, stand_in=False) as cluster:
+        cluster.deploy(make_model(folder / "first", seed=1))
+        cluster.scale(PODS)
+        yield cluster
 
 
 def test_clients_notice_nothing_of_a_good_roll_out(cluster, tmp_path):

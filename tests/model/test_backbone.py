@@ -71,6 +71,38 @@ def test_weights_of_a_whole_detector_are_read_by_their_prefix(tmp_path):
     assert not target.resnet["layer2"][1].conv2.offset.bias.any()
 
 
+@pytest.mark.parametrize(
+    ("weights_of", "loaded_into", "message"),
+    [
+        ({"backbone_norm": "batch"}, {"backbone_norm": "group"}, r"no place.*backbone_norm=frozen"),
+        ({"backbone_norm": "group"}, {"backbone_norm": "batch"}, r"lacks.*backbone_norm=frozen"),
+        ({"dcn": True}, {}, r"no place.* 26 parameters.*model\.dcn=true"),
+        ({"backbone": "resnet101"}, {}, r"no place.*first layer3\.6\.conv1.*backbone=NAME"),
+        ({"backbone": "resnet18"}, {}, r"lacks.*backbone=NAME"),
+    ],
+    ids=["statistics", "no-statistics", "offsets", "deeper", "shallower"],
+)
+def test_weights_of_another_backbone_are_refused_with_the_setting_to_use(
+    tmp_path, weights_of, loaded_into, message
+):
+    path = tmp_path / "weights.pth"
+    torch.save(Pyramid(replace(SMALL, **weights_of)).resnet.state_dict(), path)
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_backbone_weights(Pyramid(replace(SMALL, **loaded_into)), str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_classifiers_and_stages_behind_the_last_level_are_left_out(tmp_path):
+    whole = Pyramid(SMALL).resnet.state_dict() | {"fc.weight": torch.zeros(1000, 2048)}
+    torch.save(whole, tmp_path / "whole.pth")
+    small = Pyramid(replace(SMALL, strides=(8, 16)))
+    load_backbone_weights(small, str(tmp_path / "whole.pth"))
+    assert torch.equal(small.resnet["conv1"].weight, whole["conv1.weight"])
+    torch.save(whole | {"conv1.weight": whole["conv1.weight"][:, :1]}, tmp_path / "grey.pth")
+    with pytest.raises(ConfigError, match=r"differs in shape .* 1 parameters, first conv1\.weight"):
+        load_backbone_weights(small, str(tmp_path / "grey.pth"))
+
+
 def test_a_url_is_fetched_once_and_kept(tmp_path, monkeypatch):
     """A file: address stands for the network; torch's own fetching runs."""
     source = Pyramid(SMALL)

@@ -109,7 +109,7 @@ def test_backbone_weights_are_read_from_a_file_without_executing_it(tmp_path, bo
 
 def test_weights_of_another_backbone_are_refused(tmp_path, box_model):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "half.pt")
-    with pytest.raises(ConfigError, match=r"lacks .* backbone parameters"):
+    with pytest.raises(ConfigError, match=r"lacks .* parameters"):
         load_backbone_weights(Pyramid(box_model), str(tmp_path / "half.pt"))
 
 

@@ -21,6 +21,9 @@ from polarmask.network.backbone import Pyramid
 
 _HASHED_NAME = re.compile(r"-[0-9a-f]{8,}\.")
 """torch.hub checks a download against the hash in its name; other names have none."""
+_COUNTER = "num_batches_tracked"
+_OPTIONAL = (_COUNTER, "conv2.offset.weight", "conv2.offset.bias")
+_STATISTICS = ("running_mean", "running_var")
 
 
 def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
@@ -34,21 +37,46 @@ def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
             Downloads are kept in torch's cache.
 
     Raises:
-        ConfigError: File or name unknown, no download possible, or parameters missing.
+        ConfigError: File or name unknown, no download possible, or parameters that are missing,
+            of another shape, or without a place in the configured backbone.
     """
     state = backbone_part(_read(source))
     wanted = pyramid.resnet.state_dict()
-    optional = ("num_batches_tracked", "conv2.offset.weight", "conv2.offset.bias")
-    missing = sorted(key for key in wanted if key not in state and not key.endswith(optional))
-    if missing:
-        raise ConfigError(
-            f"{source} lacks {len(missing)} backbone parameters, first {missing[0]}: "
-            f"give weights of the configured backbone with torchvision's parameter names"
+    missing = [key for key in wanted if key not in state and not key.endswith(_OPTIONAL)]
+    # Stages and classifiers behind the last level are left out; nothing else is.
+    parts = {key.partition(".")[0] for key in wanted}
+    unused = [
+        key
+        for key in state
+        if key not in wanted and key.partition(".")[0] in parts and not key.endswith(_COUNTER)
+    ]
+    fitting = {key: state[key] for key in wanted if key in state}
+    other = [key for key, value in fitting.items() if value.shape != wanted[key].shape]
+    for fault, keys in (
+        (f"{source} lacks", missing),
+        (f"the configured backbone has no place for what {source} holds,", unused),
+        (f"the configured backbone differs in shape from {source} in", other),
+    ):
+        if keys:
+            count = f"{len(keys)} parameters, first {keys[0]}"
+            raise ConfigError(f"{fault} {count}; {_advice(keys)}")
+    pyramid.resnet.load_state_dict(fitting, strict=False)
+
+
+def _advice(keys: list[str]) -> str:
+    """Return the setting by which weights and backbone differ, as their parameters show."""
+    if all(key.endswith(_STATISTICS) for key in keys):
+        return (
+            "batch norm has statistics and group norm has none: --set model.backbone_norm="
+            "frozen_batch (or batch, group) as the weights were trained, or from scratch with "
+            "--set backbone_weights=none"
         )
-    try:
-        pyramid.resnet.load_state_dict({key: state[key] for key in wanted if key in state}, False)
-    except RuntimeError as error:
-        raise ConfigError(f"{source} does not fit the configured backbone: {error}") from error
+    if all(".conv2.offset." in key for key in keys):
+        return "the weights are of deformable convolutions: --set model.dcn=true"
+    return (
+        "give weights of the configured backbone with torchvision's parameter names, or "
+        "--set model.backbone=NAME"
+    )
 
 
 def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

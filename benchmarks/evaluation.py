@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from polarmask.data.coco import Annotation, Category, CocoData, ImageRecord, load_coco
+from polarmask.data.summary import SplitSummary
 from polarmask.evaluation.coco_ap import score_predictions
 from polarmask.geometry.masks import rle_area, rles_from_polygons
 from polarmask.inference.predictor import Instances
@@ -83,7 +84,16 @@ def scene(count, rng, detections=DETECTIONS):
             for _ in range(detections - len(copies))
         ]
         found[image_id] = instances(copies, shapes, categories, rng)
-    return CocoData(PHOTOS, "simulated", categories, tuple(records), ()), found
+    objects = sum(len(each.annotations) for each in records)
+    summary = SplitSummary(
+        split="simulated",
+        listed_images=count,
+        listed_objects=objects,
+        images=count,
+        objects=objects,
+        crowds=0,
+    )
+    return CocoData(PHOTOS, "simulated", categories, tuple(records), (), summary), found
 
 
 def record(image_id, objects, shapes, rng):

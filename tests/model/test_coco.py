@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from factories import TINY_CATEGORIES, crescent, make_tiny_coco, rle_from_bitmap
-from polarmask.data.coco import CocoData, Problem, describe_problems, load_coco
+from polarmask.data.coco import CocoData, load_coco
 from polarmask.data.images import read_image
+from polarmask.data.summary import Problem, describe_problems
 from polarmask.errors import DataError
 from polarmask.geometry.masks import (
     bitmap_from_rle,
@@ -406,9 +407,10 @@ def test_images_may_lie_in_subfolders(tiny):
 
 
 def test_problems_are_counted_by_kind_with_the_first_places():
-    problems = [Problem("missing_image", f"image {index}", "gone") for index in range(5)]
-    problems.append(Problem("zero_area", "annotation 3", "flat"))
-    first, second = describe_problems(problems, examples=2).splitlines()
-    assert first == "missing_image: 5 - image 0: gone; image 1: gone; and 3 more"
-    assert second == "zero_area: 1 - annotation 3: flat"
+    problems = [Problem("image", "missing_image", f"image {at}", "gone") for at in range(5)]
+    problems.append(Problem("object", "zero_area", "annotation 3", "flat", kept=True))
+    first, second = describe_problems(problems).splitlines()
+    gone = "image 0: gone; image 1: gone; image 2: gone"
+    assert first == f"missing_image: 5 images left out - {gone}; and 2 more"
+    assert second == "zero_area: 1 object kept - annotation 3: flat"
     assert describe_problems([]) == "no problems found"

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from factories import (
     TINY_CATEGORIES,
     coco_annotation,
+    coco_data,
     ellipse,
     make_instances,
     make_tiny_coco,
@@ -22,7 +23,7 @@ from factories import (
 )
 from polarmask.config.presets import tiny
 from polarmask.config.settings import ModelConfig
-from polarmask.data.coco import Annotation, Category, CocoData, ImageRecord, load_coco
+from polarmask.data.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.errors import DataError
 from polarmask.evaluation.evaluate import evaluate, evaluate_predictions, predict_split
 from polarmask.geometry.outlines import read_outline
@@ -64,7 +65,7 @@ def record(image_id, objects, *, hw=(100, 100)):
 
 
 def dataset(tmp_path, *images):
-    return CocoData(tmp_path, "val", CATEGORIES, images, ())
+    return coco_data(tmp_path, CATEGORIES, images)
 
 
 def test_ground_truth_fed_back_has_an_ap_of_one(drawn):

@@ -10,8 +10,9 @@ import pytest
 
 from factories import ellipse, make_instances, make_tiny_coco, perfect_predictions
 from polarmask.config.presets import tiny
-from polarmask.data.coco import Problem, load_coco
+from polarmask.data.coco import load_coco
 from polarmask.data.images import read_image
+from polarmask.data.summary import Problem
 from polarmask.evaluation.evaluate import evaluate_predictions
 from polarmask.evaluation.inspect_data import spread
 from polarmask.labels.precompute import precompute
@@ -63,8 +64,10 @@ def assert_self_contained(page):
 
 def test_the_data_page_counts_draws_and_names_problems(splits):
     problems = (
-        Problem("missing_image", "image 3 (<b>bold</b>.png)", "no such file under images/"),
-        *(Problem("zero_area", f"annotation {number}", "flat") for number in range(5)),
+        Problem(
+            "image", "missing_image", "image 3 (<b>bold</b>.png)", "no such file under images/"
+        ),
+        *(Problem("object", "zero_area", f"annotation {number}", "flat") for number in range(5)),
     )
     page = data_page(
         {**splits, "val": replace(splits["val"], problems=problems)}, provenance=PROVENANCE

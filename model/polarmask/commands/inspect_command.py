@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the inspection of a split, and write it as a page with `--out`."""
-    from polarmask.data.coco import describe_problems, load_coco
+    from polarmask.data.coco import load_coco
     from polarmask.evaluation.inspect_data import describe, inspect_data
 
     config = config_of(options)
     data = load_coco(options.data, options.split)
     inspection = inspect_data(data, config, max_images=options.max_images)
     print(describe(inspection))
-    print(f"problems: {describe_problems(data.problems)}")
+    print(data.summary.describe())
     if options.out:
         from polarmask.inference.drawing import write_jpeg
         from polarmask.report.inspection import inspection_page, worst_overlays, worst_sheet

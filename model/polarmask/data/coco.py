@@ -10,7 +10,7 @@ Polygons are in continuous pixel coordinates: the pixel in row i and column j co
 """
 
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from polarmask.data.disk_list import DiskList, DiskListWriter
 from polarmask.data.images import read_image, read_size
 from polarmask.data.json_stream import MissingListError, read_lists
+from polarmask.data.summary import Problem, SplitSummary, count_problems, describe_problems
 from polarmask.errors import DataError
 from polarmask.geometry.masks import Polygon, Segmentation
 from polarmask.geometry.outlines import OutlineError, read_outline
@@ -82,17 +83,6 @@ class ImageRecord:
     annotations: tuple[Annotation, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the data."""
-
-    kind: str
-    """Stable identifier, for counting."""
-    where: str
-    detail: str
-    """What is wrong; contains "clipped" or "kept" where the item is used nevertheless."""
-
-
 @dataclass(frozen=True)
 class CocoData:
     """One split of a COCO folder, images in the order of the file."""
@@ -104,17 +94,21 @@ class CocoData:
     images: Sequence[ImageRecord]
     """Each access reads from disk: iterate once if possible."""
     problems: tuple[Problem, ...]
+    summary: SplitSummary
+    """What the file lists and what of it is used; stays when only some images are looked at."""
 
     def image_path(self, record: ImageRecord) -> Path:
         """Return the path of the image."""
         return self.root / "images" / record.file_name
 
-    def only(self, ids: Collection[int]) -> "CocoData":
-        """Return the data with only the images of these ids."""
+    def only(self, ids: Collection[int], summary: SplitSummary) -> "CocoData":
+        """Return the data with only the images of these ids; `summary` is theirs."""
         kept = [n for n, image in enumerate(self.images) if image.id in ids]
         if isinstance(self.images, DiskList):
-            return replace(self, images=self.images.take(np.array(kept, dtype=np.int64)))
-        return replace(self, images=tuple(self.images[n] for n in kept))
+            images: Sequence[ImageRecord] = self.images.take(np.array(kept, dtype=np.int64))
+        else:
+            images = tuple(self.images[n] for n in kept)
+        return replace(self, images=images, summary=summary)
 
 
 def annotation_file(data: Path, split: str) -> Path:
@@ -140,7 +134,7 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     categories = _read_categories(document["categories"], problems)
     index_of_category = {category.id: index for index, category in enumerate(categories)}
     raw_of_image = _group_by_image(document["annotations"], document["images"], problems)
-    images, any_object = DiskListWriter[ImageRecord](), False
+    images, counts = DiskListWriter[ImageRecord](), Counter[str]()
     entries = _read_images(document["images"], problems)
     for entry in _check_files(
         data / "images", entries, problems, check_pixels, total=len(document["images"])
@@ -151,14 +145,24 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
             if (annotation := _read_annotation(raw, entry, index_of_category, problems))
         )
         images.add(replace(entry, annotations=annotations))
-        any_object |= any(annotation.parts for annotation in annotations)
+        counts.update("crowds" if annotation.crowd else "objects" for annotation in annotations)
     found = images.finish()
-    if not any_object:
+    if not counts["objects"]:
+        crowds = f", all {counts['crowds']:,} are crowds: check iscrowd" if counts["crowds"] else ""
         raise DataError(
-            f"{path}: no usable {'object' if found else 'image'} is left; repair the data. "
+            f"{path}: no usable {'object' if found else 'image'} is left{crowds}; repair the data. "
             + describe_problems(problems)
         )
-    return CocoData(data, split, categories, found, tuple(problems))
+    summary = SplitSummary(
+        split=split,
+        listed_images=len(document["images"]),
+        listed_objects=len(document["annotations"]),
+        images=len(found),
+        objects=counts["objects"],
+        crowds=counts["crowds"],
+        problems=count_problems(problems),
+    )
+    return CocoData(data, split, categories, found, tuple(problems), summary)
 
 
 def _read_document(data: Path, path: Path) -> Mapping[str, DiskList[Any]]:
@@ -185,15 +189,22 @@ def _read_categories(raw: Sequence[Any], problems: list[Problem]) -> tuple[Categ
     for position, entry in enumerate(raw):
         where = f"category {_id_or_position(entry, position)}"
         if not _has_int(entry, "id") or not isinstance(entry.get("name"), str):
-            problems.append(Problem("malformed_category", where, "needs an integer id and a name"))
+            problems.append(
+                Problem("category", "malformed_category", where, "needs an integer id and a name")
+            )
         elif entry["id"] in names:
-            problems.append(Problem("duplicate_category_id", where, "only the first is used"))
+            problems.append(
+                Problem("category", "duplicate_category_id", where, "only the first is used")
+            )
         else:
             names[entry["id"]] = entry["name"]
     for name, count in Counter(names.values()).items():
         if count > 1:
             detail = f"{count} categories have this name; kept apart by id"
-            problems.append(Problem("duplicate_category_name", f"category {name!r}", detail))
+            where = f"category {name!r}"
+            problems.append(
+                Problem("category", "duplicate_category_name", where, detail, kept=True)
+            )
     return tuple(Category(key, names[key]) for key in sorted(names))
 
 
@@ -225,10 +236,10 @@ def _group_by_image(
         where = f"annotation {_id_or_position(entry, position)}"
         if not all(_has_int(entry, key) for key in ("id", "image_id", "category_id")):
             detail = "needs integers id, image_id and category_id"
-            problems.append(Problem("malformed_annotation", where, detail))
+            problems.append(Problem("object", "malformed_annotation", where, detail))
         elif entry["image_id"] not in known:
             detail = f"image {entry['image_id']} is not in the list of images"
-            problems.append(Problem("unknown_image", where, detail))
+            problems.append(Problem("object", "unknown_image", where, detail))
         else:
             ids.append(entry["id"])
             image_ids.append(entry["image_id"])
@@ -238,7 +249,9 @@ def _group_by_image(
     is_first_A[np.unique(id_A, return_index=True)[1]] = True
     for annotation_id in id_A[~is_first_A].tolist():
         where = f"annotation {annotation_id}"
-        problems.append(Problem("duplicate_annotation_id", where, "only the first is used"))
+        problems.append(
+            Problem("object", "duplicate_annotation_id", where, "only the first is used")
+        )
     image_A, position_A = image_A[is_first_A], position_A[is_first_A]
     order_A = np.argsort(image_A, kind="stable")
     return _Groups(raw, image_A[order_A], position_A[order_A])
@@ -254,20 +267,20 @@ def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageR
             entry.get("file_name"), str
         ):
             detail = "needs integers id, width, height and a file_name"
-            problems.append(Problem("malformed_image", where, detail))
+            problems.append(Problem("image", "malformed_image", where, detail))
             continue
         name = entry["file_name"]
         where = f"{where} ({name})"
         if min(entry["width"], entry["height"]) < 1:
             detail = f"size {entry['width']}x{entry['height']} leaves no pixel"
-            problems.append(Problem("malformed_image", where, detail))
+            problems.append(Problem("image", "malformed_image", where, detail))
         elif entry["id"] in ids:
-            problems.append(Problem("duplicate_image_id", where, "only the first is used"))
+            problems.append(Problem("image", "duplicate_image_id", where, "only the first is used"))
         elif leaves_folder(name):
-            problems.append(Problem("unsafe_file_name", where, "leads out of images/"))
+            problems.append(Problem("image", "unsafe_file_name", where, "leads out of images/"))
         elif name in names:
             detail = "another image has this file; only the first is used"
-            problems.append(Problem("duplicate_file_name", where, detail))
+            problems.append(Problem("image", "duplicate_file_name", where, detail))
         else:
             yield ImageRecord(entry["id"], name, entry["width"], entry["height"], ())
         ids.add(entry["id"])
@@ -304,17 +317,17 @@ def check_file(path: Path, record: ImageRecord, *, pixels: bool) -> Problem | No
     """Return what is wrong with an image's file; None if it opens and has the size it should."""
     where = f"image {record.id} ({record.file_name})"
     if not path.is_file():
-        return Problem("missing_image", where, "no such file under images/")
+        return Problem("image", "missing_image", where, "no such file under images/")
     try:
         height, width = read_image(path).shape[:2] if pixels else read_size(path)
     except DataError as error:
-        return Problem("undecodable_image", where, str(error))
+        return Problem("image", "undecodable_image", where, str(error))
     if (width, height) == (record.width, record.height):
         return None
     detail = f"the file is {width}x{height}, the JSON says {record.width}x{record.height}"
     if (height, width) == (record.width, record.height):
         detail += "; annotate without the file's EXIF orientation, as COCO does"
-    return Problem("image_size_mismatch", where, detail)
+    return Problem("image", "image_size_mismatch", where, detail)
 
 
 def _read_annotation(
@@ -328,15 +341,17 @@ def _read_annotation(
     category = index_of_category.get(raw["category_id"])
     if category is None:
         detail = f"category {raw['category_id']} is not in the list of categories"
-        problems.append(Problem("unknown_category", where, detail))
+        problems.append(Problem("object", "unknown_category", where, detail))
         return None
     crowd = bool(raw.get("iscrowd", 0))
     try:
         outline = read_outline(raw, (image.height, image.width), crowd=crowd)
     except OutlineError as error:
-        problems.append(Problem(error.kind, where, error.detail))
+        problems.append(Problem("object", error.kind, where, error.detail))
         return None
-    problems.extend(Problem(kind, where, detail) for kind, detail in outline.notes)
+    problems.extend(
+        Problem("object", kind, where, detail, kept=True) for kind, detail in outline.notes
+    )
     return Annotation(
         id=raw["id"],
         category=category,
@@ -358,18 +373,3 @@ def _id_or_position(entry: object, position: int) -> str:
     if isinstance(entry, dict) and _has_int(entry, "id"):
         return str(entry["id"])
     return f"at position {position}"
-
-
-def describe_problems(problems: Sequence[Problem], *, examples: int = 3) -> str:
-    """Count problems by kind, most frequent first, one line a kind with the first few places."""
-    if not problems:
-        return "no problems found"
-    places: dict[str, list[Problem]] = defaultdict(list)
-    for problem in problems:
-        places[problem.kind].append(problem)
-    lines = []
-    for kind, group in sorted(places.items(), key=lambda item: -len(item[1])):
-        first = "; ".join(f"{problem.where}: {problem.detail}" for problem in group[:examples])
-        more = f"; and {len(group) - examples} more" if len(group) > examples else ""
-        lines.append(f"{kind}: {len(group)} - {first}{more}")
-    return "\n".join(lines)

@@ -7,11 +7,10 @@ what its images add up to, so the last step only collects, wherever the shards w
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from heapq import nsmallest
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
@@ -26,14 +25,13 @@ from polarmask.config.settings import RunConfig
 from polarmask.data.coco import (
     CocoData,
     ImageRecord,
-    Problem,
     annotation_file,
     category_labels,
     check_file,
-    describe_problems,
     load_coco,
 )
 from polarmask.data.labels import ImageLabels
+from polarmask.data.summary import Problem, count_problems, describe_problems
 from polarmask.errors import DataError
 from polarmask.labels.image_labels import label_images
 from polarmask.labels.store import (
@@ -46,8 +44,6 @@ from polarmask.labels.store import (
     write_shard,
 )
 from polarmask.system.files import atomic_path, sha256_of_file
-
-logger = logging.getLogger(__name__)
 
 _NUM_WORST = 24
 
@@ -171,11 +167,14 @@ class _Facts:
     positives: int = 0
     without_positive: int = 0
     annotations: int = 0
+    """Crowd regions and specks included."""
+    crowds: int = 0
     iou_of_category: dict[str, float] = field(default_factory=dict)
     """Sum of mask IoU by category index; JSON needs keys of text."""
     count_of_category: dict[str, int] = field(default_factory=dict)
     worst: list[tuple[float, str, int]] = field(default_factory=list)
-    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    problems: list[tuple[Any, ...]] = field(default_factory=list)
+    """Fields of each `Problem`."""
 
     def add(self, other: "_Facts") -> None:
         self.images += other.images
@@ -183,6 +182,7 @@ class _Facts:
         self.positives += other.positives
         self.without_positive += other.without_positive
         self.annotations += other.annotations
+        self.crowds += other.crowds
         for category, count in other.count_of_category.items():
             total = self.iou_of_category.get(category, 0.0) + other.iou_of_category[category]
             self.iou_of_category[category] = total
@@ -260,7 +260,7 @@ def _write(job: _Job, device: str | None) -> None:
         if problem is None:
             whole.append(record)
         else:
-            facts.problems.append((problem.kind, problem.where, problem.detail))
+            facts.problems.append(astuple(problem))
     made = label_images(whole, job.config, device)
     for record, labels in zip(whole, made, strict=True):
         facts.add(_facts_of(record, labels))
@@ -276,6 +276,7 @@ def _facts_of(record: ImageRecord, labels: ImageLabels) -> _Facts:
         positives=len(labels.object_P),
         without_positive=len(iou_G) - len(np.unique(labels.object_P)),
         annotations=len(record.annotations),
+        crowds=sum(annotation.crowd for annotation in record.annotations),
         iou_of_category={c: float(iou_G[labels.category_G == int(c)].sum()) for c in count},
         count_of_category=dict(count),
         worst=[
@@ -295,8 +296,13 @@ def _gather(coco: CocoData, jobs: Sequence[_Job], data: str) -> dict[str, Any]:
             {"file": job.path.name, "sha256": sha256_of_file(job.path), "images": facts.images}
         )
     problems = [*coco.problems, *(Problem(*each) for each in total.problems)]
-    if problems:
-        logger.warning("%s: %s", coco.split, describe_problems(problems))
+    used = replace(
+        coco.summary,
+        images=len(total.images),
+        objects=total.annotations - total.crowds,
+        crowds=total.crowds,
+        problems=count_problems(problems),
+    )
     if not total.images:
         raise DataError(
             f"{annotation_file(coco.root, coco.split)}: no usable image is left; repair the data. "
@@ -320,5 +326,5 @@ def _gather(coco: CocoData, jobs: Sequence[_Job], data: str) -> dict[str, Any]:
         "shards": shards,
         "data_hash": data,
         "summary": asdict(summary),
-        "problems": dict(Counter(problem.kind for problem in problems)),
+        "data": used.to_json(),
     }

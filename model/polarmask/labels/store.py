@@ -20,11 +20,12 @@ from safetensors.numpy import save
 
 from polarmask.config.settings import RunConfig, to_dict
 from polarmask.data.labels import ImageLabels
+from polarmask.data.summary import SplitSummary
 from polarmask.errors import LabelStoreError
 from polarmask.system.files import atomic_path, sha256_of_file, write_text
 from polarmask.system.formats import JsonFormat
 
-FORMAT = JsonFormat(2, LabelStoreError, "delete the folder and run `polarmask precompute` again")
+FORMAT = JsonFormat(3, LabelStoreError, "delete the folder and run `polarmask precompute` again")
 SHARD_IMAGES = 128
 
 _STEPS_PER_OCTAVE = 2900
@@ -247,9 +248,9 @@ class LabelStore:
         worst = tuple((name, annotation, iou) for name, annotation, iou in stored["worst"])
         return LabelSummary(**{**stored, "worst": worst})
 
-    def problems(self, split: str) -> dict[str, int]:
-        """Return how many items of each kind of problem were left out of a split."""
-        return dict(self._index["splits"][split]["problems"])
+    def data(self, split: str) -> SplitSummary:
+        """Return which images and objects of a split have labels, and what was left out."""
+        return SplitSummary.from_json(self._index["splits"][split]["data"])
 
 
 class _Shard:

@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from polarmask.data.coco import CocoData, Problem
+from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
+from polarmask.data.summary import Problem
 from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels, spread
 from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart

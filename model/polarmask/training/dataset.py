@@ -70,7 +70,8 @@ class TrainingImages(Dataset[Sample]):
     """All usable images; those without objects are background."""
 
     def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
-        self.records = coco.only(set(store.image_ids(coco.split))).images
+        split = coco.split
+        self.records = coco.only(set(store.image_ids(split)), store.data(split)).images
         self._coco = coco
         self._store = store
         self._config = config

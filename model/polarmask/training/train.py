@@ -132,7 +132,7 @@ class _TrainingData:
         validation = coco.get("val")
         if validation is not None:
             # Images that can't be decoded were left out when the labels were made.
-            validation = validation.only(set(store.image_ids("val")))
+            validation = validation.only(set(store.image_ids("val")), store.data("val"))
         return cls(
             config,
             coco["train"],

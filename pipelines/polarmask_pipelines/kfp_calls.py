@@ -19,6 +19,8 @@ _SECONDS_PER_CALL = 30
 _RETRY_SECONDS = 30.0
 # Without a namespace, kfp.Client's constructor calls /healthz five times, five seconds apart.
 _UNUSED_NAMESPACE = "none"
+_NO_RECURRING_RUN = "00000000-0000-0000-0000-000000000000"
+_NO_POLICY = "NO_SUCH_POLICY"
 
 
 class KubeflowCalls:
@@ -61,6 +63,23 @@ class KubeflowCalls:
                 f"{self.host} does not answer as Kubeflow Pipelines does; if there is a login "
                 "before it, put a token into KFP_TOKEN"
             ) from error
+
+    def can_orphan(self) -> bool:
+        """Return whether the server can delete a recurring run and leave its workflows alone.
+
+        Servers that know the option refuse a value that does not exist. Older ones ignore options
+        that they don't know, and find no recurring run. There is no version to ask for.
+        """
+        try:
+            self.client.recurring_runs.recurring_run_service_delete_recurring_run(
+                _NO_RECURRING_RUN, propagation_policy=_NO_POLICY
+            )
+        except KubeflowError as error:
+            refusal = error.__cause__
+            if not isinstance(refusal, ApiException):
+                raise
+            return refusal.status == 400 and _NO_POLICY in str(refusal.body)
+        return False
 
     def _request(self, method: str, url: str, **arguments: object) -> Any:  # noqa: ANN401  # the generated client has no types
         arguments["_request_timeout"] = _SECONDS_PER_CALL

@@ -133,6 +133,27 @@ class Kubeflow:
         runs = self.client.list_recurring_runs
         return list(_all(runs, "recurring_runs", experiment_id=self.experiment_id))
 
+    def delete_recurring_run(self, recurring_run: Any) -> bool:  # noqa: ANN401  # the client has no types
+        """Delete a recurring run of the experiment; the runs that it started continue.
+
+        A server before Kubeflow Pipelines 2.16 ends the runs with it. There it is switched off
+        while a run lasts, and deleted by a later call.
+
+        Returns:
+            Whether it is deleted, and not only switched off.
+        """
+        identity = recurring_run.recurring_run_id
+        if not self._calls.can_orphan():
+            if recurring_run.mode == "ENABLE":  # before the look: it may start one meanwhile
+                self.client.disable_recurring_run(identity)
+            runs = _all(self.client.list_runs, "runs", experiment_id=str(self.experiment_id))
+            if any(run.recurring_run_id == identity and run.state not in _ENDED for run in runs):
+                return False
+        self.client.recurring_runs.recurring_run_service_delete_recurring_run(
+            identity, propagation_policy="ORPHAN"
+        )
+        return True
+
 
 def _all(list_page: Callable[..., Any], field: str, **arguments: str) -> Iterator[Any]:
     """Yield the items of all pages of a list."""

@@ -2,7 +2,8 @@
 
 Kubeflow can't change a recurring run, and allows several of one name. So the description of ours
 holds a hash of the wanted state. Equal: kept. Different: a new one is created, then the old one is
-deleted. Recurring runs without the hash belong to others and are left alone.
+deleted; runs that it started continue. Recurring runs without the hash belong to others and are
+left alone.
 """
 
 import hashlib
@@ -69,8 +70,12 @@ class Plan:
     def _must_switch(self) -> bool:
         return bool(self.schedule.enabled != (self.kept.mode == "ENABLE"))
 
-    def carry_out(self, kubeflow: Kubeflow, package: Package) -> None:
-        """Change the server; after an interruption, the next `schedule apply` does the rest."""
+    def carry_out(self, kubeflow: Kubeflow, package: Package) -> int:
+        """Change the server; after an interruption, the next `schedule apply` does the rest.
+
+        Returns:
+            How many outdated ones are switched off but not deleted yet: their runs continue.
+        """
         client, wanted = kubeflow.client, self.schedule
         if self.kept is None:
             # Before the old one is deleted: a failure in between must not leave no schedule.
@@ -87,8 +92,7 @@ class Plan:
         elif self._must_switch:
             switch = client.enable_recurring_run if wanted.enabled else client.disable_recurring_run
             switch(self.kept.recurring_run_id)
-        for each in self.outdated:
-            client.delete_recurring_run(each.recurring_run_id)
+        return sum(not kubeflow.delete_recurring_run(each) for each in self.outdated)
 
 
 def make_plan(wanted: Schedule, existing: Sequence[Any], *, version_id: str | None) -> Plan:

@@ -3,7 +3,9 @@
 with KfpServer() as server:
     client = kfp.Client(host=server.url)
 
-It stores and refuses as the real server does (see `kfp_rules`); a test sets the state of runs.
+It stores and refuses as the real server does (see `kfp_rules`); a test sets the state of runs. A
+recurring run owns the runs that it started: unless it is deleted with ORPHAN, their workflows go
+with it.
 """
 
 import json
@@ -37,6 +39,8 @@ class KfpServer:
         requests: `METHOD /path` of all requests so far.
         faults: See `kube.faults`; there are no streams here.
         login_page: Whether a login page answers all requests.
+        can_orphan: Whether it knows `propagation_policy`, as since 2.16; before, the option is
+            ignored, as all query parameters that the server does not know.
         experiments, pipelines, versions, runs, recurring_runs: By id, as the API shows them.
     """
 
@@ -46,6 +50,7 @@ class KfpServer:
         self.requests = []
         self.faults = Faults()
         self.login_page = False
+        self.can_orphan = True
         self.experiments, self.pipelines, self.versions = {}, {}, {}
         self.runs, self.recurring_runs = {}, {}
         self._packages = {}
@@ -77,6 +82,16 @@ class KfpServer:
             }
             if error:
                 run["error"] = {"code": 13, "message": error}
+
+    def start_scheduled_run(self, recurring_run_id):
+        """Start a run as the schedule would when its time comes; return its id."""
+        with self._lock:
+            schedule = self.recurring_runs[recurring_run_id]
+            assert schedule["mode"] == "ENABLE"
+            shared = ("experiment_id", "pipeline_version_reference", "runtime_config")
+            run = {key: schedule[key] for key in shared if key in schedule}
+            run |= {"display_name": "scheduled", "recurring_run_id": recurring_run_id}
+            return self._add(self.runs, "run_id", run | {"state": "RUNNING"})["run_id"]
 
     def changes(self):
         """Return the requests that change something."""
@@ -161,9 +176,18 @@ class KfpServer:
         self._check_reference(body)
         return self._add(self.recurring_runs, "recurring_run_id", dict(body))
 
-    def delete_recurring_run(self, identity, **_):
+    def delete_recurring_run(self, identity, *, query, **_):
+        policy = query.get("propagation_policy", "") if self.can_orphan else ""
+        if policy not in ("", "FOREGROUND", "BACKGROUND", "ORPHAN"):
+            raise RefusalError(
+                400, f'parsing field "propagation_policy": "{policy}" is not a valid value'
+            )
         self.one_of("recurring_runs", identity)
         del self.recurring_runs[identity]
+        for run in self.runs.values():
+            is_owned = run.get("recurring_run_id") == identity and policy != "ORPHAN"
+            if is_owned and run["state"] in ("PENDING", "RUNNING"):
+                run["state"] = "FAILED"
         return {}
 
     def switch_recurring_run(self, identity, mode, **_):

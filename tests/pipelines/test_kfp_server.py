@@ -47,6 +47,20 @@ def test_the_client_s_own_methods_work(client, kfp_server, uploaded):
 
 
 @pytest.mark.parametrize(
+    ("can_orphan", "policy", "state"),
+    [(True, "ORPHAN", "RUNNING"), (True, None, "FAILED"), (False, "ORPHAN", "FAILED")],
+)
+def test_a_schedule_owns_its_runs(client, kfp_server, uploaded, can_orphan, policy, state):
+    kfp_server.can_orphan = can_orphan
+    made = client.create_recurring_run(job_name="x", cron_expression="0 0 2 * * *", **uploaded)
+    run = kfp_server.start_scheduled_run(made.recurring_run_id)
+    client.recurring_runs.recurring_run_service_delete_recurring_run(
+        made.recurring_run_id, propagation_policy=policy
+    )
+    assert client.get_run(run).state == state
+
+
+@pytest.mark.parametrize(
     ("parameters", "expected_text"),
     [
         ({"no_such": 1}, "parameter no_such is not in the pipeline"),

@@ -168,8 +168,9 @@ def test_a_changed_schedule_replaces_the_old_one(kfp_server, capsys, change):
     assert main([*NIGHTLY, *change]) == 0
     assert only(kfp_server.recurring_runs)["recurring_run_id"] != old
     assert "replace nightly" in capsys.readouterr().out
-    posts = [each.split()[0] for each in kfp_server.changes()[-2:]]
-    assert posts == ["POST", "DELETE"]  # never without one
+    before = kfp_server.changes().index(f"DELETE /apis/v2beta1/recurringruns/{old}")
+    posts = [each.split()[0] for each in kfp_server.changes()[:before] if "recurring" in each]
+    assert posts.count("POST") == 2  # never without one
 
 
 def test_new_code_replaces_the_schedule(kfp_server, monkeypatch, package):
@@ -191,6 +192,41 @@ def test_pausing_and_resuming_keep_the_schedule(kfp_server):
     assert main(NIGHTLY) == 0
     assert only(kfp_server.recurring_runs)["mode"] == "ENABLE"
     assert only(kfp_server.recurring_runs)["recurring_run_id"] == identity
+
+
+@pytest.mark.parametrize(
+    "change", [[*NIGHTLY, "--cron", "0 3 * * *"], ["schedule", "delete", "nightly"]]
+)
+def test_a_run_outlives_the_schedule_that_started_it(kfp_server, change):
+    assert main(NIGHTLY) == 0
+    old = only(kfp_server.recurring_runs)["recurring_run_id"]
+    run = kfp_server.start_scheduled_run(old)
+    assert main(change) == 0
+    assert old not in kfp_server.recurring_runs
+    assert kfp_server.runs[run]["state"] == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [([*NIGHTLY, "--cron", "0 3 * * *"], 1), (["schedule", "delete", "nightly"], 0)],
+)
+def test_a_server_that_would_end_the_run_deletes_its_schedule_later(
+    kfp_server, capsys, change, left
+):
+    kfp_server.can_orphan = False
+    assert main(NIGHTLY) == 0
+    old = only(kfp_server.recurring_runs)["recurring_run_id"]
+    run = kfp_server.start_scheduled_run(old)
+    for _ in range(2):
+        assert main(change) == 0
+        assert kfp_server.runs[run]["state"] == "RUNNING"
+        assert kfp_server.recurring_runs[old]["mode"] == "DISABLE"
+        assert "deletes it after its run has ended" in capsys.readouterr().out
+    kfp_server.set_state(run, "SUCCEEDED")
+    assert main(change) == 0
+    assert old not in kfp_server.recurring_runs
+    assert len(kfp_server.recurring_runs) == left
+    assert "after its run" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [NIGHTLY, [*NIGHTLY, "--paused"]])

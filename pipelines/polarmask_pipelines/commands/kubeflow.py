@@ -14,6 +14,11 @@ from polarmask_pipelines.parameters import read_parameters, write_value
 from polarmask_pipelines.schedule import Schedule, is_ours, make_plan
 
 _NOTHING_CHANGED = "nothing was changed (--dry-run)"
+_NOT_DELETED = (
+    "note: a run of {which} lasts, and this server, older than Kubeflow Pipelines 2.16, would end "
+    "the run with its schedule. The schedule is switched off and starts no more runs; "
+    "`{command}` deletes it after its run has ended"
+)
 _SERVER = (
     argument(
         "--host",
@@ -101,8 +106,8 @@ def apply(options: argparse.Namespace) -> int:
     print(f"schedule    {plan.action} {wanted.name}: {wanted.cron}, one run at a time{state}")
     if options.dry_run:
         print(_NOTHING_CHANGED)
-    else:
-        plan.carry_out(kubeflow, package)
+    elif plan.carry_out(kubeflow, package):
+        print(_NOT_DELETED.format(which="the schedule before", command="schedule apply"))
     return 0
 
 
@@ -138,8 +143,8 @@ def delete(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(_NOTHING_CHANGED)
         return 0
-    for each in ours:
-        kubeflow.client.delete_recurring_run(each.recurring_run_id)
+    if not all([kubeflow.delete_recurring_run(each) for each in ours]):
+        print(_NOT_DELETED.format(which=options.name, command="schedule delete"))
     return 0
 
 

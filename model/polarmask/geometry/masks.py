@@ -20,6 +20,10 @@ Polygon = NDArray[np.float64]
 """Vertices (V, 2), (x, y) in pixels, V >= 3, without a repeated closing vertex."""
 
 _TRACE_SCALE = 4
+_MOST_PARTS = 100
+"""Real objects have a few; a speckled mask has a part for every speck."""
+_SPECK_AREA = 16
+"""Square pixels; also under 1 % of the object's largest part, a part is a speck."""
 
 
 class Rle(TypedDict):
@@ -93,6 +97,12 @@ Raster = Literal["exact", "whole_pixels"]
 
 RASTERS = {"exact": rles_from_polygons, "whole_pixels": rles_from_whole_pixels}
 """How polygons become pixels, by name."""
+
+
+def filled_areas(polygons: Sequence[Polygon], image_hw: tuple[int, int]) -> list[int]:
+    """Count the pixels that each polygon covers, also where it crosses itself (even-odd rule)."""
+    flat = [polygon.reshape(-1) for polygon in polygons]
+    return [int(coco_mask.area(rle)) for rle in coco_mask.frPyObjects(flat, *image_hw)]
 
 
 def united(rles: Sequence[Rle]) -> Rle:
@@ -194,15 +204,33 @@ def polygons_from_rle(rle: Rle) -> tuple[Polygon, ...]:
     """Trace the outer contours; holes are ignored, an empty mask gives no polygon.
 
     Contours run through the centres of border pixels. On the mask enlarged four times they lie
-    1/8 px inside the true border.
+    1/8 px inside the true border. Specks are left out (`main_parts`).
     """
     x0, y0, x1, y1 = (int(value) for value in rle_box(rle))
     crop = bitmap_from_rle(rle)[y0:y1, x0:x1].astype(np.uint8)
     if crop.size == 0:
         return ()
-    enlarged = crop.repeat(_TRACE_SCALE, axis=0).repeat(_TRACE_SCALE, axis=1)
-    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return tuple((contour[:, 0, :] + 0.5) / _TRACE_SCALE + (x0, y0) for contour in contours)
+    _, label_HW, found_N5, _ = cv2.connectedComponentsWithStats(crop, connectivity=8)
+    polygons = []
+    for part in 1 + np.array(main_parts(found_N5[1:, cv2.CC_STAT_AREA])):
+        left, top, width, height = found_N5[part, : cv2.CC_STAT_AREA].tolist()
+        own = label_HW[top : top + height, left : left + width] == part
+        enlarged = own.astype(np.uint8).repeat(_TRACE_SCALE, axis=0).repeat(_TRACE_SCALE, axis=1)
+        contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        corner_2 = (x0 + left, y0 + top)
+        polygons += [(contour[:, 0, :] + 0.5) / _TRACE_SCALE + corner_2 for contour in contours]
+    return tuple(polygons)
+
+
+def main_parts(area_N: NDArray[np.number[Any]] | Sequence[float]) -> list[int]:
+    """Return the indices of an object's parts that are worth learning, largest first.
+
+    Specks and all but the 100 largest parts are left out, whatever their areas in square pixels.
+    """
+    area_N = np.asarray(area_N)
+    order_N = np.argsort(-area_N, kind="stable")[:_MOST_PARTS]
+    enough = min(_SPECK_AREA, area_N.max(initial=0) / 100)
+    return [int(index) for index in order_N if area_N[index] > 0 and area_N[index] >= enough]
 
 
 def _with_text_counts(rle: dict[str, Any]) -> Rle:

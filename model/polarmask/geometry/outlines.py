@@ -4,9 +4,8 @@ Polygons are in continuous pixel coordinates: the pixel in row i and column j co
 [j, j+1) x [i, i+1).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,13 @@ from polarmask.geometry.masks import (
     Polygon,
     Rle,
     Segmentation,
+    filled_areas,
+    main_parts,
     parse_rle,
     polygons_from_rle,
     rle_area,
     rle_box,
+    rles_from_polygons,
 )
 
 Box = tuple[float, float, float, float]
@@ -26,6 +28,12 @@ Box = tuple[float, float, float, float]
 
 _EDGE_TOLERANCE = 1.0
 """Pixels by which COCO's own boxes leave the image through rounding."""
+
+_TINY_IMAGE = 2
+"""Side in pixels; in images of up to this, coordinates from 0 to 1 are nothing special."""
+
+_MOST_PAIRED = 2000
+"""Vertices up to which each pair of edges is looked at."""
 
 
 class OutlineError(Exception):
@@ -44,7 +52,7 @@ class Outline:
     segmentation: Segmentation
     """As in the file, unclipped; RLE compressed."""
     parts: tuple[Polygon, ...]
-    """(V, 2) float64 clipped to the image, largest first; empty for a crowd region."""
+    """(V, 2) float64 clipped to the image, largest first, without specks; empty for a crowd."""
     bbox: Box
     area: float
     """Square pixels."""
@@ -61,22 +69,34 @@ def read_outline(raw: dict[str, Any], image_hw: tuple[int, int], *, crowd: bool)
     segmentation = raw.get("segmentation")
     if not segmentation:
         raise OutlineError("empty_segmentation", "the object has no outline")
-    notes = _check_file_box(raw.get("bbox"), image_hw)
     if isinstance(segmentation, dict):
-        return _outline_of_rle(segmentation, image_hw, notes, crowd)
-    return _outline_of_polygons(segmentation, image_hw, notes, crowd)
+        outline = _outline_of_rle(segmentation, image_hw, crowd)
+    else:
+        outline = _outline_of_polygons(segmentation, image_hw, crowd)
+    return replace(
+        outline, notes=(*outline.notes, *_compare_boxes(raw.get("bbox"), outline.bbox, image_hw))
+    )
 
 
-def _check_file_box(box: object, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
-    """Check that the file's own box lies in the image; the box is used for nothing else."""
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
+def _compare_boxes(file_box: object, box: Box, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
+    """Note a box in the file that is far from the outline's, which is used in its place."""
+    try:
+        x, y, width, height = (float(value) for value in file_box)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, OverflowError):
+        return []  # null, or no box at all
+    limit = image_hw[1], image_hw[0], image_hw[1], image_hw[0]
+    clipped = [
+        min(max(v, 0), most) for v, most in zip((x, y, x + width, y + height), limit, strict=True)
+    ]
+    # Boxes of whole objects may be larger than what is seen of them.
+    enough = max(box[2] - box[0], box[3] - box[1]) / 2 + _EDGE_TOLERANCE
+    if all(abs(given - own) <= enough for given, own in zip(clipped, box, strict=True)):
         return []
-    x, y, width, height = box
-    return _check_extent((x, y, x + width, y + height), image_hw)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    detail = (
+        f"bbox x {x:g}, y {y:g}, width {width:g}, height {height:g} is not around the outline "
+        f"(x {box[0]:g} to {box[2]:g}, y {box[1]:g} to {box[3]:g}); the outline is kept"
+    )
+    return [("bbox_mismatch", detail)]
 
 
 def _check_extent(box: Box, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
@@ -91,9 +111,7 @@ def _check_extent(box: Box, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
     return [("box_partly_outside_image", f"{place}; clipped")]
 
 
-def _outline_of_rle(
-    raw: dict[str, Any], image_hw: tuple[int, int], notes: list[tuple[str, str]], crowd: bool
-) -> Outline:
+def _outline_of_rle(raw: dict[str, Any], image_hw: tuple[int, int], crowd: bool) -> Outline:
     try:
         rle: Rle = parse_rle(raw, image_hw)
     except ValueError as error:
@@ -104,31 +122,84 @@ def _outline_of_rle(
         raise OutlineError("empty_segmentation", "the RLE holds no pixel")
     parts = () if crowd else polygons_from_rle(rle)
     parts = tuple(sorted(parts, key=polygon_area, reverse=True))
-    return Outline(rle, parts, rle_box(rle), float(area), tuple(notes))
+    return Outline(rle, parts, rle_box(rle), float(area), ())
 
 
-def _outline_of_polygons(
-    raw: object, image_hw: tuple[int, int], notes: list[tuple[str, str]], crowd: bool
-) -> Outline:
-    polygons, skipped = _parse_polygons(raw)
+def _outline_of_polygons(raw: object, image_hw: tuple[int, int], crowd: bool) -> Outline:
+    polygons, notes = _parse_polygons(raw)
     extent = _extent(polygons)
-    beyond = _check_extent(extent, image_hw)
+    _refuse_normalised(extent, image_hw)
+    notes += _check_extent(extent, image_hw)
     reach = max(-extent[0], -extent[1], extent[2] - image_hw[1], extent[3] - image_hw[0])
     # The rasteriser walks along every edge in small steps, so a stray 1e9 would hang it.
     if reach > max(image_hw):
         raise OutlineError("bad_coordinates", f"the outline reaches {reach:g} px past the image")
-    notes = [*(notes or beyond), *skipped]
     # Coordinates are clamped, not intersected: rays need no more, and the outline stays one loop.
     size_xy = np.array(image_hw[::-1], dtype=np.float64)
     whole = reach <= 0
     clipped = polygons if whole else [polygon.clip(0.0, size_xy) for polygon in polygons]
-    areas = [polygon_area(polygon) for polygon in clipped]
-    order = sorted(range(len(clipped)), key=lambda index: -areas[index])
-    parts = tuple(clipped[index] for index in order if areas[index] > 0)
-    if not parts:
+    parts, areas = _fill(clipped, image_hw, notes)
+    order = main_parts(areas)
+    if not order:
         raise OutlineError("zero_area", "the outline encloses nothing inside the image")
-    bbox = extent if whole else _extent(parts)
-    return Outline(tuple(polygons), () if crowd else parts, bbox, sum(areas), tuple(notes))
+    kept = tuple(parts[index] for index in order)
+    bbox = extent if whole else _extent(kept)
+    return Outline(tuple(polygons), () if crowd else kept, bbox, sum(areas), tuple(notes))
+
+
+def _refuse_normalised(extent: Box, image_hw: tuple[int, int]) -> None:
+    height, width = image_hw
+    if min(extent) >= 0 and max(extent) <= 1 and max(image_hw) > _TINY_IMAGE:
+        raise OutlineError(
+            "normalised_coordinates",
+            f"all coordinates lie between 0 and 1, as if divided by the image's size; "
+            f"multiply x by {width} and y by {height}",
+        )
+
+
+def _fill(
+    polygons: list[Polygon], image_hw: tuple[int, int], notes: list[tuple[str, str]]
+) -> tuple[list[Polygon], list[float]]:
+    """Return parts and areas; of outlines that cross themselves those of the pixels they cover."""
+    parts: list[Polygon] = []
+    areas: list[float] = []
+    crossing = 0
+    for polygon, filled in zip(polygons, filled_areas(polygons, image_hw), strict=True):
+        area = polygon_area(polygon)
+        if not _crosses_itself(polygon, area, filled):
+            parts.append(polygon)
+            areas.append(area)
+            continue
+        crossing += 1
+        traced = polygons_from_rle(rles_from_polygons([polygon], image_hw)[0])
+        share = [polygon_area(part) for part in traced]
+        parts += traced
+        areas += [filled * each / sum(share) for each in share]
+    if crossing:
+        detail = f"{crossing} of {len(polygons)} parts cross themselves; kept as COCO fills them"
+        notes.append(("self_crossing_outline", detail))
+    return parts, areas
+
+
+def _crosses_itself(polygon: Polygon, area: float, filled: int) -> bool:
+    """Return whether an outline does, if the pixels it covers differ much from its area."""
+    difference = abs(area - filled)
+    if difference <= 1 + area / 50:
+        return area == 0 and filled > 0
+    edge_V2 = np.roll(polygon, -1, axis=0) - polygon
+    length_V = np.hypot(edge_V2[:, 0], edge_V2[:, 1])
+    # Rounding at the border is below half a pixel for each pixel of it.
+    if difference > float(length_V.sum()) / 2:
+        return True
+    start_V2, edge_V2 = polygon[length_V > 0], edge_V2[length_V > 0]
+    number = len(start_V2)
+    if number > _MOST_PAIRED:
+        return False
+    x_VV, y_VV = (start_V2[None] - start_V2[:, None]).transpose(2, 0, 1)
+    left_VV = edge_V2[:, :1] * y_VV > edge_V2[:, 1:] * x_VV
+    parted_VV = left_VV != np.roll(left_VV, -1, axis=1)  # edge i's line parts the ends of edge j
+    apart_VV = (np.arange(number)[:, None] - np.arange(number) + 1) % number > 2  # share no end
+    return bool((parted_VV & parted_VV.T & apart_VV).any())
 
 
 def _extent(polygons: Sequence[Polygon]) -> Box:
@@ -171,8 +242,8 @@ def _parse_polygons(raw: object) -> tuple[list[Polygon], list[tuple[str, str]]]:
             polygons.append(polygon)
     if not polygons:
         raise OutlineError("short_polygon", "no part has 3 points")
-    notes = [("short_polygon", f"{short} of {len(raw)} parts have under 3 points; rest kept")]
-    return polygons, notes if short else []
+    detail = f"{short} of {len(raw)} parts have under 3 points; rest kept"
+    return polygons, [("short_polygon", detail)] if short else []
 
 
 def polygon_area(polygon: Polygon) -> float:

@@ -6,7 +6,10 @@ import logging
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import torch
 
@@ -15,8 +18,13 @@ from polarmask.errors import PolarMaskError
 from polarmask.evaluation.measure_engines import MAX_IMAGES, measure_engines, ranking_table
 from polarmask.system.files import write_text
 from polarmask_serving.archive.build import build_archive
+from polarmask_serving.archive.read import Archive
 from polarmask_serving.errors import ArchiveError, ServingError
-from polarmask_serving.local_pod import LocalPod
+from polarmask_serving.local_pod import LocalPod, check_port
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PROBE_SECONDS = 1.0
+_PROBE_FAILURES = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,8 +87,15 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python -m polarmask_serving serve --model runs/first/model",
     )
     serve.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
-    serve.add_argument("--port", type=int, default=8080, help="of the prediction API (8080)")
+    serve.add_argument("--port", type=_port, default=8080, help="of the prediction API (8080)")
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port: 1 to 65535")
+    return port
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
@@ -135,20 +150,43 @@ def _measure(options: argparse.Namespace) -> EngineRanking:
 
 def _serve(model: Path, port: int) -> None:
     """Serve one model from a folder that is removed with the process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_port(port)  # before the work: the archive takes seconds
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` ignore some
+            signal.signal(number, _stop)
     try:
         with tempfile.TemporaryDirectory(prefix="polarmask-serve-") as folder:
             out = Path(folder) / "model.mar"
             archive = build_archive(model, out, name="polarmask", version="1")
-            pod = LocalPod.start(archive, Path(folder), port=port)
+            pod = LocalPod.prepare(archive, Path(folder), port=port)
             try:
+                pod.launch(archive, alone=True)
                 print("ready; Ctrl-C stops it. Ask it with")
                 print(f"  curl -F image=@IMAGE.png {pod.url}", flush=True)
-                signal.pause()
+                _keep_alive(pod, archive)
             finally:
                 pod.stop(drain_seconds=0)
     except KeyboardInterrupt:
         print("stopped")
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Raise KeyboardInterrupt once: a second signal must not stop the clean-up."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    raise KeyboardInterrupt
+
+
+def _keep_alive(pod: LocalPod, archive: Archive) -> NoReturn:
+    """Restart the pod whenever it does not work any more, as a cluster does."""
+    failures = 0
+    while True:
+        time.sleep(_PROBE_SECONDS)
+        failures = 0 if pod.is_alive() else failures + 1
+        if failures == _PROBE_FAILURES:
+            print("TorchServe or its proxy does not work any more: restarting", file=sys.stderr)
+            pod.restart(archive)
+            failures = 0
 
 
 if __name__ == "__main__":

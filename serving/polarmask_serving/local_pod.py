@@ -8,6 +8,7 @@ Its processes outlive the one that started them, which need not be the one that 
 are found by the scratch folder in their command lines.
 """
 
+import errno
 import os
 import shutil
 import socket
@@ -28,6 +29,7 @@ from polarmask_serving.archive.read import Archive
 from polarmask_serving.errors import PortTakenError, ServerError
 from polarmask_serving.proxy.drain import drain_proxy
 from polarmask_serving.torchserve.launch import LONGEST_SCRATCH, free_ports
+from polarmask_serving.torchserve.probe import Target
 from polarmask_serving.torchserve.server_log import last_worker_error, start_error
 
 _HOST = "127.0.0.1"
@@ -91,8 +93,8 @@ class LocalPod:
     @classmethod
     def prepare(cls, archive: Archive, folder: Path, *, port: int | None = None) -> Self:
         """Choose ports and make the scratch folder of a pod that is still to be launched."""
-        if port is not None and _listens(port):
-            raise PortTakenError(f"port {port} is taken; choose another one")
+        if port is not None:
+            check_port(port)
         free, operations_port = free_ports(2)
         folder.mkdir(parents=True, exist_ok=True)
         return cls(
@@ -104,22 +106,36 @@ class LocalPod:
             operations_port=operations_port,
         )
 
-    def launch(self, archive: Archive, *, time_out: float = _START_SECONDS) -> None:
-        """Start the programs and wait; see `start`."""
+    def launch(
+        self, archive: Archive, *, time_out: float = _START_SECONDS, alone: bool = False
+    ) -> None:
+        """Start the programs and wait; see `start` and, for `alone`, `open`."""
         module = "polarmask_serving.torchserve.pod"
         command = [module, f"--archive={archive.path.resolve()}", f"--scratch={self.scratch}"]
         try:
-            self.open(_spawn(command, self.log), time_out=time_out)
+            self.open(_spawn(command, self.log), time_out=time_out, alone=alone)
         except BaseException:
             self.stop(drain_seconds=0)
             raise
 
-    def open(self, server: subprocess.Popen[bytes] | None = None, *, time_out: float = 30) -> None:
+    def restart(self, archive: Archive) -> None:
+        """Start a pod that was launched `alone` again, at its port."""
+        _end(self.scratch, time_out=20)
+        self.launch(archive, alone=True)
+
+    def open(
+        self,
+        server: subprocess.Popen[bytes] | None = None,
+        *,
+        time_out: float = 30,
+        alone: bool = False,
+    ) -> None:
         """Start the proxy at the pod's port; return once the model answers there.
 
         Args:
             server: TorchServe, if it has just been started.
             time_out: Seconds.
+            alone: No other proxy may ever listen at the port, as `move` would need it.
 
         Raises:
             PortTakenError: Another program listens at the port.
@@ -132,6 +148,7 @@ class LocalPod:
             f"--scratch={self._proxy_folder}",
             f"--port={self.port}",
             f"--operations-port={self.operations_port}",
+            *([] if alone else ["--share-port"]),
         ]
         log = Path(self.folder) / f"proxy-{self.port:05}.log"
         proxy, deadline = _spawn(command, log), time.monotonic() + time_out
@@ -190,6 +207,14 @@ class LocalPod:
             return False
         return True
 
+    def is_alive(self) -> bool:
+        """Return what a cluster asks a pod before it restarts a container."""
+        try:
+            server = Target.read(Path(self.scratch))
+        except (OSError, ValueError, TypeError):
+            return False
+        return server.is_alive() and _listens(self.operations_port)
+
     def close(self, *, drain_seconds: float = 10) -> None:
         """End the proxy, after it has answered the requests that it has."""
         with suppress(OSError, ValueError):  # it has ended already
@@ -226,8 +251,31 @@ def _check_proxy(proxy: subprocess.Popen[bytes], port: int, log: Path) -> None:
         return
     text = log.read_text(encoding="utf-8", errors="replace")
     if "Address already in use" in text or "cannot bind" in text:
-        raise PortTakenError(f"port {port} is taken; choose another one")
+        raise _port_taken(port)
     raise ServerError(f"the proxy does not start; see {log}:\n{text[-1000:]}")
+
+
+def check_port(port: int) -> None:
+    """Check that a pod may listen at a port of this machine.
+
+    Raises:
+        PortTakenError: Another program listens there.
+        ServerError: The system does not allow it.
+    """
+    if _listens(port):
+        raise _port_taken(port)
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # nobody listens any more: free
+        try:
+            trial.bind((_HOST, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _port_taken(port) from error
+            raise ServerError(f"port {port} can't be used: {error.strerror}") from error
+
+
+def _port_taken(port: int) -> PortTakenError:
+    return PortTakenError(f"port {port} is taken; choose another one")
 
 
 def _make_scratch() -> Path:

@@ -78,7 +78,7 @@ def archive(random_model, tmp_path_factory):
 
 @pytest.fixture
 def archive_of_handler(archive, tmp_path):
-    """Return a function that copies the archive with another handler, limited to one second."""
+    """Return a function that copies the archive with another handler, whose limits are a second."""
 
     def build(methods, *, version):
         out = tmp_path / f"{version}.mar"
@@ -89,7 +89,8 @@ def archive_of_handler(archive, tmp_path):
             new.writestr(DESCRIPTION, old.read(DESCRIPTION))
             source = "class Handler:\n" + textwrap.indent(methods, "    ")
             new.writestr("polarmask_handler.py", source)
-            new.writestr("model-config.yaml", "responseTimeout: 1\nstartupTimeout: 60\n")
+            limits = "responseTimeout: 1\nstartupTimeout: 60\nmaxRetryTimeoutInSec: 1\n"
+            new.writestr("model-config.yaml", limits)
         return read_archive(out)
 
     return build

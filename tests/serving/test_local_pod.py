@@ -7,16 +7,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
 
+from polarmask_serving.__main__ import main
 from polarmask_serving.errors import PortTakenError, ServerError
 from polarmask_serving.local_pod import LocalPod
+from polarmask_serving.proxy.config import Limits
 from polarmask_serving.torchserve.launch import PORT_NAMES, free_ports
 from polarmask_serving.torchserve.probe import Target
+from proxy_process import ProxyProcess, running_proxy
 
 FINDS_NOTHING = """
 def initialize(self, context):
@@ -144,26 +148,102 @@ def test_a_port_that_torchserve_lost_to_another_program_is_told_apart(archive, t
     assert_gone(pod)
 
 
-def test_the_command_serves_until_interrupted(random_model, png, tmp_path):
+def test_the_command_restarts_a_dead_server_and_ends_with_its_terminal(random_model, png, tmp_path):
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "polarmask_serving", "serve", "--model", str(random_model)]
+    command += ["--port", str(port)]
     scratch = tmp_path / ("long" * 25)  # a path of a Unix socket has at most 107 bytes
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch)}
     with subprocess.Popen(
-        [*command, "--port", str(port)],
+        command,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # Shells let background jobs ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=handle_signals,
     ) as process:
         ready, line = process.stdout.readline(), process.stdout.readline()
         assert ready.startswith("ready")
         url = re.search(r"curl .* (http://\S+)", line).group(1)
         assert requests.post(url, data=png, timeout=60).json()["instances"]
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60) == ("stopped\n", None)
+
+        second = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert second.stderr == f"error: port {port} is taken; choose another one\n"
+
+        (java,) = (each for each in processes_of("polarmask-serve-") if each.name() == "java")
+        java.kill()
+        assert "restarting" in process.stderr.readline()
+        wait_for(lambda: answers(url, png), 120)
+
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGINT)  # an impatient user does not stop the clean-up
+        assert process.communicate(timeout=60) == ("stopped\n", "")
         assert process.returncode == 0
     assert not processes_of(str(tmp_path))
     assert not list(scratch.glob("polarmask-*"))
+
+
+def handle_signals():
+    """Undo what background jobs inherit from their shells: that signals are ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def answers(url, png):
+    try:
+        return requests.post(url, data=png, timeout=60).ok
+    except requests.ConnectionError:
+        return False
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_pod_whose_worker_cannot_be_started_again_is_not_alive(archive_of_handler, tmp_path):
+    broken = tmp_path / "broken"
+    archive = archive_of_handler(
+        f"def initialize(self, context):\n"
+        f"    from pathlib import Path\n"
+        f"    if Path({str(broken)!r}).exists(): raise OSError('weights')\n"
+        f"def handle(self, rows, context): pass",
+        version="1",
+    )
+    pod = LocalPod.start(archive, tmp_path)
+    try:
+        assert pod.is_alive()
+        broken.touch()
+        (java,) = (each for each in processes_of(pod.scratch) if each.name() == "java")
+        for worker in java.children():
+            worker.kill()
+        wait_for(lambda: not pod.is_alive(), 60)
+        assert pod.is_running()
+        broken.unlink()
+        pod.restart(archive)
+        assert pod.is_alive()
+    finally:
+        pod.stop()
+    assert_gone(pod)
+    assert not pod.is_alive()
+
+
+def test_a_port_of_one_proxy_refuses_a_second_one_that_starts_at_the_same_time(server, tmp_path):
+    with running_proxy(tmp_path, server.target) as first:
+        (tmp_path / "2").mkdir()
+        port = int(first.url.rpartition(":")[2])
+        second = ProxyProcess(tmp_path / "2", server.target, Limits(), port=port)
+        assert second.process.wait(timeout=30) != 0
+        assert "Address already in use" in second.log.read_text()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+def test_what_is_no_port_is_refused(port, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model", "model", "--port", port])
+    assert ended.value.code == 2
+    assert "--port" in capsys.readouterr().err

@@ -66,6 +66,8 @@ class Front:
     """Health and metrics, in plain HTTP without tokens; for the cluster's own programs."""
     folder: Path
     """Writable, of the proxy alone."""
+    shares_port: bool = False
+    """Another proxy may listen at `port`, too: the system deals out the connections."""
     tokens: Path | None = None
     """File of bearer tokens, one a line; changes count after a second. None: anybody may ask."""
     tls: Path | None = None
@@ -111,6 +113,7 @@ def _values(front: Front, target: Target, limits: Limits) -> dict[str, Any]:
         **target.ports,
         "host": front.host,
         "port": front.port,
+        "shares_port": front.shares_port,
         "operations_port": front.operations_port,
         "folder": str(front.folder),
         "tls": str(front.tls),

@@ -88,6 +88,7 @@ def _read_front(options: argparse.Namespace) -> Front:
         host=launch.read_host(),
         port=options.port,
         operations_port=options.operations_port,
+        shares_port=options.share_port,
         folder=options.scratch.resolve(),
         tokens=tokens and tokens.absolute(),
         tls=tls and tls.absolute(),
@@ -106,6 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=PORT, help=f"of predictions ({PORT})")
     parser.add_argument(
         "--operations-port", type=int, default=OPERATIONS_PORT, help=f"({OPERATIONS_PORT})"
+    )
+    parser.add_argument(
+        "--share-port", action="store_true", help="let other proxies listen at the port, too"
     )
     options = parser.parse_args(arguments)
     # Process 1 of a container is not ended by a signal that it does not handle.

@@ -43,11 +43,13 @@ class Target:
         write_text(scratch / FILE, json.dumps(asdict(self)) + "\n")
 
     def is_alive(self) -> bool:
-        """Return whether Java still answers at all."""
+        """Return whether it works, or may still come to work without a restart.
+
+        TorchServe's own health fails for good once a worker could not be started again within
+        `maxRetryTimeoutInSec` of model-config.yaml: TorchServe does not try any more then.
+        """
         try:
             _get(self.ports["inference_port"], "/ping")
-        except urllib.error.HTTPError:
-            return True
         except (OSError, http.client.HTTPException, ValueError):
             return False
         return True
@@ -77,13 +79,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit with 0 if the model answers, else with 1 and the reason."""
     parser = argparse.ArgumentParser(prog="polarmask_serving.torchserve.probe")
     parser.add_argument("--scratch", type=Path, required=True, help="as given to the server")
-    parser.add_argument("--alive", action="store_true", help="ask only whether Java answers")
+    parser.add_argument(
+        "--alive", action="store_true", help="ask only whether a restart would help"
+    )
     options = parser.parse_args(arguments)
     scratch = options.scratch
     try:
         target = Target.read(scratch)
         if options.alive:
-            problem = "" if target.is_alive() else "TorchServe does not answer"
+            problem = "" if target.is_alive() else "TorchServe does not answer or lost a worker"
         else:
             problem = target.problem()
     except (OSError, ValueError, TypeError):

@@ -32,9 +32,14 @@ def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:
 
 _STORAGE_KEYS = (
     "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
     "AWS_DEFAULT_REGION",
+    "AWS_REGION",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CA_BUNDLE",
+    "POLARMASK_STORAGE_CA",
 )
 
 

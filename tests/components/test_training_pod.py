@@ -144,6 +144,18 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_snapshot(place, tmp_p
     assert "it is dropped" in caplog.text
 
 
+def test_a_node_that_was_killed_while_it_fetched_a_snapshot_starts_again(place, tmp_path):
+    storage = JobStorage(place, "job")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "checkpoint.pt").write_text("a snapshot")
+    storage.save_snapshot(tmp_path / "kept", 3)
+    for left in (".run.restored", ".run.restored-3"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / ".checkpoint.pt.7.part").write_text("half of a fi")
+    restore_newest_snapshot(tmp_path / "run", storage)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+
+
 def test_a_node_begins_anew_whenever_the_first_one_does(s3_environment, monkeypatch):
     monkeypatch.setattr(pod, "_SECONDS_BETWEEN_STARTS", 0.05)
     storage, asked = JobStorage("s3://polarmask/starts", "job"), threading.Event()

@@ -235,6 +235,8 @@ def test_a_result_outlives_the_snapshots(storage, tmp_path, place):
     storage.save_snapshot(run, 9)
     (run / "model").mkdir()
     (run / "model" / "model.safetensors").write_text("weights")
+    for killed in (".checkpoint.pt.7.tmp", "best/.model.json.7.tmp"):
+        (run / killed).write_text("half of a fi")
     assert storage.result() is None
     storage.store_result(run / "model", run, spec="asked")
     result = JobStorage(place, "job").result()

@@ -80,6 +80,7 @@ def test_steps_that_reach_the_storage_get_its_keys_and_no_other_step_does():
         keys = {each["envVar"]: each["secretKey"] for each in given["keyToEnv"]}
         assert keys == {name: name for name in keys}
         assert {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} < set(keys)
+        assert {"AWS_REGION", "AWS_SESSION_TOKEN", "POLARMASK_STORAGE_CA"} < set(keys)
     assert {re.sub(r"^exec-|-\d+$", "", name) for name in executors} == {
         *("preflight", "check-changed", "ingest-coco", "check-champion", "train"),
         *("evaluate-champion", "deploy-torchserve", "remember-run"),

@@ -24,6 +24,7 @@ from polarmask.system.formats import JsonFormat
 from polarmask_components.errors import (
     ConflictError,
     DamagedObjectError,
+    StorageError,
     UnknownVersionError,
     UnusableModelError,
 )
@@ -33,6 +34,7 @@ from polarmask_serving.errors import ArchiveError
 
 _CHAMPION = "champion.json"
 _PROBE = "probe"
+_PROBE_TRIES = 5
 _FORMAT = JsonFormat(
     2,
     UnusableModelError,
@@ -112,9 +114,16 @@ class Registry:
         return promotions[-1].version if promotions else None
 
     def check_writable(self) -> None:
-        """Raise StorageError unless objects can be written here, as `promote` writes them."""
-        found = self._objects.read(_PROBE)
-        self._objects.write(_PROBE, _now().encode(), expected_tag=found[1] if found else None)
+        """Raise StorageError unless objects can be replaced here, as `promote` replaces them."""
+        for _ in range(_PROBE_TRIES):  # the first may create it, and other runs probe, too
+            found = self._objects.read(_PROBE)
+            tag = found[1] if found else None
+            if self._objects.write(_PROBE, _now().encode(), expected_tag=tag) and found:
+                return
+        raise StorageError(
+            f"{self.where}: replacing an object is refused although its tag {tag} is the current "
+            "one, so no model could be promoted; a server or proxy that changes ETags does that"
+        )
 
     def record(self, version: str) -> ModelRecord:
         """Return what is known about a version.

@@ -1,9 +1,9 @@
 """The S3 client: connection settings, retries, URIs, and `StorageError` for what fails.
 
-Endpoint and credentials come from the environment, as boto3 reads it. Every call goes through
-`call_s3`: boto3 sends a request up to four times, and `retry` repeats the call while the storage is
-busy or can't be reached, with pauses of 0.25 to 30 s, until the caller's deadline: 15 minutes for
-training jobs, 1 minute for their checkpoints, 20 s for the registry and serving pods.
+Endpoint and credentials come from the environment: see `storage.environment`. Every call goes
+through `call_s3`: boto3 sends a request up to four times, and `retry` repeats the call while the
+storage is busy or can't be reached, with pauses of 0.25 to 30 s, until the caller's deadline: 15
+minutes for training jobs, 1 minute for their checkpoints, 20 s for the registry and serving pods.
 """
 
 import logging
@@ -19,10 +19,12 @@ from botocore.exceptions import (
     ConnectionError,
     HTTPClientError,
     IncompleteReadError,
+    SSLError,
 )
 
 from polarmask_components.errors import StorageError
 from polarmask_components.retry import BUSY_STATUSES, retry
+from polarmask_components.storage.environment import OWN_CA, prepare_environment
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -32,9 +34,10 @@ _SCHEMES = ("s3", "minio")
 _MISSING = {"NoSuchKey", "404"}
 _CONDITION_FAILED = {
     *("PreconditionFailed", "412"),
-    *("ConditionalRequestConflict", "409"),
     "NoSuchKey",  # AWS, for If-Match on an object that was deleted
 }
+_CONFLICTS = {"ConditionalRequestConflict", "OperationAborted", "409"}
+"""Another write of the same object is in progress; AWS asks to send the request again."""
 
 # Servers other than AWS may not know the checksums that boto3 adds by default.
 _CONFIG = Config(
@@ -49,7 +52,12 @@ Answer = TypeVar("Answer")
 
 
 def s3_client() -> "S3Client":
-    """Return a client without a request; threads may share it."""
+    """Return a client without a request; threads may share it.
+
+    Raises:
+        StorageError: The environment names a file of certificates that does not exist.
+    """
+    prepare_environment()
     logging.getLogger("botocore").setLevel(logging.WARNING)  # it logs where credentials are
     return boto3.client("s3", config=_CONFIG)
 
@@ -68,10 +76,14 @@ def call_s3(call: Callable[[], Answer], *, where: str, deadline_seconds: float) 
     try:
         return retry(call, is_passing=_is_passing, deadline_seconds=deadline_seconds, server=where)
     except (ClientError, BotoCoreError, Boto3Error) as error:
-        raise StorageError(
-            f"{where}: {error}; check that it exists, AWS_ENDPOINT_URL and the credentials in the "
-            "environment"
-        ) from error
+        raise StorageError(f"{where}: {error}; check {_suspects(error)}") from error
+
+
+def _suspects(error: Exception) -> str:
+    """Return what to check after an error."""
+    if _is_certificate_error(error):
+        return f"the server's certificate; {OWN_CA} takes the PEM of an authority of your own"
+    return "that it exists, AWS_ENDPOINT_URL and the credentials in the environment"
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -108,5 +120,12 @@ def _is_passing(error: Exception) -> bool:
         error = reason if isinstance(reason, Exception) else error
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return status in BUSY_STATUSES
+        return status in BUSY_STATUSES or _code_of(error) in _CONFLICTS
+    if _is_certificate_error(error):
+        return False
     return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError)
+
+
+def _is_certificate_error(error: Exception) -> bool:
+    """Return whether the server's certificate is not trusted; handshakes may break otherwise."""
+    return isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)

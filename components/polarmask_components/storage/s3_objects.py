@@ -4,6 +4,7 @@ Conditional writes compare and swap without a lock: any server that honours If-M
 If-None-Match on PUT will do.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,8 @@ class S3Objects:
 
         def get() -> tuple[bytes, str]:
             found = self._client.get_object(**self._key(name))
-            return found["Body"].read(), found["ETag"]
+            # A proxy may mark the tag as weak, which the server's own If-Match never equals.
+            return found["Body"].read(), found["ETag"].removeprefix("W/")
 
         return self._call(lambda: _or_none(get))
 
@@ -181,10 +183,21 @@ class _Download:
             if not is_missing(error):
                 raise
             raise DamagedObjectError(f"{uri} does not exist") from error
-        self._size = received + found["ContentLength"]
+        start = _first_byte(found.get("ContentRange", ""))
+        if start != received:  # some servers ignore Range, some begin earlier
+            self._file.seek(start)
+            self._file.truncate()
+            self._progress(start - received)
+        self._size = start + found["ContentLength"]
         for block in found["Body"].iter_chunks(_BLOCK):
             self._file.write(block)
             self._progress(len(block))
+
+
+def _first_byte(content_range: str) -> int:
+    """Return where an answer such as `bytes 100-199/200` begins; 0 for a whole object."""
+    found = re.match(r"bytes (\d+)-", content_range)
+    return int(found[1]) if found else 0
 
 
 def _or_none(call: Callable[[], Answer]) -> Answer | None:

@@ -9,6 +9,8 @@ from polarmask_components.storage.manifest import FileFacts, Manifest
 from polarmask_components.storage.parallel import Progress, in_parallel
 from polarmask_components.storage.s3_objects import S3Objects
 
+_PARTIAL = ".part"
+
 
 def upload_files(objects: S3Objects, files: Mapping[str, Path], *, what: str) -> None:
     """Store files under names; each appears as a whole or not at all.
@@ -54,6 +56,8 @@ def download_files(
         DamagedObjectError: An object is missing or differs from the manifest.
         StorageError: The storage can't be used.
     """
+    for leftover in to.rglob(f".*{_PARTIAL}"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
     total = sum(facts.size for facts in manifest.values())
     progress = Progress(f"{what} from {objects.where}", len(manifest), total)
 
@@ -63,7 +67,7 @@ def download_files(
         if facts.fit(path):
             progress.add(files=1, size=facts.size)
             return
-        partial = path.with_name(f".{path.name}.{threading.get_ident()}.part")
+        partial = path.with_name(f".{path.name}.{threading.get_ident()}{_PARTIAL}")
         try:
             objects.download(
                 name_of(name, facts),

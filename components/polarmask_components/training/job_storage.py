@@ -148,7 +148,9 @@ class JobStorage:
         run_files = {
             name: facts
             for name, facts in manifest_of(run).items()
-            if name != CHECKPOINT and not (run / name).is_relative_to(model)
+            if not _is_temporary(name)
+            and name != CHECKPOINT
+            and not (run / name).is_relative_to(model)
         }
         self._store(run_files, run, set(), what="run folder")
         plain = {"spec": spec, "model": to_plain(files), "run": to_plain(run_files)}
@@ -192,6 +194,11 @@ class JobStorage:
     def _read(self, name: str) -> dict[str, Any] | None:
         found = self._objects.read(name)
         return None if found is None else _FORMAT.load(found[0], where=self._objects.uri(name))
+
+
+def _is_temporary(name: str) -> bool:
+    """Return whether a killed process left this file in the middle of a write."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _object(sha256: str) -> str:

@@ -109,6 +109,7 @@ def restore_newest_snapshot(run: Path, storage: JobStorage) -> None:
             logger.warning("%s; it is dropped", error)
             own.unlink()
     fetched = run.with_name(f".{run.name}.restored")
+    shutil.rmtree(fetched, ignore_errors=True)  # of a process that was killed
     found = storage.restore_snapshot(fetched, newer_than=step)
     if found is None:
         return

@@ -25,6 +25,7 @@ from polarmask.config.presets import tiny
 from polarmask.config.settings import ModelConfig
 from polarmask.data.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.errors import DataError
+from polarmask.evaluation.coco_ap import score_predictions
 from polarmask.evaluation.evaluate import evaluate, evaluate_predictions, predict_split
 from polarmask.geometry.outlines import read_outline
 from polarmask.inference.model_folder import ModelCard, save_model
@@ -64,8 +65,8 @@ def record(image_id, objects, *, hw=(100, 100)):
     return ImageRecord(image_id, f"{image_id}.png", hw[1], hw[0], tuple(annotations))
 
 
-def dataset(tmp_path, *images):
-    return coco_data(tmp_path, CATEGORIES, images)
+def dataset(tmp_path, *images, categories=CATEGORIES):
+    return coco_data(tmp_path, categories, images)
 
 
 def test_ground_truth_fed_back_has_an_ap_of_one(drawn):
@@ -168,17 +169,17 @@ def crowded_scene(rng):
     return truths, found
 
 
-def referee_alone(truths, found, max_detections):
+def referee_alone(truths, found, max_detections, *, categories=CATEGORIES, side=560):
     """Judge by pycocotools as its own documentation does, from plain dictionaries."""
     ids = iter(range(1, 10_000))
     truth = COCO()
     truth.dataset = {
         "info": {},
-        "images": [{"id": image_id, "width": 560, "height": 560} for image_id in truths],
-        "categories": [{"id": category.id, "name": category.name} for category in CATEGORIES],
+        "images": [{"id": image_id, "width": side, "height": side} for image_id in truths],
+        "categories": [{"id": category.id, "name": category.name} for category in categories],
         "annotations": [
             coco_annotation(
-                next(ids), image_id, CATEGORIES[category].id, polygon, iscrowd=int(crowd)
+                next(ids), image_id, categories[category].id, polygon, iscrowd=int(crowd)
             )
             for image_id, objects in truths.items()
             for polygon, category, crowd in objects
@@ -231,6 +232,55 @@ def test_crowded_images_agree_with_pycocotools_at_raised_limits(tmp_path, capsys
     ):
         assert 0.05 < ours < 0.95
         assert ours == pytest.approx(theirs[theirs > -1].mean(), abs=1e-12)
+
+
+IDS = (0, 1, 7, -1, -5, 10**6, 2**31, 2**53, 2**53 + 1, 2**53 + 2, 2**63 - 1, -(2**63))
+
+
+def small_scene(rng):
+    """Return categories, objects and noisy detections; ids are of any size, and scores repeat."""
+    category_ids = sorted(rng.choice(len(IDS), 1 + rng.integers(3), replace=False).tolist())
+    categories = [Category(key, str(key)) for key in sorted(IDS[at] for at in category_ids)]
+    truths, found = {}, {}
+    for at in rng.choice(len(IDS), 1 + rng.integers(4), replace=False).tolist():
+        objects, detections = truths.setdefault(IDS[at], []), found.setdefault(IDS[at], [])
+        for corner in rng.integers(0, 44, (1 + rng.integers(7), 2)):
+            polygon = square(*corner, side=rng.integers(6, 20))
+            category = int(rng.integers(len(categories)))
+            objects.append((polygon, category, bool(rng.random() < 0.1)))
+            for _ in range(rng.integers(0 if detections else 1, 3)):
+                moved = polygon + rng.integers(-2, 3, 2)
+                score = rng.choice([0.25, 0.5, 0.75])
+                key = categories[int(rng.integers(len(categories)))].id
+                detections.append((moved.clip(0, 64), score, key))
+        detections.sort(key=lambda each: -each[1])
+    return categories, truths, found
+
+
+def test_sixty_random_sets_with_ids_of_any_size_score_as_by_pycocotools(tmp_path):
+    rng = np.random.default_rng(14)
+    scored = 0
+    for _ in range(60):
+        categories, truths, found = small_scene(rng)
+        images = [record(key, objects, hw=(64, 64)) for key, objects in truths.items()]
+        data = dataset(tmp_path, *images, categories=tuple(categories))
+        instances = {key: make_instances((64, 64), each) for key, each in found.items()}
+        scores = score_predictions(data, instances)
+        with contextlib.redirect_stdout(io.StringIO()):
+            precision, recall = referee_alone(truths, found, 100, categories=categories, side=64)
+        np.testing.assert_array_equal(scores.precision_TQKA, precision)
+        np.testing.assert_array_equal(scores.recall_TKA, recall)
+        assert set(scores.image_D.tolist()) <= set(truths)
+        scored += bool((precision > 0).any())
+    assert scored > 40
+
+
+def test_an_image_may_hold_more_objects_than_any_preset_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("polarmask.evaluation.coco_ap._DETECTION_LIMITS", (1, 2))
+    objects = [(square(20 * at, 0), 0, False) for at in range(3)]
+    data = dataset(tmp_path, record(1, objects))
+    result = evaluate_predictions(data, perfect_predictions(data))
+    assert (result.mask_ap, result.max_detections) == (pytest.approx(1), 3)
 
 
 def test_results_survive_json_without_nan_tokens(tmp_path):

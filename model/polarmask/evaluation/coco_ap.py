@@ -24,7 +24,9 @@ from polarmask.inference.predictor import Instances
 _DETECTION_LIMITS = (100, 500, 1000, 5000, 10_000)
 
 _FIRST_ID = 1
-"""Of objects and detections, which get new ids: COCO's rules take a match with id 0 for none."""
+"""Images, categories, objects and detections get new ids: those of the data may have any size, and
+COCO's rules take a match with id 0 for none. Order stays, because it decides between equal scores.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
         default=0,
     )
     truths, detections = _truths(data), _detections(data, predictions)
-    limit = next(limit for limit in _DETECTION_LIMITS if limit >= most)
+    limit = next((limit for limit in _DETECTION_LIMITS if limit >= most), most)
     scorer = _scorer(data, truths, detections)
     scorer.params.max_dets = [limit]
     scorer.evaluate()
@@ -92,10 +94,11 @@ class _Masks:
     """Columns of objects or detections, image after image."""
 
     image: list[int] = field(default_factory=list)
+    """Id in the data."""
     row: list[int] = field(default_factory=list)
     """Index within the image."""
     category: list[int] = field(default_factory=list)
-    """Id."""
+    """Index in the data's categories."""
     rle: list[Rle] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
     """Of detections."""
@@ -115,7 +118,7 @@ def _truths(data: CocoData) -> _Masks:
         truths.extend(
             image.id,
             list(range(len(image.annotations))),
-            [data.categories[annotation.category].id for annotation in image.annotations],
+            [annotation.category for annotation in image.annotations],
             [
                 rle_from_segmentation(annotation.segmentation, (image.height, image.width))
                 for annotation in image.annotations
@@ -125,43 +128,51 @@ def _truths(data: CocoData) -> _Masks:
 
 
 def _detections(data: CocoData, predictions: Mapping[int, Instances]) -> _Masks:
-    known = {category.id for category in data.categories}
+    index_of = {category.id: index for index, category in enumerate(data.categories)}
     detections = _Masks()
     for image in data.images:
         instances = predictions.get(image.id)
         if instances is None:
             continue
         rles, categories = instances.rle(), instances.category_ids.tolist()
-        rows = [row for row, category_id in enumerate(categories) if category_id in known]
+        rows = [row for row, category_id in enumerate(categories) if category_id in index_of]
         detections.extend(
-            image.id, rows, [categories[row] for row in rows], [rles[row] for row in rows]
+            image.id,
+            rows,
+            [index_of[categories[row]] for row in rows],
+            [rles[row] for row in rows],
         )
         detections.score.extend(instances.scores[rows].tolist())
     return detections
 
 
 def _scorer(data: CocoData, truths: _Masks, detections: _Masks) -> hotcoco.COCOeval:
-    annotations = [annotation for image in data.images for annotation in image.annotations]
+    sizes, annotations = {}, []
+    for image in data.images:
+        sizes[image.id] = (image.height, image.width)
+        annotations += image.annotations
+    new_id = {image_id: new for new, image_id in enumerate(sorted(sizes), start=_FIRST_ID)}
     truth = hotcoco.COCO(
         {
             "images": [
-                {"id": image.id, "height": image.height, "width": image.width}
-                for image in data.images
+                {"id": new_id[image_id], "height": height, "width": width}
+                for image_id, (height, width) in sizes.items()
             ],
             "categories": [
-                {"id": category.id, "name": category.name} for category in data.categories
+                {"id": index + _FIRST_ID, "name": category.name}
+                for index, category in enumerate(data.categories)
             ],
             "annotations": [
                 {
                     "id": number,
-                    "image_id": image_id,
-                    "category_id": category_id,
+                    "image_id": new_id[image_id],
+                    "category_id": category + _FIRST_ID,
                     "segmentation": rle,
                     # Of the outline, as in COCO's own files: it decides small, medium, large.
                     "area": annotation.area,
                     "iscrowd": int(annotation.crowd),
                 }
-                for number, (image_id, category_id, rle, annotation) in enumerate(
+                for number, (image_id, category, rle, annotation) in enumerate(
                     zip(truths.image, truths.category, truths.rle, annotations, strict=True),
                     start=_FIRST_ID,
                 )
@@ -171,9 +182,9 @@ def _scorer(data: CocoData, truths: _Masks, detections: _Masks) -> hotcoco.COCOe
     rles: list[Any] = list(detections.rle)  # hotcoco's types do not accept a TypedDict
     # Boxes do not matter when masks are compared; ids follow in this order.
     table_D7 = np.zeros((len(detections.rle), 7))
-    table_D7[:, 0] = detections.image
+    table_D7[:, 0] = [new_id[image_id] for image_id in detections.image]
     table_D7[:, 5] = detections.score
-    table_D7[:, 6] = detections.category
+    table_D7[:, 6] = np.array(detections.category) + _FIRST_ID
     found = truth.load_res(table_D7, segmentation=rles)
     found.update_anns(
         ids=np.arange(_FIRST_ID, _FIRST_ID + len(table_D7)),

@@ -17,7 +17,7 @@ import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.data.coco import CocoData
+from polarmask.data.coco import Annotation, CocoData
 from polarmask.geometry.masks import Rle, rle_from_segmentation, rle_iou
 from polarmask.inference.predictor import Instances
 
@@ -147,7 +147,8 @@ def _detections(data: CocoData, predictions: Mapping[int, Instances]) -> _Masks:
 
 
 def _scorer(data: CocoData, truths: _Masks, detections: _Masks) -> hotcoco.COCOeval:
-    sizes, annotations = {}, []
+    sizes: dict[int, tuple[int, int]] = {}
+    annotations: list[Annotation] = []
     for image in data.images:
         sizes[image.id] = (image.height, image.width)
         annotations += image.annotations

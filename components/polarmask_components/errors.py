@@ -21,9 +21,14 @@ ComponentError
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
 
+from polarmask_components.redaction import redact
+
 
 class ComponentError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose; messages hold no tokens of URLs."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redact(str(message)))
 
 
 class DataVersionError(ComponentError):

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from polarmask_components.redaction import redact
+
 logger = logging.getLogger(__name__)
 
 BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
@@ -50,7 +52,7 @@ def retry(
         except Exception as error:  # the caller decides which ones may pass
             if not is_passing(error) or time.monotonic() + pause > deadline:
                 raise
-            reason = " ".join(str(reason_of(error)).split())[:_LOGGED_CHARACTERS]
-            logger.warning("%s: %s; retrying in %.1f s", server, reason, pause)
+            reason = " ".join(redact(str(reason_of(error))).split())[:_LOGGED_CHARACTERS]
+            logger.warning("%s: %s; retrying in %.1f s", redact(server), reason, pause)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

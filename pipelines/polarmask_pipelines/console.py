@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
+from polarmask_components.redaction import redact
 from polarmask_pipelines.local_runner import TaskResult
 
 _TAIL_LINES = 200
@@ -37,10 +38,11 @@ class Console:
         error: The error of the first step that failed, or "".
     """
 
-    def __init__(self, log: TextIO, screen: TextIO) -> None:
+    def __init__(self, log: TextIO, screen: TextIO, *, webhook: str = "") -> None:
         self.results: list[TaskResult] = []
         self.error = ""
         self._log = log
+        self._webhook = webhook
         self._screen = screen
         self._is_terminal = screen.isatty()
         self._running = ""
@@ -69,7 +71,8 @@ class Console:
         self.print_line(f"{result.name:<18} {result.seconds:6.1f} s  {outcome}".rstrip())
 
     def receive(self, line: str) -> None:
-        """Log a line that KFP or a step printed, and show it on a terminal."""
+        """Log a line that KFP or a step printed, and show it on a terminal; secrets are hidden."""
+        line = redact(line, self._webhook)
         self._log.write(line + "\n")
         self._log.flush()
         if line.startswith(_INDENT) and line.strip():
@@ -152,11 +155,16 @@ def error_in(lines: list[str]) -> str:
 
 
 @contextmanager
-def console(log: Path) -> Iterator[Console]:
-    """Send what this process prints to a log file; only the console writes to the screen."""
+def console(log: Path, *, webhook: str = "") -> Iterator[Console]:
+    """Send what this process prints to a log file; only the console writes to the screen.
+
+    Args:
+        log: The file.
+        webhook: Address that is to be in neither.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        shown = Console(file, sys.stdout)
+        shown = Console(file, sys.stdout, webhook=webhook)
         lines = _Lines(shown.receive)
         with redirect_stdout(lines), redirect_stderr(lines):
             yield shown

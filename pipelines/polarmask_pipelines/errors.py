@@ -6,9 +6,14 @@ PipelineError
     KubeflowError      check the address, the token or what is on the server
 """
 
+from polarmask_components.redaction import redact
+
 
 class PipelineError(Exception):
-    """Base of all exceptions that this package raises on purpose."""
+    """Base of all exceptions that this package raises on purpose; without tokens of URLs."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redact(str(message)))
 
 
 class ParameterError(PipelineError):

@@ -70,7 +70,8 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
             "machine, from a folder; take `submit` to run and serve in a cluster"
         )
     target = Path(parameters["deploy_target"])
-    with run_lock(out / LOCK), console(out / LOG) as screen, _no_process_stays(target):
+    log = console(out / LOG, webhook=parameters["notify_webhook"])
+    with run_lock(out / LOCK), log as screen, _no_process_stays(target):
         start = time.monotonic()
         failure = run_pipeline(
             parameters,

@@ -121,10 +121,13 @@ def _reporting(
         dispatched += 1
         return dispatch(*arguments, **named)
 
-    def reporting_execute(task_name: str, *arguments: object, **named: object) -> object:
+    def reporting_execute(task_name: str, task_spec: Any, **named: object) -> object:  # noqa: ANN401
         dispatched_before, start = dispatched, time.monotonic()
         begins(task_name)
-        outputs, ended = execute(task_name, *arguments, **named)
+        once = type(task_spec)()
+        once.CopyFrom(task_spec)
+        once.ClearField("retry_policy")  # which is for lost pods: here an error would be repeated
+        outputs, ended = execute(task_name=task_name, task_spec=once, **named)
         succeeded: TaskStatus = "succeeded" if dispatched > dispatched_before else "reused"
         ends(
             TaskResult(

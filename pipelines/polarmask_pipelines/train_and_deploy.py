@@ -30,6 +30,12 @@ def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:
         task.set_caching_options(enable_caching=False)
 
 
+def _try_again(*tasks: PipelineTask) -> None:
+    """Start tasks again, at most twice, whose pod is lost: repeating them changes no result."""
+    for task in tasks:
+        task.set_retry(num_retries=2, backoff_duration="10s")
+
+
 _STORAGE_KEYS = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -119,7 +125,7 @@ def train_and_deploy(
         train_set: Settings to change, section.field=value, separated by spaces.
         train_storage: s3://bucket/prefix for checkpoints of the training job.
     """
-    notified = notify(webhook=notify_webhook)
+    notified = notify(webhook=notify_webhook, on=train_on, job=train_job)
     _present(notified, "Notify", cached=False)
     with dsl.ExitHandler(notified, name="train-and-deploy"):
         checked = preflight(
@@ -166,7 +172,6 @@ def train_and_deploy(
                 data_hash=data_hash,
                 code_version=code_version,
             )
-            ingested.set_retry(num_retries=2, backoff_duration="5s")  # remotes may be busy
             _present(ingested, "Ingest COCO data")
             dataset = ingested.outputs["dataset"]
 
@@ -181,7 +186,7 @@ def train_and_deploy(
                     shard=shard,
                     code_version=code_version,
                 ).after(comparable)
-                sharded.set_retry(num_retries=2, backoff_duration="5s")  # pods may be evicted
+                _try_again(sharded)
                 _present(sharded, "Precompute label shards")
             labelled = precompute_rays(
                 dataset=dataset,
@@ -219,6 +224,7 @@ def train_and_deploy(
             with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 as above
                 measured = measure_engines(model=model, dataset=dataset, code_version=code_version)
                 _present(measured, "Measure engines")
+                _try_again(measured)
 
                 deployed = deploy_torchserve(
                     model=model,
@@ -232,6 +238,7 @@ def train_and_deploy(
                     trial=deploy_trial,
                 )
                 _present(deployed, "Deploy to TorchServe", cached=False)
+                _try_again(deployed)  # a lost one may leave a half roll-out, which this one ends
                 remembered = remember_run(**inputs).after(deployed)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, deployed, and_keys=_SERVER_KEYS)
@@ -240,4 +247,5 @@ def train_and_deploy(
                 remembered = remember_run(**inputs)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, remembered)
+            _try_again(ingested, labelled, trained, evaluated, champion)
             _reach_storage(storage_secret, ingested, comparable, trained, champion)

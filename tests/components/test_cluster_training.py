@@ -1,13 +1,22 @@
 """From the step's parameters to a job; whole trainings are in tests/e2e."""
 
+from dataclasses import replace
+
 import pytest
 
 from kube.server import KubeServer
 from polarmask.errors import ConfigError
 from polarmask_components.cluster.connection import connect
+from polarmask_components.errors import LaunchError
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import read_job_settings
-from polarmask_components.training.cluster_training import make_job
+from polarmask_components.training import cluster_training
+from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
+from polarmask_components.training.cluster_training import (
+    end_job_of_run,
+    make_job,
+    train_on_cluster,
+)
 from polarmask_components.training.pytorchjob import manifest_of
 from training_jobs import training_request
 
@@ -57,6 +66,49 @@ def test_a_job_goes_with_the_run_it_belongs_to(server, own_pod):
     server.create("PyTorchJob", manifest_of(job_of()))
     server.delete("Workflow", "run-abc")
     assert server.list("PyTorchJob") == []
+
+
+@pytest.mark.parametrize("namespace", ["", "other"])
+def test_a_job_that_lost_its_train_step_ends_with_the_run(server, own_pod, namespace):
+    server.create("Namespace", {"metadata": {"name": "other"}})
+    job = job_of(run_id="", job={"namespace": namespace})
+    another = replace(job, name="polarmask-train-another")
+    for each in (job, another):
+        server.create("PyTorchJob", manifest_of(each), namespace=job.namespace)
+    assert f"{job.namespace}/{job.name}" in end_job_of_run({"namespace": namespace})
+    assert [
+        each["metadata"]["name"] for each in server.list("PyTorchJob", namespace=job.namespace)
+    ] == [another.name]
+    assert end_job_of_run({"namespace": namespace}) == "no training job is left"
+
+
+def test_a_cluster_that_cannot_be_asked_fails_no_exit_step(own_pod, monkeypatch):
+    assert "train_job.cpus is not a setting" in end_job_of_run({"cpus": 3})
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    assert "is not known: no Kubernetes cluster" in end_job_of_run({})
+
+
+def test_a_job_that_failed_for_good_is_not_repeated_by_kubeflow_s_retry(
+    server, s3_environment, tmp_path, monkeypatch
+):
+    started = []
+
+    def fail(job, *_, **__):
+        started.append(job.name)
+        raise LaunchError("is not done after 72 hours")
+
+    monkeypatch.setattr(cluster_training, "run_job", fail)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("x")
+    request = training_request(storage=f"s3://polarmask/{tmp_path.name}")
+    folder = StoredFolder("s3://polarmask/data", tmp_path / "data")
+    outputs = TrainingOutputs(model=tmp_path / "model", run=tmp_path / "run")
+    for run_id in ("one", "one", "another"):
+        with pytest.raises(LaunchError, match="72 hours"):
+            train_on_cluster(
+                request, data=folder, labels=folder, flags=[], outputs=outputs, run_id=run_id
+            )
+    assert len(started) == len(set(started)) == 2
 
 
 def test_outside_of_a_cluster_the_defaults_stand(server):

@@ -23,6 +23,7 @@ from polarmask.errors import DataError
 from polarmask.inference.model_folder import read_card
 from polarmask.labels.store import LabelStore
 from polarmask.system.files import sha256_of_file
+from polarmask_components import notification
 from polarmask_components.deploy.register_model import register_model
 from polarmask_components.errors import (
     LaunchError,
@@ -570,11 +571,15 @@ def test_notify_sends_the_webhook_how_the_run_ended(webhook):
     notify.python_func(webhook=address, status=STATUS)
     notify.python_func(webhook=address, status=replace(STATUS, error_message=None))
     assert received == [
-        {"run": "run-1", "state": "FAILED", "error": "train failed"},
-        {"run": "run-1", "state": "FAILED", "error": ""},
+        {
+            "text": "PolarMask: run-1 FAILED train failed",  # what Slack shows
+            **{"run": "run-1", "state": "FAILED", "error": "train failed"},
+        },
+        {"text": "PolarMask: run-1 FAILED", "run": "run-1", "state": "FAILED", "error": ""},
     ]
 
 
-def test_webhook_that_is_not_there_fails_no_run():
+def test_webhook_that_is_not_there_fails_no_run(monkeypatch):
+    monkeypatch.setattr(notification, "_DEADLINE_SECONDS", 0)
     notify.python_func(webhook="http://127.0.0.1:9/", status=STATUS)
     notify.python_func(webhook="", status=STATUS)

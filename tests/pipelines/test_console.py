@@ -45,6 +45,16 @@ def test_elsewhere_a_step_is_one_line():
     assert screen.getvalue() == "train                12.3 s\n"
 
 
+def test_secrets_are_in_neither_log_nor_error():
+    log = io.StringIO()
+    shown = Console(log, io.StringIO(), webhook="https://chat.example/T0/s3cr3t")
+    shown.task_begins("ingest-coco")
+    shown.receive("    inputs: https://chat.example/T0/s3cr3t, https://t0k@git.example/x.git")
+    shown.task_ends(TaskResult("ingest-coco", "failed", 1.0, {}))
+    assert shown.error == "inputs: https://chat.example/***, https://***@git.example/x.git"
+    assert shown.error in log.getvalue()
+
+
 def test_elsewhere_the_progress_of_training_is_printed_every_20_seconds(monkeypatch):
     now = 100.0
     monkeypatch.setattr("polarmask_pipelines.console.time.monotonic", lambda: now)

@@ -305,6 +305,17 @@ def test_list_shows_what_is_ours(kfp_server, capsys):
     assert others == "and 1 made by others"
 
 
+def test_secrets_in_parameters_are_not_printed(kfp_server, capsys):
+    secrets = ("notify_webhook=https://chat.example/T0/s3cr3t", "data_repository=https://t0k@git/x")
+    given = [part for each in secrets for part in ("--param", each)]
+    assert main([*NIGHTLY, *given]) == 0
+    assert main(["schedule", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("notify_webhook=https://chat.example/***") == 2
+    assert printed.count("data_repository=https://***@git/x") == 2
+    assert run_parameters(only(kfp_server.recurring_runs))["data_repository"] == "https://t0k@git/x"
+
+
 def test_delete_is_idempotent_and_has_a_dry_run(kfp_server, capsys):
     assert main(NIGHTLY) == 0
     before = len(kfp_server.changes())

@@ -17,6 +17,12 @@ CACHED = {
 }
 
 
+TRIED_AGAIN = {
+    *("ingest-coco", "precompute-shards", "precompute-rays", "train", "evaluate"),
+    *("evaluate-champion", "measure-engines", "deploy-torchserve"),
+}
+
+
 @pytest.fixture(scope="module")
 def spec():
     return next(yaml.safe_load_all(COMPILED.read_text()))
@@ -63,6 +69,21 @@ def test_steps_that_depend_on_more_than_their_inputs_are_not_cached(spec):
     assert set(tasks) == STEPS
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
     assert cached == CACHED
+
+
+def test_steps_that_run_for_minutes_are_tried_again_when_their_pod_is_lost(spec):
+    tries = {
+        name: task["retryPolicy"]["maxRetryCount"]
+        for name, task in tasks_of(spec).items()
+        if "retryPolicy" in task
+    }
+    assert tries == dict.fromkeys(TRIED_AGAIN, 2)
+
+
+def test_the_exit_step_knows_where_a_training_job_may_be_left(spec):
+    given = tasks_of(spec)["notify"]["inputs"]["parameters"]
+    assert given["on"]["componentInputParameter"] == "train_on"
+    assert given["job"]["componentInputParameter"] == "train_job"
 
 
 def test_cached_steps_take_the_code_version(spec):

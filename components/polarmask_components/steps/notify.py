@@ -1,26 +1,43 @@
 """Exit step: send the final status of the pipeline run. Never cached."""
 
+from typing import Any
+
 from kfp import dsl
 
 from polarmask_components.images import OPS_IMAGE
 
 
 @dsl.component(base_image=OPS_IMAGE, install_kfp_package=False)
-def notify(webhook: str, status: dsl.PipelineTaskFinalStatus) -> None:
-    """POST the final status as JSON; a webhook that can't be reached fails no run.
+def notify(
+    webhook: str,
+    status: dsl.PipelineTaskFinalStatus,
+    on: str = "here",
+    job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+) -> None:
+    """Send the final status, and end a training job that the run left; never fails a run.
+
+    The train step deletes its job itself, unless its pod was lost and not started again.
 
     Args:
-        webhook: http(s) address; empty for none.
+        webhook: http(s) address that gets the status as JSON; empty for none.
         status: Given by Kubeflow.
+        on: Where the run trains: `here` or `pytorchjob`.
+        job: Pods of the training job: fields of `job_settings.JobSettings`.
     """
     import logging
 
     from polarmask_components.notification import post
+    from polarmask_components.parameters.training_request import HERE
 
+    if on != HERE:
+        from polarmask_components.training.cluster_training import end_job_of_run
+
+        logging.info(end_job_of_run(job))
     message = {
         "run": status.pipeline_job_resource_name,
         "state": status.state,
         "error": status.error_message or "",
     }
+    text = " ".join(part for part in ("PolarMask:", *message.values()) if part)
     if webhook:
-        logging.info(post(webhook, message))
+        logging.info(post(webhook, {"text": text, **message}))

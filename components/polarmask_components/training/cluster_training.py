@@ -1,22 +1,31 @@
 """Training on a cluster: from the request to a job, and from the job to the results."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from kubernetes.client import ApiClient, CoreV1Api
+from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
 
-from polarmask.errors import ConfigError
-from polarmask_components.cluster.connection import call_api, connect, own_namespace
-from polarmask_components.errors import ClusterError, StorageError
+from polarmask.errors import ConfigError, PolarMaskError
+from polarmask_components.cluster.connection import (
+    call_api,
+    connect,
+    own_namespace,
+    refusal_of,
+)
+from polarmask_components.errors import ClusterError, ComponentError, LaunchError, StorageError
 from polarmask_components.images import TRAINER_IMAGE
+from polarmask_components.parameters.job_settings import read_job_settings
 from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.retry import SHORT_DEADLINE_SECONDS
 from polarmask_components.storage.client import split_uri
 from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
 from polarmask_components.training.job_launcher import PACE, Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
+from polarmask_components.training.pytorchjob import GROUP, PLURAL, VERSION
 from polarmask_components.training.training_job import TrainingJob, job_name
 
 _OWN_POD = "KFP_POD_NAME"
@@ -35,7 +44,8 @@ def train_on_cluster(
 ) -> None:
     """Train as a job on the cluster and fetch the results.
 
-    Retried, it continues with the job of the try before, or takes its result.
+    Retried, it continues with the job of the try before, or takes its result. Kubeflow also
+    retries a job that failed for good: then the same error comes at once.
 
     Args:
         request: What to train, and how.
@@ -56,7 +66,14 @@ def train_on_cluster(
     storage = JobStorage(request.storage, job.name)
     if storage.result() is None:
         storage.write_inputs({"data": manifest_of(data.path), "labels": manifest_of(labels.path)})
-    result = run_job(job, storage, api, pace=pace)
+    if failure := storage.fresh_failure():
+        raise LaunchError(failure)
+    try:
+        result = run_job(job, storage, api, pace=pace)
+    except LaunchError as error:
+        with suppress(StorageError):
+            storage.write_failure(str(error))
+        raise
     storage.fetch_result(result, model=outputs.model, run=outputs.run)
     storage.forget_snapshots(result)
 
@@ -97,6 +114,35 @@ def make_job(
         # An owner has to be in the namespace of what it owns.
         owner=owner if namespace == own_namespace() else None,
     )
+
+
+def end_job_of_run(job: Mapping[str, Any]) -> str:
+    """Delete the training job of the workflow that this step is in; return a line for the log.
+
+    For the exit step, when no train step can follow the job any more. Raises no error.
+
+    Args:
+        job: The pipeline's parameter `train_job`.
+    """
+    try:
+        namespace = read_job_settings(job).namespace or own_namespace()
+        api = connect()
+        _, owner = _of_own_pod(api)
+        if owner is None:
+            return "this step is in no workflow, so it has no training job"
+        name = job_name(owner["name"])
+        call_api(
+            CustomObjectsApi(api).delete_namespaced_custom_object,
+            *(GROUP, VERSION, namespace, PLURAL, name),
+            deadline_seconds=SHORT_DEADLINE_SECONDS,
+        )
+    except ApiException as error:
+        if error.status == 404:
+            return "no training job is left"
+        return f"whether a training job is left is not known: {refusal_of(error)}"
+    except (ComponentError, PolarMaskError) as error:
+        return f"whether a training job is left is not known: {error}"
+    return f"PyTorchJob {namespace}/{name} was left without its train step, and is deleted"
 
 
 def _require_object_storage(uri: str, what: str) -> None:

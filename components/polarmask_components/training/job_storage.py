@@ -4,12 +4,14 @@
     STORAGE/JOB/start.json       the last start of the first node; the others restart with it
     STORAGE/JOB/latest.json      the last two snapshots of the run folder
     STORAGE/JOB/result.json      model and run folder, once the training has ended
+    STORAGE/JOB/failure.json     why it failed, for a try that follows at once
     STORAGE/JOB/objects/SHA256   their files
 
 Files are stored before the JSON that names them, so what is named is whole.
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = JsonFormat(1, StorageError, "delete the folder it is in and start the train step again")
 _INPUTS, _LATEST, _RESULT = "inputs.json", "latest.json", "result.json"
-_START = "start.json"
+_START, _FAILURE = "start.json", "failure.json"
+_SECONDS_OF_FAILURE = 10 * 60.0
+"""Kubeflow's own tries follow within a minute; a person's comes later and deserves a job."""
 _SNAPSHOTS_KEPT = 2
 """The newest and, should it be damaged, the one before."""
 
@@ -89,6 +93,16 @@ class JobStorage:
         """Return the id of the first node's last start, or ""."""
         plain = self._read(_START)
         return str(plain["start"]) if plain else ""
+
+    def write_failure(self, message: str) -> None:
+        """Store why the job failed for good."""
+        self._write(_FAILURE, {"time": time.time(), "message": message})
+
+    def fresh_failure(self) -> str:
+        """Return why the job failed for good in the last ten minutes, or ""."""
+        plain = self._read(_FAILURE)
+        is_fresh = plain is not None and time.time() - plain["time"] < _SECONDS_OF_FAILURE
+        return str(plain["message"]) if plain and is_fresh else ""
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, newest first."""

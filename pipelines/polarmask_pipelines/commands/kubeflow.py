@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from polarmask_components.redaction import redact
 from polarmask_pipelines.commands.command import DRY_RUN, PARAM, argument, command, switch
 from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_client import Kubeflow
@@ -177,4 +178,7 @@ def _print_plan(
 
 
 def _shown(parameters: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={write_value(each)}" for name, each in sorted(parameters.items()))
+    secret = parameters.get("notify_webhook", "")
+    return redact(
+        " ".join(f"{name}={write_value(each)}" for name, each in sorted(parameters.items())), secret
+    )

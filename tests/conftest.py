@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +10,12 @@ from slow_calls import is_slow
 
 # Before torch loads: two threads per process on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# nohup and background jobs ignore these signals, and what tests start would inherit that. A handler
+# is not inherited: here the signal still does nothing, a child has its default.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 pytest_plugins = ["s3_server"]
 

@@ -3,20 +3,11 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from polarmask.commands import (
-    evaluate_command,
-    import_original_command,
-    inspect_command,
-    precompute_command,
-    predict_command,
-    presets_command,
-    train_command,
-    visualize_command,
-)
-from polarmask.errors import PolarMaskError, TrainingStopped
+from polarmask.errors import PolarMaskError
+from polarmask.system.command_line import run_command
 
 
 class Command(Protocol):
@@ -28,37 +19,53 @@ class Command(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
         """Add the command's arguments."""
 
-    def run(self, options: argparse.Namespace, /) -> None:
-        """Run the command with parsed arguments."""
-
-
-COMMANDS: dict[str, Command] = {
-    "presets": presets_command,
-    "inspect": inspect_command,
-    "precompute": precompute_command,
-    "train": train_command,
-    "evaluate": evaluate_command,
-    "predict": predict_command,
-    "visualize": visualize_command,
-    "import-original": import_original_command,
-}
+    def run(self, options: argparse.Namespace, /) -> int | None:
+        """Run the command with parsed arguments; return its exit code, None for 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 2 for errors that the user can fix, or 128 + n when signal n stopped the
-        training.
+        The exit code: 0; 1 if `predict` or `visualize` left images out; 2 for errors that the user
+        can fix; 128 + n when signal n stopped it.
     """
+    return run_command(lambda: _run(arguments), prefix="polarmask")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        COMMANDS[options.command].run(options)
-    except (PolarMaskError, OSError) as error:
-        print(f"polarmask {options.command}: {error}", file=sys.stderr)
-        return 128 + error.signal_number if isinstance(error, TrainingStopped) else 2
-    return 0
+    return run_command(
+        lambda: commands()[options.command].run(options),
+        prefix=f"polarmask {options.command}",
+        errors=(PolarMaskError, OSError),
+    )
+
+
+def commands() -> Mapping[str, Command]:
+    """Return the commands by name; they load here, where an extra that is missing gets its line."""
+    from polarmask.commands import (
+        evaluate_command,
+        import_original_command,
+        inspect_command,
+        precompute_command,
+        predict_command,
+        presets_command,
+        train_command,
+        visualize_command,
+    )
+
+    return {
+        "presets": presets_command,
+        "inspect": inspect_command,
+        "precompute": precompute_command,
+        "train": train_command,
+        "evaluate": evaluate_command,
+        "predict": predict_command,
+        "visualize": visualize_command,
+        "import-original": import_original_command,
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,10 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="polarmask", description="train, evaluate and try PolarMask on COCO-format data"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in commands().items():
         command.add_arguments(
-            commands.add_parser(
+            subparsers.add_parser(
                 name,
                 help=command.HELP,
                 description=command.HELP,

@@ -15,7 +15,13 @@ exits with 2, or with 128 + n when signal n stopped it. Any other exception is a
 
 
 class PolarMaskError(Exception):
-    """Base of all exceptions that this package raises on purpose."""
+    """Base of all exceptions that this package raises on purpose.
+
+    Attributes:
+        exit_code: Of a command that it ends.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(PolarMaskError):
@@ -47,4 +53,4 @@ class TrainingStopped(PolarMaskError):  # noqa: N818  # nothing went wrong
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from polarmask.errors import PolarMaskError
+from polarmask.system.command_line import run_command
 from polarmask_components.errors import ComponentError
-from polarmask_pipelines.commands import kubeflow, local
 from polarmask_pipelines.errors import PipelineError
 from polarmask_serving.errors import ServingError
 
@@ -17,20 +17,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if a step failed; 2 for an error of the user; 130 if it was interrupted.
     """
+    return run_command(
+        lambda: _run(arguments),
+        prefix="error",
+        errors=(PolarMaskError, ComponentError, ServingError, PipelineError, OSError),
+    )
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    try:
-        code: int = options.run(options)
-    except (PolarMaskError, ComponentError, ServingError, PipelineError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; all processes of the run ended", file=sys.stderr)
-        return 130
+    code: int = options.run(options)
     return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    from polarmask_pipelines.commands import kubeflow, local
+
     parser = argparse.ArgumentParser(
         prog="python -m polarmask_pipelines", description="compile or run the training pipeline"
     )

@@ -111,10 +111,12 @@ def _no_process_stays(target: Path) -> Iterator[None]:
     with on_stop_signal(signal.default_int_handler):
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             _end(psutil.Process().children(recursive=True))
             if not served_before:
                 stop_server(target)
+            if isinstance(error, KeyboardInterrupt):
+                error.args = ("all processes of the run ended",)
             raise
 
 

@@ -9,18 +9,16 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-
-from polarmask.engines.ranking import EngineRanking, read_ranking
 from polarmask.errors import PolarMaskError
-from polarmask.evaluation.measure_engines import MAX_IMAGES, measure_engines, ranking_table
-from polarmask.system.files import write_text
-from polarmask_serving.archive.build import build_archive
-from polarmask_serving.archive.read import Archive
+from polarmask.system.command_line import run_command
 from polarmask_serving.errors import ArchiveError, ServingError
-from polarmask_serving.local_pod import LocalPod, check_port
+
+if TYPE_CHECKING:
+    from polarmask.engines.ranking import EngineRanking
+    from polarmask_serving.archive.read import Archive
+    from polarmask_serving.local_pod import LocalPod
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PROBE_SECONDS = 1.0
@@ -29,21 +27,20 @@ _PROBE_FAILURES = 5
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 2 for an error of the user, in one line."""
+    return run_command(
+        lambda: _run(arguments), prefix="error", errors=(PolarMaskError, ServingError, OSError)
+    )
+
+
+def _run(arguments: list[str] | None) -> None:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        if options.command == "archive":
-            _archive(options)
-        elif options.command == "measure":
-            report = _measure(options)
-            write_text(options.out, report.to_json())
-            print(options.out)
-        else:
-            _serve(options.model, options.port)
-    except (PolarMaskError, ServingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.command == "archive":
+        _archive(options)
+    elif options.command == "measure":
+        _write_measured(options)
+    else:
+        _serve(options.model, options.port)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,6 +96,8 @@ def _port(text: str) -> int:
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    from polarmask.evaluation.measure_engines import MAX_IMAGES
+
     parser.add_argument(
         "--data",
         type=Path,
@@ -115,6 +114,9 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 
 
 def _archive(options: argparse.Namespace) -> None:
+    from polarmask.engines.ranking import read_ranking
+    from polarmask_serving.archive.build import build_archive
+
     report = read_ranking(options.engines) if options.engines else _measure(options)
     archive = build_archive(
         options.model,
@@ -138,8 +140,19 @@ def _read_metrics(path: Path) -> dict[str, float]:
         ) from error
 
 
-def _measure(options: argparse.Namespace) -> EngineRanking:
+def _write_measured(options: argparse.Namespace) -> None:
+    from polarmask.system.files import write_text
+
+    write_text(options.out, _measure(options).to_json())
+    print(options.out)
+
+
+def _measure(options: argparse.Namespace) -> "EngineRanking":
     """Measure as a worker computes: on one thread."""
+    import torch
+
+    from polarmask.evaluation.measure_engines import measure_engines, ranking_table
+
     torch.set_num_threads(1)
     report = measure_engines(
         options.model, data=options.data, device=options.device, max_images=options.images
@@ -150,6 +163,9 @@ def _measure(options: argparse.Namespace) -> EngineRanking:
 
 def _serve(model: Path, port: int) -> None:
     """Serve one model from a folder that is removed with the process."""
+    from polarmask_serving.archive.build import build_archive
+    from polarmask_serving.local_pod import LocalPod, check_port
+
     check_port(port)  # before the work: the archive takes seconds
     for number in _STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` ignore some
@@ -177,7 +193,7 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _keep_alive(pod: LocalPod, archive: Archive) -> NoReturn:
+def _keep_alive(pod: "LocalPod", archive: "Archive") -> NoReturn:
     """Restart the pod whenever it does not work any more, as a cluster does."""
     failures = 0
     while True:

@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from polarmask.system.command_line import _MODULES_OF_EXTRA
+
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(ROOT.glob("*/polarmask*/**/*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,6 +76,14 @@ def test_an_extra_brings_only_what_its_areas_import():
         for extra, brought in EXTRAS.items()
     }
     assert not any(unused.values()), unused
+
+
+def test_a_command_knows_which_extra_brings_a_module():
+    for extra, modules in _MODULES_OF_EXTRA.items():
+        assert distributions_of(modules.split()) <= EXTRAS[extra]
+    needed = set().union(*map(imports_of, EXTRAS_OF))
+    known = distributions_of(" ".join(_MODULES_OF_EXTRA.values()).split())
+    assert needed - known == set()
 
 
 def imports_of_users(extra):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from polarmask.cli import COMMANDS
+from polarmask.cli import commands
 from polarmask_components.parameters.training_request import TrainingRequest
 
 ROOT = Path(__file__).parents[2]
@@ -116,4 +116,4 @@ def test_a_step_is_named_in_the_places_of_the_recipe_and_nowhere_else():
 
 def test_every_command_is_one_module_and_one_row():
     modules = {path.stem for path in (ROOT / "model/polarmask/commands").glob("*_command.py")}
-    assert modules == {f"{name.replace('-', '_')}_command" for name in COMMANDS}
+    assert modules == {f"{name.replace('-', '_')}_command" for name in commands()}

@@ -10,7 +10,7 @@ import torch
 
 from polarmask.cli import main
 from polarmask.errors import TrainingStopped
-from polarmask.system.signals import stop_request
+from polarmask.system.signals import no_interrupts_in_children, stop_request
 from polarmask.training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -46,6 +46,7 @@ def wait_for_steps(child, out, number):
     [
         pytest.param(signal.SIGTERM, ["--loader-workers=1"], id="SIGTERM-to-loaders-too"),
         pytest.param(signal.SIGHUP, [], id="SIGHUP"),
+        pytest.param(signal.SIGINT, ["--loader-workers=1"], id="SIGINT-to-loaders-too"),
     ],
 )
 def test_a_signal_saves_the_step_and_ends_with_its_code(
@@ -110,6 +111,26 @@ def interrupt_before(stop):
     os.kill(os.getpid(), signal.SIGTERM)
     with stop.at_once("all is saved"):
         raise AssertionError("the signal was forgotten")
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As under nohup: a terminal that is closed later stops nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_request() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_requested(CPU)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_reaches_no_process_that_started_in_the_block():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    with no_interrupts_in_children():
+        inside = subprocess.run([sys.executable, "-c", code], check=False)
+    outside = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (inside.returncode, outside.returncode) == (0, -signal.SIGINT)
 
 
 def test_handlers_come_back():

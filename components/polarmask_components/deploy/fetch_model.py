@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from polarmask.system.command_line import run_command
 from polarmask_components.errors import DamagedObjectError, StorageError
 from polarmask_components.storage.objects import fetch_file
 
@@ -51,19 +52,18 @@ def fetch_model(uri: str, sha256: str, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fetch what the environment names; 2 means an error, in one line."""
+    return run_command(lambda: _run(arguments), prefix="error", errors=(StorageError,))
+
+
+def _run(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="polarmask_components.deploy.fetch_model")
     parser.add_argument("--out", type=Path, required=True, help="the .mar to write")
     out = parser.parse_args(arguments).out
     uri = os.environ.get("MODEL_URI", "")
     started = time.monotonic()
-    try:
-        fetch_model(uri, os.environ.get("MODEL_SHA256", ""), out)
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    fetch_model(uri, os.environ.get("MODEL_SHA256", ""), out)
     megabytes, seconds = out.stat().st_size / 1e6, time.monotonic() - started
     print(f"{uri} is in {out}, verified: {megabytes:.1f} MB, {seconds:.1f} s")
-    return 0
 
 
 if __name__ == "__main__":

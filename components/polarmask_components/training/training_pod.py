@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from polarmask.system.command_line import run_command
 from polarmask_components.errors import ComponentError, LaunchError, StorageError
 from polarmask_components.signals import on_stop_signal
 from polarmask_components.storage.s3_objects import S3Objects
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return run_command(lambda: _run_pod(options), prefix="training pod")
+
+
+def _run_pod(options: argparse.Namespace) -> int:
     # The first process of a container gets SIGTERM only with a handler.
     with on_stop_signal(lambda *_: sys.exit(_ENDED_BY_SIGTERM)):
         try:

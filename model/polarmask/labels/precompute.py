@@ -44,6 +44,7 @@ from polarmask.labels.store import (
     write_shard,
 )
 from polarmask.system.files import atomic_path, sha256_of_file
+from polarmask.system.signals import no_interrupts_in_children
 
 _NUM_WORST = 24
 
@@ -237,7 +238,9 @@ def _made(jobs: Sequence[_Job], workers: Workers) -> Iterable[None]:
     for number in range(workers.processes):
         devices.put(f"cuda:{number % gpus}" if workers.device == "cuda" else workers.device)
     with ProcessPoolExecutor(workers.processes, context, _start_worker, (devices,)) as pool:
-        yield from pool.map(_write_in_worker, jobs)
+        with no_interrupts_in_children():
+            made = pool.map(_write_in_worker, jobs)
+        yield from made
 
 
 _device_of_worker: str | None = None

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP stop a run cleanly: the current step is finished and saved first.
+"""SIGTERM, SIGHUP and SIGINT stop a run cleanly: the current step is finished and saved first.
 
-Schedulers send SIGTERM and kill half a minute later; a closed terminal sends SIGHUP.
+Schedulers send SIGTERM and kill half a minute later; a closed terminal sends SIGHUP, Ctrl-C SIGINT.
 """
 
 import signal
@@ -14,7 +14,7 @@ import torch
 from polarmask.errors import TrainingStopped
 from polarmask.system.distributed import all_max
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class StopRequest:
@@ -57,19 +57,35 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Record signals instead of being killed by them, until the end of the block."""
+    """Record signals instead of being killed by them, until the end of the block.
+
+    A signal that is ignored stays ignored, as nohup and background jobs need it.
+    """
     request = StopRequest()
     if (
         threading.current_thread() is not threading.main_thread()
     ):  # only the main thread can handle signals
         yield request
         return
-    before = {number: signal.signal(number, request.note) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number, old in before.items() if old is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, request.note)
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in handled:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def no_interrupts_in_children() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that start in the block: only this one reacts to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_signals(worker: int) -> None:

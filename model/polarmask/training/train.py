@@ -66,7 +66,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         DataError, LabelStoreError: Data or labels can't be used.
         CheckpointError: The run folder belongs to a run with another config or other data.
         TrainingError: The loss became NaN or infinite.
-        TrainingStopped: SIGTERM or SIGHUP came; the checkpoint holds the last step.
+        TrainingStopped: SIGTERM, SIGHUP or Ctrl-C came; the checkpoint holds the last step.
     """
     _check_batch_size(config, options)
     with deterministic(options.deterministic):

@@ -5,6 +5,8 @@ ServingError
         RequestError            the client's fault: 4xx
             EmptyRequestError       400 empty_request    send an image
             DamagedImageError       400 damaged_image    send the whole file
+            CostlyImageError        400 costly_image     save it in the usual way
+            BadFormError            400 bad_form         fix the form
             BadJsonError            400 bad_json         fix the JSON
             BadOptionError          400 bad_option       fix the option
             ImageTooLargeError      413 image_too_large  send a smaller image
@@ -53,6 +55,13 @@ class DamagedImageError(RequestError):
     code = "damaged_image"
 
 
+class CostlyImageError(RequestError):
+    """Decoding the image would take much longer than its pixels need: scans, segments, chunks."""
+
+    status = 400
+    code = "costly_image"
+
+
 class ImageTooLargeError(RequestError):
     """The image, or the images of one request together, have too many pixels."""
 
@@ -65,6 +74,13 @@ class NotAnImageError(RequestError):
 
     status = 415
     code = "not_an_image"
+
+
+class BadFormError(RequestError):
+    """The form can't be read, or has a field twice."""
+
+    status = 400
+    code = "bad_form"
 
 
 class BadJsonError(RequestError):

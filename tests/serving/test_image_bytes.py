@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import costly_requests as costly
 from polarmask_serving import errors
 from polarmask_serving.answer.image_bytes import decode_image
+from polarmask_serving.answer.image_file import read_image_file
 
 
 def pillow(image, form, **options):
@@ -160,3 +162,49 @@ def test_a_bomb_is_refused_without_decoding_it():
         decode_image(bomb)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(costly.jpeg_of_scans(12_000), "12000 scans.* have 500", id="scans"),
+        pytest.param(costly.jpeg_of_scans(501), "501 scans", id="one-scan-too-many"),
+        pytest.param(costly.jpeg_of_scans(40, 4_992), "40 scans.* have 32", id="scans-of-25-MP"),
+        pytest.param(costly.png_of_chunks(50_001), "50000 chunks", id="chunks"),
+        pytest.param(costly.png_with_long_pixels(300), "its last row", id="pixels-after-the-last"),
+    ],
+)
+def test_what_takes_long_to_decode_is_refused_before_it_is_decoded(data, reason, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(errors.CostlyImageError, match=reason):
+        decode_image(data)
+
+
+def test_a_jpeg_of_too_many_segments_is_refused(jpeg):
+    with pytest.raises(errors.CostlyImageError, match="50000 segments"):
+        decode_image(costly.jpeg_of_segments(jpeg, 50_001))
+
+
+def test_up_to_500_scans_and_some_pixels_after_the_last_row_are_decoded():
+    assert decode_image(costly.jpeg_of_scans(500)).shape == (64, 64, 3)
+    assert decode_image(costly.jpeg_of_scans(32, 4_992)).shape == (4_992, 4_992, 3)
+    assert decode_image(costly.png_with_long_pixels(10)).shape == (64, 64, 3)
+
+
+def test_decoders_get_no_texts_profiles_and_only_one_usual_exif(jpeg):
+    """Each text of a PNG is unpacked, each EXIF of a JPEG searched: 20 MB of them take minutes."""
+    plain = costly.png_with(b"")
+    for data in (costly.png_of_texts(3), costly.png_of_chunks(3), costly.png_of_exif(1, 70_000)):
+        assert read_image_file(data).data == plain
+    assert read_image_file(costly.png_of_exif(10, 60_000)).data != plain
+    once = read_image_file(costly.jpeg_of_exif(jpeg, 1))
+    assert read_image_file(costly.jpeg_of_exif(jpeg, 250)).data == once.data
+    assert read_image_file(costly.jpeg_of_segments(jpeg, 10)).data == jpeg
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_decodes_as_if_all_of_it_were_decoded(picture, mode, options):
+    data = pillow(Image.fromarray(picture).convert(mode), "JPEG", comment=b"a", **options)
+    whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decode_image(data), whole)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from polarmask.inference.predictor import Instances, Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer import wire
-from polarmask_serving.answer.image_bytes import MAX_PIXELS, decode_image
+from polarmask_serving.answer.image_bytes import decode_image
+from polarmask_serving.answer.image_file import MAX_PIXELS
 from polarmask_serving.errors import AnswerError, PredictionError, RequestError
 
 _log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ The tables list what clients may send; fields that only the server writes are le
 """
 
 import json
+import re
 
 import yaml
 from google.protobuf import json_format
@@ -98,10 +99,34 @@ def _expect(holds, where, name, value):
         raise RefusalError(400, f"invalid value for {where}.{name}: {json.dumps(value)}")
 
 
+class _BackendLoader(yaml.SafeLoader):
+    """Reads YAML as the Go server does: more texts without quotes are numbers than for PyYAML."""
+
+
+_MORE_NUMBERS = {
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+    "int": r"[-+]?0o[0-7_]+",
+}
+for _kind, _pattern in _MORE_NUMBERS.items():
+    _BackendLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), list("-+.0123456789")
+    )
+_BackendLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("[yYnN]$"), list("yYnN"))
+_BackendLoader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node), 0)
+)
+_BackendLoader.add_constructor(
+    "tag:yaml.org,2002:bool", lambda loader, node: node.value.lower() in ("y", "yes", "on", "true")
+)
+_BackendLoader.add_constructor(
+    "tag:yaml.org,2002:timestamp", lambda loader, node: f"{node.value}T00:00:00Z"
+)
+
+
 def read_package(text):
     """Return a compiled pipeline as KFP reads it."""
     try:
-        documents = [each for each in yaml.safe_load_all(text) if each]
+        documents = [each for each in yaml.load_all(text, _BackendLoader) if each]
         return json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
     except (yaml.YAMLError, IndexError, json_format.ParseError) as error:
         raise RefusalError(
@@ -119,6 +144,13 @@ def check_parameters(spec, given):
         if not _TYPES[kind](value):
             raise RefusalError(400, f"input parameter {name} requires type {kind}, got {value!r}")
     for name, definition in known.items():
+        if definition.HasField("default_value") and name not in given:
+            value = json_format.MessageToDict(definition.default_value)
+            kind = pipeline_spec_pb2.ParameterType.ParameterTypeEnum.Name(definition.parameter_type)
+            if not _TYPES[kind](value):
+                raise RefusalError(
+                    400, f"input parameter {name} requires type {kind}, got {value!r}"
+                )
         has_value = name in given or definition.HasField("default_value") or definition.is_optional
         if not has_value:
             raise RefusalError(400, f"input parameter {name} requires a value")

@@ -8,6 +8,8 @@ import kfp
 import pytest
 from kfp_server_api import ApiException
 
+from kube.kfp_rules import read_package
+
 pytestmark = pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
 
 
@@ -75,6 +77,18 @@ def test_parameters_are_checked_against_the_pipeline(client, uploaded, parameter
         client.run_pipeline(job_name="x", params=parameters, **uploaded)
     assert caught.value.status == 400
     assert expected_text in json.loads(caught.value.body)["message"]
+
+
+@pytest.mark.parametrize(
+    "value", ["1234e56", "0o17", "1_000", "on", "y", ".inf", "2024-01-02", "1.", "~"]
+)
+def test_yaml_is_read_as_the_backend_does(value):
+    parameters = f"{{p: {{parameterType: STRING, defaultValue: {value}}}}}"
+    text = (
+        f"{{pipelineInfo: {{name: x}}, root: {{inputDefinitions: {{parameters: {parameters}}}}}}}"
+    )
+    definition = read_package(text).root.input_definitions.parameters["p"]
+    assert definition.default_value.string_value != value
 
 
 @pytest.mark.parametrize("cron", ["0 2 * * *", "0 0 2 * * 7", "0 61 * * * *", "0 */0 * * * *", "x"])

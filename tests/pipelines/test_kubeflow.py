@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from kube.faults import Fault
+from kube.kfp_rules import read_package
 from kube.kfp_server import KfpServer
 from polarmask_pipelines.__main__ import main
 from polarmask_pipelines.commands import kubeflow
+from polarmask_pipelines.package import compile_package
 
 NIGHTLY = ["schedule", "apply", "nightly", "--cron", "0 2 * * *"]
 
@@ -425,6 +427,21 @@ def test_compiled_defaults_are_those_given(tmp_path):
     assert parameters["train_preset"]["defaultValue"] == "tiny"
     assert parameters["eval_floor_ap"]["defaultValue"] == 0.5
     assert parameters["data_revision"]["defaultValue"] == "HEAD"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1234e56", "12345678", "1e3", "0o17", "017", "0x1f", "1_000", "+1", "-.5", "1.", "5.e3"),
+        *("on", "off", "Yes", "n", "true", "null", "~", "", ".inf", "-.INF", ".nan"),
+        *("2024-01-02", "2001-12-14t21:59:43.10-05:00", "1:30", "main", "v1.2", "feature/#1: x"),
+    ],
+)
+def test_every_text_reaches_the_server_as_that_text(value):
+    text = compile_package({"data_revision": value}).text
+    known = read_package(text).root.input_definitions.parameters
+    assert known["data_revision"].default_value.string_value == value
+    assert known["data_revision"].default_value.WhichOneof("kind") == "string_value"
 
 
 def test_compiling_with_defaults_leaves_the_next_compilation_alone(tmp_path):

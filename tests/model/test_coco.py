@@ -140,8 +140,9 @@ RLE = dict(rle_from_bitmap(np.pad(np.ones((9, 9)), 5)))
         ),
         pytest.param(break_first(category_id=3), "unknown_category", id="unknown-category"),
         pytest.param(break_first(image_id=999), "unknown_image", id="unknown-image"),
-        pytest.param(break_first(category_id="2"), "malformed_annotation", id="text-as-id"),
-        pytest.param(break_first(id=None), "malformed_annotation", id="no-id"),
+        pytest.param(break_first(category_id="two"), "malformed_annotation", id="text-as-id"),
+        pytest.param(break_first(image_id=2**63), "malformed_annotation", id="id-of-65-bits"),
+        pytest.param(break_first(iscrowd="no"), "bad_iscrowd", id="iscrowd"),
         pytest.param(
             lambda document: document["annotations"].__setitem__(0, "?"),
             "malformed_annotation",
@@ -276,13 +277,6 @@ def test_of_images_with_the_same_id_the_first_is_used(tiny):
     data = load_coco(tiny, "train")
     assert [image.file_name for image in data.images if image.id == 11] == ["train_000.png"]
     assert "duplicate_image_id" in kinds(data)
-
-
-def test_of_annotations_with_the_same_id_the_first_is_used(tiny):
-    edit(tiny, lambda document: document["annotations"][1].update(id=101, category_id=9))
-    data = load_coco(tiny, "train")
-    assert kinds(data) == ["duplicate_annotation_id"]
-    assert 102 not in ids(data)
 
 
 def test_of_categories_with_the_same_id_the_first_is_used(tiny):

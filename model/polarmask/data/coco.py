@@ -9,7 +9,6 @@ Polygons are in continuous pixel coordinates: the pixel in row i and column j co
 [j, j+1) x [i, i+1).
 """
 
-from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polarmask.data.annotation_index import index_annotations
+from polarmask.data.coco_fields import (
+    position_or_id,
+    quote,
+    read_file_name,
+    read_flag,
+    read_integer,
+    read_integers,
+    read_name,
+)
 from polarmask.data.disk_list import DiskList, DiskListWriter
 from polarmask.data.images import read_image, read_size
 from polarmask.data.json_stream import MissingListError, read_lists
@@ -57,6 +65,7 @@ class Annotation:
     """One object or crowd region of an image."""
 
     id: int
+    """As in the file; another where the file has none, or the same one twice."""
     category: int
     """Index into `CocoData.categories`."""
     parts: tuple[Polygon, ...]
@@ -133,7 +142,9 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     problems: list[Problem] = []
     categories = _read_categories(document["categories"], problems)
     index_of_category = {category.id: index for index, category in enumerate(categories)}
-    raw_of_image = _group_by_image(document["annotations"], document["images"], problems)
+    raw_of_image = index_annotations(
+        document["annotations"], _image_ids(document["images"]), problems
+    )
     images, counts = DiskListWriter[ImageRecord](), Counter[str]()
     entries = _read_images(document["images"], problems)
     for entry in _check_files(
@@ -141,8 +152,8 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     ):
         annotations = tuple(
             annotation
-            for raw in raw_of_image.of(entry.id)
-            if (annotation := _read_annotation(raw, entry, index_of_category, problems))
+            for own, raw in raw_of_image.of(entry.id)
+            if (annotation := _read_annotation(own, raw, entry, index_of_category, problems))
         )
         images.add(replace(entry, annotations=annotations))
         counts.update("crowds" if annotation.crowd else "objects" for annotation in annotations)
@@ -187,17 +198,21 @@ def _read_document(data: Path, path: Path) -> Mapping[str, DiskList[Any]]:
 def _read_categories(raw: Sequence[Any], problems: list[Problem]) -> tuple[Category, ...]:
     names: dict[int, str] = {}
     for position, entry in enumerate(raw):
-        where = f"category {_id_or_position(entry, position)}"
-        if not _has_int(entry, "id") or not isinstance(entry.get("name"), str):
-            problems.append(
-                Problem("category", "malformed_category", where, "needs an integer id and a name")
-            )
-        elif entry["id"] in names:
-            problems.append(
-                Problem("category", "duplicate_category_id", where, "only the first is used")
-            )
+        where = f"category {position_or_id(entry, position)}"
+        fields = read_integers(entry, ("id",))
+        if isinstance(fields, str):
+            problems.append(Problem("category", "malformed_category", where, fields))
+        elif (name := read_name(entry.get("name"))) is None:
+            detail = f"name is {quote(entry.get('name'))}; give a text"
+            problems.append(Problem("category", "malformed_category", where, detail))
+        elif fields["id"] in names:
+            detail = "only the first is used"
+            problems.append(Problem("category", "duplicate_category_id", where, detail))
         else:
-            names[entry["id"]] = entry["name"]
+            names[fields["id"]] = name
+            if name != entry["name"]:
+                detail = f"half a character in {quote(entry['name'])}; replaced"
+                problems.append(Problem("category", "bad_category_name", where, detail, kept=True))
     for name, count in Counter(names.values()).items():
         if count > 1:
             detail = f"{count} categories have this name; kept apart by id"
@@ -208,53 +223,10 @@ def _read_categories(raw: Sequence[Any], problems: list[Problem]) -> tuple[Categ
     return tuple(Category(key, names[key]) for key in sorted(names))
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """The usable entries of a list of annotations by image."""
-
-    raw: DiskList[dict[str, Any]]
-    image_A: NDArray[np.int64]
-    """Image id of each, ascending."""
-    position_A: NDArray[np.int64]
-    """Its index in `raw`."""
-
-    def of(self, image_id: int) -> Iterator[dict[str, Any]]:
-        """Yield an image's entries in the order of the file."""
-        first = np.searchsorted(self.image_A, image_id, "left")
-        last = np.searchsorted(self.image_A, image_id, "right")
-        for position in self.position_A[first:last].tolist():
-            yield self.raw[position]
-
-
-def _group_by_image(
-    raw: DiskList[Any], raw_images: DiskList[Any], problems: list[Problem]
-) -> _Groups:
-    """Sort annotations by image id; those without a known image or own id are left out."""
-    known = {entry["id"] for entry in raw_images if _has_int(entry, "id")}
-    ids, image_ids, positions = array("q"), array("q"), array("q")
-    for position, entry in enumerate(raw):
-        where = f"annotation {_id_or_position(entry, position)}"
-        if not all(_has_int(entry, key) for key in ("id", "image_id", "category_id")):
-            detail = "needs integers id, image_id and category_id"
-            problems.append(Problem("object", "malformed_annotation", where, detail))
-        elif entry["image_id"] not in known:
-            detail = f"image {entry['image_id']} is not in the list of images"
-            problems.append(Problem("object", "unknown_image", where, detail))
-        else:
-            ids.append(entry["id"])
-            image_ids.append(entry["image_id"])
-            positions.append(position)
-    id_A, image_A, position_A = (np.array(each, np.int64) for each in (ids, image_ids, positions))
-    is_first_A = np.zeros(len(id_A), dtype=bool)
-    is_first_A[np.unique(id_A, return_index=True)[1]] = True
-    for annotation_id in id_A[~is_first_A].tolist():
-        where = f"annotation {annotation_id}"
-        problems.append(
-            Problem("object", "duplicate_annotation_id", where, "only the first is used")
-        )
-    image_A, position_A = image_A[is_first_A], position_A[is_first_A]
-    order_A = np.argsort(image_A, kind="stable")
-    return _Groups(raw, image_A[order_A], position_A[order_A])
+def _image_ids(raw: Sequence[Any]) -> set[int]:
+    """Return the ids of all images that have one, usable or not."""
+    entries = (read_integers(entry, ("id",)) for entry in raw)
+    return {fields["id"] for fields in entries if not isinstance(fields, str)}
 
 
 def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageRecord]:
@@ -262,19 +234,22 @@ def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageR
     ids: set[int] = set()
     names: set[str] = set()
     for position, entry in enumerate(raw):
-        where = f"image {_id_or_position(entry, position)}"
-        if not all(_has_int(entry, key) for key in ("id", "width", "height")) or not isinstance(
-            entry.get("file_name"), str
-        ):
-            detail = "needs integers id, width, height and a file_name"
+        where = f"image {position_or_id(entry, position)}"
+        fields = read_integers(entry, ("id", "width", "height"))
+        if isinstance(fields, str):
+            problems.append(Problem("image", "malformed_image", where, fields))
+            continue
+        image_id, width, height = fields.values()
+        name = read_file_name(entry.get("file_name"))
+        if name is None:
+            detail = f"file_name is {quote(entry.get('file_name'))}; give a text"
             problems.append(Problem("image", "malformed_image", where, detail))
             continue
-        name = entry["file_name"]
         where = f"{where} ({name})"
-        if min(entry["width"], entry["height"]) < 1:
-            detail = f"size {entry['width']}x{entry['height']} leaves no pixel"
+        if min(width, height) < 1:
+            detail = f"size {width}x{height} leaves no pixel"
             problems.append(Problem("image", "malformed_image", where, detail))
-        elif entry["id"] in ids:
+        elif image_id in ids:
             problems.append(Problem("image", "duplicate_image_id", where, "only the first is used"))
         elif leaves_folder(name):
             problems.append(Problem("image", "unsafe_file_name", where, "leads out of images/"))
@@ -282,8 +257,8 @@ def _read_images(raw: Sequence[Any], problems: list[Problem]) -> Iterator[ImageR
             detail = "another image has this file; only the first is used"
             problems.append(Problem("image", "duplicate_file_name", where, detail))
         else:
-            yield ImageRecord(entry["id"], name, entry["width"], entry["height"], ())
-        ids.add(entry["id"])
+            yield ImageRecord(image_id, name, width, height, ())
+        ids.add(image_id)
         names.add(name)
 
 
@@ -316,8 +291,11 @@ def _check_files(
 def check_file(path: Path, record: ImageRecord, *, pixels: bool) -> Problem | None:
     """Return what is wrong with an image's file; None if it opens and has the size it should."""
     where = f"image {record.id} ({record.file_name})"
-    if not path.is_file():
-        return Problem("image", "missing_image", where, "no such file under images/")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        reason = getattr(error, "strerror", None) or error
+        return Problem("image", "missing_image", where, f"no such file under images/ ({reason})")
     try:
         height, width = read_image(path).shape[:2] if pixels else read_size(path)
     except DataError as error:
@@ -331,19 +309,25 @@ def check_file(path: Path, record: ImageRecord, *, pixels: bool) -> Problem | No
 
 
 def _read_annotation(
+    annotation_id: int,
     raw: dict[str, Any],
     image: ImageRecord,
     index_of_category: dict[int, int],
     problems: list[Problem],
 ) -> Annotation | None:
     """Check one annotation; None after appending the reason to `problems`."""
-    where = f"annotation {raw['id']} (image {image.id}, {image.file_name})"
-    category = index_of_category.get(raw["category_id"])
+    where = f"annotation {annotation_id} (image {image.id}, {image.file_name})"
+    category_id = read_integer(raw["category_id"])
+    category = None if category_id is None else index_of_category.get(category_id)
     if category is None:
-        detail = f"category {raw['category_id']} is not in the list of categories"
+        detail = f"category {category_id} is not in the list of categories"
         problems.append(Problem("object", "unknown_category", where, detail))
         return None
-    crowd = bool(raw.get("iscrowd", 0))
+    crowd = read_flag(raw.get("iscrowd"))
+    if crowd is None:
+        detail = f"iscrowd is {quote(raw['iscrowd'])}; give 0, or 1 for a region of many objects"
+        problems.append(Problem("object", "bad_iscrowd", where, detail))
+        return None
     try:
         outline = read_outline(raw, (image.height, image.width), crowd=crowd)
     except OutlineError as error:
@@ -353,7 +337,7 @@ def _read_annotation(
         Problem("object", kind, where, detail, kept=True) for kind, detail in outline.notes
     )
     return Annotation(
-        id=raw["id"],
+        id=annotation_id,
         category=category,
         parts=outline.parts,
         bbox=outline.bbox,
@@ -361,15 +345,3 @@ def _read_annotation(
         crowd=crowd,
         segmentation=outline.segmentation,
     )
-
-
-def _has_int(entry: object, key: str) -> bool:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _id_or_position(entry: object, position: int) -> str:
-    """Name an entry in a message, also one without an id."""
-    if isinstance(entry, dict) and _has_int(entry, "id"):
-        return str(entry["id"])
-    return f"at position {position}"

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from polarmask.errors import DataError
+from polarmask.system.files import printable
 
 _EXAMPLES = 3
 
@@ -28,6 +29,11 @@ class Problem:
     detail: str
     kept: bool = False
     """Whether the item is used nevertheless."""
+
+    def __post_init__(self) -> None:
+        """Make texts that can be printed: names of files may be no UTF-8."""
+        object.__setattr__(self, "where", printable(self.where))
+        object.__setattr__(self, "detail", printable(self.detail))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 _MODULES_OF_EXTRA = {
     "model": "cv2 hotcoco numpy PIL pycocotools pydantic safetensors torch torchvision tqdm",
@@ -36,6 +37,8 @@ def run_command(
         The exit code: also 2 for a missing extra, 130 after Ctrl-C, 141 (as of a process that
         SIGPIPE ended) if nobody reads the output any more.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # stderr escapes by itself what it can't encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run() or 0
         print(end="", flush=True)

@@ -55,9 +55,17 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically; what UTF-8 can't hold is written as `printable` does."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    r"""Return a text that any program can read: half characters become escapes such as `\udce9`.
+
+    Python reads bytes of file names that are no UTF-8 as such halves.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def sha256_of_file(path: Path) -> str:
@@ -78,7 +86,7 @@ def sha256_of_files(folder: Path) -> dict[str, str]:
 def tree_sha256(files: Mapping[str, str]) -> str:
     """Return the hex digest of a folder, given what `sha256_of_files` returns for it."""
     listing = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(listing.encode(errors="surrogatepass")).hexdigest()
 
 
 def leaves_folder(name: str) -> bool:

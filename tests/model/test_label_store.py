@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import make_tiny_coco
-from polarmask.data.coco import load_coco
+from polarmask.data.coco import Annotation, ImageRecord, load_coco
+from polarmask.data.labels import ImageLabels
 from polarmask.errors import LabelStoreError
+from polarmask.geometry.outlines import read_outline
 from polarmask.labels.image_labels import label_image, label_images
 from polarmask.labels.precompute import EveryNth, Workers, data_hash, precompute, precompute_shards
-from polarmask.labels.store import LabelStore, decode_lengths, encode_lengths
+from polarmask.labels.store import LabelStore, decode_lengths, encode_lengths, write_shard
 
 
 @given(st.floats(1e-3, 6_000))
@@ -35,6 +37,27 @@ def test_what_is_read_is_what_was_labelled(drawn_data, drawn_labels, small_confi
                 np.testing.assert_allclose(getattr(read, name), value, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("count", [65_536, 70_001])
+def test_an_image_may_have_more_objects_than_16_bits_number(tmp_path, count):
+    labels = ImageLabels(
+        image_id=1,
+        canvas_hw=(64, 64),
+        location_P3=np.zeros((count, 3), dtype=np.int64),
+        object_P=np.arange(count),
+        ray_PR=np.ones((count, 4), dtype=np.float32),
+        category_G=np.arange(count),
+        box_G4=np.zeros((count, 4), dtype=np.float32),
+        annotation_G=np.arange(count),
+        iou_G=np.ones(count, dtype=np.float32),
+        ignored_I3=np.zeros((0, 3), dtype=np.int64),
+    )
+    write_shard(tmp_path / "train-00000.safetensors", [labels], "key", {})
+    shard = {"file": "train-00000.safetensors", "images": [1]}
+    read = LabelStore(tmp_path, {"splits": {"train": {"shards": [shard]}}}).read("train", 1)
+    assert (read.object_P == labels.object_P).all()
+    assert (read.category_G == labels.category_G).all()
+
+
 def test_the_summary_counts_what_is_there(drawn_data, drawn_labels):
     coco = load_coco(drawn_data, "train")
     summary = LabelStore.open(drawn_labels).summary("train")
@@ -45,6 +68,18 @@ def test_the_summary_counts_what_is_there(drawn_data, drawn_labels):
     assert summary.per_category_iou["ellipse"] > 0.95
     assert summary.per_category_iou["crescent"] < summary.per_category_iou["ellipse"]
     assert [iou for _, _, iou in summary.worst] == sorted(iou for _, _, iou in summary.worst)
+
+
+def test_an_outline_that_crosses_itself_is_learned_like_its_mask(small_config):
+    """A bow-tie encloses nothing where areas of both signs are summed."""
+    hw = (96, 128)
+    bow_tie = [20, 20, 90, 90, 90, 20, 20, 90]
+    outline = read_outline({"segmentation": [bow_tie]}, hw, crowd=False)
+    box, area = outline.bbox, outline.area
+    found = Annotation(7, 0, outline.parts, box, area, False, outline.segmentation)
+    labels = label_image(ImageRecord(1, "a.png", hw[1], hw[0], (found,)), small_config)
+    assert len(labels.object_P) > 0
+    assert labels.iou_G[0] > 0.8
 
 
 def test_categories_of_one_name_are_summed_apart(small_config, tmp_path):

@@ -98,7 +98,9 @@ def write_shard(path: Path, images: list[ImageLabels], key: str, facts: dict[str
         "ray_code": encode_lengths(joined([labels.ray_PR for labels in images])),
     }
     for name, stored in _STORED_TYPE.items():
-        arrays[name] = joined([getattr(labels, name) for labels in images]).astype(stored)
+        values = joined([getattr(labels, name) for labels in images])
+        wide = stored is np.uint16 and values.max(initial=0) > np.iinfo(np.uint16).max
+        arrays[name] = values.astype(np.uint32 if wide else stored)
     for group, name in (
         ("positives", "object_P"),
         ("objects", "box_G4"),

@@ -47,6 +47,7 @@ def commands() -> Mapping[str, Command]:
     """Return the commands by name; they load here, where an extra that is missing gets its line."""
     from polarmask.commands import (
         evaluate_command,
+        import_command,
         import_original_command,
         inspect_command,
         precompute_command,
@@ -57,6 +58,7 @@ def commands() -> Mapping[str, Command]:
     )
 
     return {
+        "import": import_command,
         "presets": presets_command,
         "inspect": inspect_command,
         "precompute": precompute_command,

@@ -105,6 +105,29 @@ def filled_areas(polygons: Sequence[Polygon], image_hw: tuple[int, int]) -> list
     return [int(coco_mask.area(rle)) for rle in coco_mask.frPyObjects(flat, *image_hw)]
 
 
+def rles_from_labels(label_HW: NDArray[np.integer[Any]]) -> list[Rle]:
+    """Encode each value above 0 of a label image as one object, in the order of the values."""
+    height, width = label_HW.shape
+    flat = label_HW.T.reshape(-1)  # RLE goes down the columns
+    position_N = np.flatnonzero(flat > 0)
+    position_N = position_N[np.argsort(flat[position_N], kind="stable")]
+    value_N = flat[position_N]
+    if not len(position_N):
+        return []
+    begins_N = np.ones(len(position_N), dtype=bool)
+    begins_N[1:] = (np.diff(position_N) != 1) | (value_N[1:] != value_N[:-1])
+    first_S = np.flatnonzero(begins_N)
+    last_S = np.append(first_S[1:], len(position_N)) - 1
+    run_S2 = np.stack([position_N[first_S], position_N[last_S] + 1], axis=1)
+    objects = np.split(run_S2, np.flatnonzero(np.diff(value_N[first_S])) + 1)
+    rles = []
+    for runs in objects:
+        counts = np.diff(runs.reshape(-1), prepend=0, append=height * width)
+        rle = {"size": [height, width], "counts": counts}
+        rles.append(_with_text_counts(coco_mask.frPyObjects(rle, height, width)))
+    return rles
+
+
 def united(rles: Sequence[Rle]) -> Rle:
     """Return the union of masks of one size."""
     return _with_text_counts(coco_mask.merge(list(rles)))

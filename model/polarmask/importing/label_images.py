@@ -1,0 +1,174 @@
+"""Label images (one integer per object) and folders with one mask file per object.
+
+Which mask belongs to which image
+    images/a.tif  masks/a.png                   same name in a folder of masks
+    a.tif  a_masks.tif  (or _cp_masks, _label)  same folder, a known ending: Cellpose and others
+    a/images/a.png  a/masks/*.png               one file per object: Data Science Bowl 2018
+    images/a.png  masks/a/*.png                 the same, masks in a folder named after the image
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from polarmask.data.images import read_size
+from polarmask.errors import DataError
+from polarmask.geometry.masks import Rle, rles_from_labels
+from polarmask.importing.source import Source, SourceImage, SourceObject, image_files, split_of
+
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "ground_truth", "annotations")
+MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label", "_seg", "_instances")
+
+
+def read_label_images(folder: Path, *, category: str, masks: Path | None = None) -> Source:
+    """Read images with label images or mask files.
+
+    A label image holds one integer per object and 0 for background. If no label image of the whole
+    source holds more than one value, they only tell object from background: then each connected
+    region is an object.
+
+    Args:
+        folder: Images, and masks unless `masks` is given.
+        category: Of all objects: masks have no names.
+        masks: Folder of masks whose names are those of the images.
+
+    Raises:
+        DataError: No image has a mask.
+    """
+    images, masks_of = pair_with_masks(folder, masks)
+    if not masks_of:
+        raise DataError(
+            f"{folder}: no image has a mask; put masks of the same names into {folder}/masks, name "
+            "them like the image with _masks behind it, or give --masks FOLDER"
+        )
+    source = Source("label images", ())
+    for path in images:
+        if path not in masks_of:
+            source.leave_out("image", "no_mask", path, "no mask has its name")
+    source.images = _read(masks_of, category, source)
+    return source
+
+
+def pair_with_masks(folder: Path, masks: Path | None) -> tuple[list[Path], dict[Path, list[Path]]]:
+    """Return all images, and the mask files of each image that has some."""
+    files = image_files(folder)
+    mask_files = [path for path in files if _is_mask(path, folder)]
+    if masks is not None:
+        mask_files = image_files(masks)
+    of_name: dict[str, list[Path]] = defaultdict(list)
+    of_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in mask_files:
+        of_name[_plain_stem(path)].append(path)
+        of_folder[path.parent].append(path)
+    images = sorted(set(files) - set(mask_files))
+    found = {}
+    for image in images:
+        for own in _folders_of_one_image(image, masks or folder):
+            if own in of_folder:
+                found[image] = of_folder[own]
+        same_split = [
+            mask
+            for mask in of_name[image.stem]
+            if split_of(mask.parent) in (None, split_of(image.parent))
+        ]
+        if image not in found and same_split:
+            found[image] = same_split[:1]
+    return images, found
+
+
+def _is_mask(path: Path, root: Path) -> bool:
+    folders = path.relative_to(root).parts[:-1]
+    return _plain_stem(path) != path.stem or any(each.lower() in MASK_FOLDERS for each in folders)
+
+
+def _plain_stem(path: Path) -> str:
+    """Return a mask's name without suffix and without the ending that makes it a mask."""
+    for ending in MASK_ENDINGS:
+        if path.stem.endswith(ending):
+            return path.stem.removesuffix(ending)
+    return path.stem
+
+
+def _folders_of_one_image(image: Path, root: Path) -> Iterator[Path]:
+    """Yield the folders that would hold one mask file per object of this image."""
+    own = image.parent.parent
+    for name in MASK_FOLDERS:
+        if own.name == image.stem:
+            yield own / name  # a/images/a.png  a/masks/*.png
+        yield image.parent.parent / name / image.stem  # images/a.png  masks/a/*.png
+    yield root / image.stem
+
+
+def _read(
+    masks_of: Mapping[Path, Sequence[Path]], category: str, source: Source
+) -> Iterator[SourceImage]:
+    binary = all(_is_binary(masks) for masks in masks_of.values())
+    if binary:
+        source.kind = "mask files, one per object"
+        if any(len(masks) == 1 for masks in masks_of.values()):
+            source.kind = "binary masks, each connected region an object"
+    for path, masks in masks_of.items():
+        try:
+            height, width = read_size(path)
+            rles = _rles_of(masks, (height, width), split_regions=binary and len(masks) == 1)
+        except DataError as error:
+            source.leave_out("image", "unusable_mask", path, str(error))
+            continue
+        objects = tuple(SourceObject(category, rle) for rle in rles)
+        yield SourceImage(path, width, height, objects, split_of(path.parent))
+
+
+def _is_binary(masks: Sequence[Path]) -> bool:
+    try:
+        return all(len(np.unique(read_labels(mask))) <= 2 for mask in masks)
+    except DataError:
+        return True  # reported when it is read
+
+
+def _rles_of(masks: Sequence[Path], hw: tuple[int, int], *, split_regions: bool) -> list[Rle]:
+    rles = []
+    for mask in masks:
+        label_HW = read_labels(mask)
+        if label_HW.shape != hw:
+            raise DataError(
+                f"{mask} is {label_HW.shape[1]}x{label_HW.shape[0]}, its image {hw[1]}x{hw[0]}"
+            )
+        if split_regions:
+            regions = cv2.connectedComponents((label_HW > 0).astype(np.uint8))[1]
+            label_HW = regions.astype(np.int64)
+        rles += rles_from_labels(label_HW)
+    return rles
+
+
+def read_labels(path: Path) -> NDArray[np.integer]:
+    """Decode a label image to (H, W) integers, 0 for background.
+
+    Colours count as integers: each is an object, black is background.
+
+    Raises:
+        DataError: The file is no image, or its values are no whole numbers.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("LA", "RGBA", "PA"):
+                image.load()
+                values = np.asarray(image.convert("RGB" if image.mode == "RGBA" else "L"))
+            else:
+                values = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no readable image ({error})") from error
+    if values.ndim == 3:
+        red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))
+        return (red << 16) | (green << 8) | blue
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f":
+        if (values != np.round(values)).any():
+            raise DataError(f"{path} holds fractions; a label image holds one integer per object")
+        return values.astype(np.int64)
+    return values

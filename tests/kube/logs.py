@@ -1,6 +1,5 @@
 """Output of containers by start, for the pods/log endpoint and for tests."""
 
-import bisect
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,10 +32,10 @@ class LogBook:
             self.changed.notify_all()
         return run
 
-    def write(self, run, text):
-        """Add one line."""
+    def write(self, run, text, stamp=""):
+        """Add one line, with its time by the clock and in the zone of the node; now if empty."""
         with self.changed:
-            run.lines.append((precise_now(), text))
+            run.lines.append((stamp or precise_now(), text))
             self.changed.notify_all()
 
     def finish(self, run):
@@ -71,7 +70,7 @@ class LogBook:
             query: tailLines, sinceTime, sinceSeconds and timestamps, as text.
             is_over: Called between lines: whether the server stops.
         """
-        position = self._first(run, query)
+        position, since = self._first(run, query), _since(query)
         stamped = query.get("timestamps", "").lower() == "true"
         while True:
             with self.changed:
@@ -81,22 +80,23 @@ class LogBook:
                 batch = run.lines[position:]
                 over = not batch and (run.finished or not follow)
             for time, text in batch:
+                if since and datetime.fromisoformat(time) < since:
+                    continue
                 yield f"{time} {text}" if stamped else text
             position += len(batch)
             if over or is_over():
                 return
 
     def _first(self, run, query):
-        """Return the first line that a reader wants."""
+        """Return the first of the last lines that a reader wants."""
         with self.changed:
-            first = 0
-            if "tailLines" in query:
-                first = max(0, len(run.lines) - int(query["tailLines"]))
-            if "sinceTime" in query:
-                since = datetime.fromisoformat(query["sinceTime"])
-            elif "sinceSeconds" in query:
-                since = datetime.now(UTC) - timedelta(seconds=float(query["sinceSeconds"]))
-            else:
-                return first
-            times = [datetime.fromisoformat(time) for time, _ in run.lines]
-            return max(first, bisect.bisect_left(times, since))
+            return max(0, len(run.lines) - int(query["tailLines"])) if "tailLines" in query else 0
+
+
+def _since(query):
+    """Return the time from which on a reader wants lines, or None."""
+    if "sinceTime" in query:
+        return datetime.fromisoformat(query["sinceTime"])
+    if "sinceSeconds" in query:
+        return datetime.now(UTC) - timedelta(seconds=float(query["sinceSeconds"]))
+    return None

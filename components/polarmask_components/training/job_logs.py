@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from kubernetes.client import ApiClient, CoreV1Api
@@ -13,12 +15,13 @@ from polarmask_components.training.pytorchjob import first_pod
 from polarmask_components.training.training_job import CONTAINER, TrainingJob
 
 _SECONDS_BETWEEN_TRIES = 0.5
-_SECONDS_TO_CONNECT = 5
-_SECONDS_OF_SILENCE = 60
-"""After this the stream is opened again: the connection may be dead."""
+_TIME_OUT = (5, 60)
+"""Seconds to connect, and of silence: then the stream is opened again, for the connection may be
+dead."""
 _SECONDS_TO_DRAIN = 5.0
-_SECONDS_OF_OVERLAP = 10
-"""So that a log that is opened again starts before the last printed line."""
+_OVERLAP = timedelta(seconds=10)
+"""A log that is opened again starts so long before its last printed line, for clocks that are set
+back; what was printed already is left out."""
 
 
 class JobLog:
@@ -28,13 +31,14 @@ class JobLog:
     """
 
     def __init__(self, api: ApiClient, job: TrainingJob) -> None:
+        self._api = api
         self._core = CoreV1Api(api)
         self._namespace = job.namespace
-        self._pod = first_pod(job)
-        self._last = ""
-        """Time of the last printed line, by the node's clock."""
-        self._printed = 0.0
-        """When that was, by this machine's."""
+        self._name = first_pod(job)
+        self._uid = ""
+        """Of the pod that was read last: another one has another log, and another node's clock."""
+        self._printed: deque[tuple[datetime, str]] = deque()
+        """Its last lines, each with its time by the node's clock."""
         self._deadline = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -53,8 +57,7 @@ class JobLog:
         while True:
             is_last = self._closing.is_set()
             try:
-                for line in self._lines(follow=not is_last):
-                    self._print(line)
+                self._print(follow=not is_last)
             except (ApiException, HTTPError, OSError):
                 # Not started yet, gone already, or a lost connection.
                 is_last = is_last and time.monotonic() > self._deadline
@@ -62,31 +65,53 @@ class JobLog:
                 return
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
+    def _print(self, *, follow: bool) -> None:
+        """Print the lines that were not printed yet."""
+        pod = self._core.read_namespaced_pod(
+            self._name, self._namespace, _request_timeout=_TIME_OUT
+        )
+        if pod.metadata.uid != self._uid:
+            self._uid = pod.metadata.uid
+            self._printed.clear()
+        again = Counter(line for _, line in self._printed)
+        for line in self._lines(follow=follow):
+            if again[line] > 0:
+                again[line] -= 1
+                continue
+            stamp, _, text = line.partition(" ")
+            try:
+                self._remember(datetime.fromisoformat(stamp), line)
+            except ValueError:  # the kubelet's own words, about a log that it can't read
+                text = line
+            print(text, flush=True)  # noqa: T201  # into the log of the step
+
+    def _remember(self, when: datetime, line: str) -> None:
+        self._printed.append((when, line))
+        while self._printed[0][0] < when - 2 * _OVERLAP:
+            self._printed.popleft()
+
     def _lines(self, *, follow: bool) -> Iterator[str]:
-        options = {}
-        if self._last:  # a log of days is not read again from its start
-            options["since_seconds"] = round(time.monotonic() - self._printed) + _SECONDS_OF_OVERLAP
-        answer = self._core.read_namespaced_pod_log(
-            self._pod,
-            self._namespace,
-            container=CONTAINER,
-            follow=follow,
-            timestamps=True,
+        options = {"container": CONTAINER, "follow": follow, "timestamps": True}
+        if self._printed:  # a log of days is not read again from its start
+            since = (self._printed[-1][0] - _OVERLAP).astimezone(UTC)
+            options["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        # The client's own method knows no sinceTime, and sinceSeconds mixes two clocks.
+        answer = self._api.call_api(
+            "/api/v1/namespaces/{namespace}/pods/{name}/log",
+            "GET",
+            {"namespace": self._namespace, "name": self._name},
+            list(options.items()),
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
             _preload_content=False,
-            _request_timeout=(_SECONDS_TO_CONNECT, _SECONDS_OF_SILENCE),
-            **options,
+            _request_timeout=_TIME_OUT,
         )
         try:
             rest = b""
             for block in answer.stream(amt=None):
                 *lines, rest = (rest + block).split(b"\n")
                 yield from (line.decode(errors="replace") for line in lines)
+            if rest:
+                yield rest.decode(errors="replace")
         finally:
             answer.close()
-
-    def _print(self, line: str) -> None:
-        """Print a line unless it was printed already."""
-        stamp, _, text = line.partition(" ")
-        if stamp > self._last:
-            self._last, self._printed = stamp, time.monotonic()
-            print(text, flush=True)  # noqa: T201  # into the log of the step

@@ -4,6 +4,7 @@ Afterwards it is too late: the operator removes the pods of a failed job, and th
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -34,10 +35,23 @@ _STUCK = {
     "RunContainerError": "train_job.image",
 }
 """Reasons to wait that seldom go away by themselves, and the parameter to change."""
-_FIXES = {
-    "OOMKilled": "raise train_job.memory, or lower optim.batch_size with train_set",
-    "Evicted": "raise train_job.disk",
-}
+_FIXES = {"OOMKilled": "raise train_job.memory, or lower optim.batch_size with train_set"}
+_EVICTIONS = (
+    (r'volume "shm"', "raise train_job.shm"),
+    (r"resource: memory|MemoryPressure", "raise train_job.memory, which the node then reserves"),
+    (
+        r"resource: pids|PIDPressure",
+        "the node has too many processes: choose others with train_job.node_selector, or lower "
+        "train_processes_per_node",
+    ),
+    (
+        r"resource: (ephemeral-storage|inodes)|DiskPressure",
+        "the node's disk is full: raise train_job.disk, which the node then reserves, or choose "
+        "other nodes with train_job.node_selector",
+    ),
+    (r"EmptyDir volume|ephemeral.*storage", "raise train_job.disk"),
+)
+"""Words of the kubelet when it evicts a pod, and the setting to change; the first match counts."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,8 @@ class JobPods:
         self._core = CoreV1Api(api)
         self._job = job
         self._seen: dict[str, _Seen] = {}
+        self._noted: set[str] = set()
+        """Problems that were logged already."""
 
     def look(self) -> None:
         """Record what is new."""
@@ -94,10 +110,13 @@ class JobPods:
             seen.phase = pod.status.phase or ""
             waiting = _waiting(pod)
             seen.problem = waiting or _pending(pod)
-            is_stuck = waiting.partition(":")[0] in _STUCK
+            is_stuck = _reason_of(waiting) in _STUCK
             seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
             seen.restarts[pod.metadata.uid] = _restarts(pod)
             self._record_crashes(pod, seen)
+        names = {pod.metadata.name for pod in found.items}
+        for gone in self._seen.keys() - names:
+            self._seen[gone].stuck_since = None
 
     def _record_crashes(self, pod: Any, seen: _Seen) -> None:  # noqa: ANN401  # V1Pod has no types
         for status in pod.status.container_statuses or ():
@@ -136,11 +155,23 @@ class JobPods:
         return sum(number for seen in self._seen.values() for number in seen.restarts.values())
 
     def stuck(self, seconds: float) -> str:
-        """Return why a pod can't start, if it could not for this long; else ""."""
-        for name, seen in self._seen.items():
-            if seen.stuck_since and time.monotonic() - seen.stuck_since >= seconds:
-                parameter = _STUCK[seen.problem.partition(":")[0]]
-                return f"pod {name} can't start: {seen.problem}; change {parameter}"
+        """Return why too few pods can start, if they could not for this long; else "".
+
+        An elastic job continues without a pod as long as it has `min_nodes`.
+        """
+        now, request = time.monotonic(), self._job.request
+        problems = [
+            f"pod {name} can't start: {seen.problem}; change {_STUCK[_reason_of(seen.problem)]}"
+            for name, seen in self._seen.items()
+            if seen.stuck_since and now - seen.stuck_since >= seconds
+        ]
+        spare = request.nodes - request.min_nodes if request.is_elastic else 0
+        if len(problems) > spare:
+            return problems[0]
+        for problem in problems:
+            if problem not in self._noted:
+                logger.warning("%s; training continues on the other nodes", problem)
+                self._noted.add(problem)
         return ""
 
     def refusal(self) -> str:
@@ -210,5 +241,10 @@ def _pending(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
     reason = pod.status.reason
     if not reason:
         return ""
-    fix = f"; {_FIXES[reason]}" if reason in _FIXES else ""
-    return f"{reason}: {pod.status.message or ''}{fix}"
+    message = pod.status.message or ""
+    fixes = [fix for words, fix in _EVICTIONS if reason == "Evicted" and re.search(words, message)]
+    return f"{reason}: {'; '.join([message, *fixes[:1]])}"
+
+
+def _reason_of(problem: str) -> str:
+    return problem.partition(":")[0]

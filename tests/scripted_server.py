@@ -19,11 +19,13 @@ class ScriptedServer:
     Attributes:
         script: (status, headers, body) or "reset", one for each request to come.
         seen: (path, headers) of each request.
+        bodies: What each request sent.
     """
 
     def __init__(self):
         self.script = []
         self.seen = []
+        self.bodies = []
         self._lock = threading.Lock()
 
     @contextmanager
@@ -34,8 +36,9 @@ class ScriptedServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
-                self.rfile.read(int(self.headers["Content-Length"]))
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
                 with outer._lock:
+                    outer.bodies.append(sent)
                     outer.seen.append((self.path, dict(self.headers)))
                     reply = outer.script.pop(0) if outer.script else (200, {}, FOUND)
                 if reply == "reset":

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
+from polarmask.data.intensity import shown
 from polarmask.evaluation.evaluate import Evaluation
 from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances
 from polarmask.inference.predictor import Instances
@@ -103,7 +104,7 @@ def sample_image(data: CocoData) -> NDArray[np.uint8]:
     Args:
         data: A split whose pixels were checked.
     """
-    image = read_image(data.image_path(data.images[0]))
+    image = shown(read_image(data.image_path(data.images[0])))
     height, width = image.shape[:2]
     scale = _SAMPLE_SIDE / max(height, width)
     if scale >= 1:

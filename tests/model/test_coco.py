@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from factories import TINY_CATEGORIES, crescent, make_tiny_coco, rle_from_bitmap
 from polarmask.data.coco import CocoData, load_coco
@@ -307,11 +308,28 @@ def test_a_file_that_is_no_image_is_reported(tiny, check_pixels):
     assert kinds(load_coco(tiny, "train", check_pixels=check_pixels)) == ["undecodable_image"]
 
 
-def test_swapped_sizes_hint_at_orientation(tiny):
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_swapped_sizes_hint_at_orientation_only_where_there_is_one(tiny, orientation):
+    path = tiny / "images" / "train_000.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
     edit(tiny, lambda document: document["images"][0].update(width=96, height=128))
     [problem] = load_coco(tiny, "train").problems
     assert problem.kind == "image_size_mismatch"
-    assert "EXIF" in problem.detail
+    assert ("EXIF" in problem.detail) == (orientation == 6)
+
+
+def test_an_orientation_is_noted_and_the_image_used_as_stored(tiny):
+    path = tiny / "images" / "train_000.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    data = load_coco(tiny, "train")
+    assert [(problem.kind, problem.kept) for problem in data.problems] == [("orientation", True)]
+    assert data.images[0].file_name == path.name
 
 
 def remove(*parts):

@@ -3,8 +3,9 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
+from polarmask.config.overrides import override
 from polarmask.config.presets import PRESETS, preset
-from polarmask.config.settings import from_dict, override, to_dict
+from polarmask.config.settings import from_dict, to_dict
 from polarmask.errors import ConfigError
 
 

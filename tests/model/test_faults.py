@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarmask
 from factories import crescent, ellipse, perfect_predictions, star
+from polarmask.config.overrides import override
 from polarmask.config.presets import tiny
-from polarmask.config.settings import LossConfig, PostprocessConfig, override
+from polarmask.config.settings import LossConfig, PostprocessConfig
 from polarmask.data.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.data.preprocess import canvas_hw, resized_hw
 from polarmask.engines.torch_engines import Eager

@@ -135,7 +135,7 @@ def test_no_images_no_answers(model):
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float64), np.zeros((0, 4, 3), np.uint8)],
     ids=["grey", "float", "empty"],
 )
 def test_what_is_no_rgb_image_is_refused(model, image):

@@ -9,8 +9,8 @@ from PIL import Image
 
 from factories import make_tiny_coco
 from polarmask.cli import main
+from polarmask.config.overrides import override
 from polarmask.config.presets import tiny
-from polarmask.config.settings import override
 from polarmask.data.coco import load_coco
 from polarmask.evaluation.inspect_data import (
     RAY_COUNTS,
@@ -25,7 +25,8 @@ from polarmask.report.inspection import inspection_page, worst_overlays
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = make_tiny_coco(tmp_path_factory.mktemp("inspect"), images=6, val_images=2)
-    return load_coco(folder, "train")
+    settings = ("input.intensity=bit_depth", "input.bits=12")
+    return replace(load_coco(folder, "train"), input_settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,10 @@ def test_a_part_of_large_data_is_spread_over_it(data):
 
 def test_recommended_settings_can_be_given_to_set(inspection):
     chosen = inspection.recommendation
-    assert override(tiny(), chosen.overrides()) == chosen.apply(tiny())
+    run = override(tiny(), chosen.overrides())
+    assert run == chosen.apply(tiny())
+    assert (run.model.strides, run.labels.level_ranges) == (chosen.strides, chosen.level_ranges)
+    assert (run.input.intensity, run.input.bits) == ("bit_depth", 12)
 
 
 @pytest.mark.parametrize(

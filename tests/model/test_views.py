@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from factories import make_tiny_coco, rle_from_bitmap
+from polarmask.config.overrides import override
 from polarmask.config.presets import tiny
-from polarmask.config.settings import override
 from polarmask.data.coco import Annotation, ImageRecord, load_coco
 from polarmask.data.preprocess import normalise
 from polarmask.errors import ConfigError

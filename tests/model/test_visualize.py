@@ -132,6 +132,17 @@ def test_labels_are_written_only_where_they_fit():
     assert darkest(3) > 20
 
 
+def test_names_that_are_no_unicode_are_drawn():
+    name = "caf\udce9"  # as Python reads a name in Latin-1 on a disk of today
+    square = np.array([[5, 5], [90, 5], [90, 90], [5, 90]], dtype=float)
+    picture = np.zeros((100, 100, 3), np.uint8)
+    overlay = draw_shapes(picture, [Shape((square,), SKY, label=name)])
+    without = draw_shapes(picture, [Shape((square,), SKY)])
+    assert (overlay != without).any()
+    sheets = [contact_sheet([picture], captions=[each]) for each in (name, " ")]
+    assert (sheets[0] != sheets[1]).any()
+
+
 def test_a_sheet_holds_every_picture_in_rows():
     pictures = [np.full((40, 80, 3), 10 * number, dtype=np.uint8) for number in range(5)]
     sheet = contact_sheet(pictures, captions=["a", "b", "c", "d", "e"], columns=2, cell=100)

@@ -12,6 +12,7 @@ import requests
 from polarmask.cli import main
 from polarmask.geometry.masks import bitmap_from_rle
 from polarmask.inference.predictor import Predictor
+from polarmask_serving.answer.image_bytes import decode_image
 from polarmask_serving.client import (
     Client,
     ClientError,
@@ -208,6 +209,14 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(scripted, monkeypa
 def test_arguments_that_can_t_work_are_refused(arguments):
     with pytest.raises(ValueError, match=r"address|token|retries"):
         Client(**{"url": "http://127.0.0.1:1/predictions/a"} | arguments)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_sixteen_bit_pixels_arrive_as_they_are(scripted, shape):
+    deep = np.random.default_rng(0).integers(0, 65536, shape, dtype=np.uint16)
+    Client(scripted.url).predict(deep)
+    expected = deep if deep.ndim == 3 else np.repeat(deep[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(scripted.bodies[-1]), expected, strict=True)
 
 
 def test_an_array_that_is_no_image_is_refused(scripted):

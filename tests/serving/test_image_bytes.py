@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import costly_requests as costly
+from polarmask.data.images import read_image
 from polarmask_serving import errors
 from polarmask_serving.answer.image_bytes import decode_image
 from polarmask_serving.answer.image_file import read_image_file
@@ -77,18 +78,20 @@ def test_cmyk_jpeg_becomes_rgb(picture):
     np.testing.assert_allclose(image[30, 50], picture[30, 50], atol=12)
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte():
-    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+def test_sixteen_bit_grey_stays_as_it_is():
+    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 7
     image = decode_image(cv2.imencode(".png", grey)[1].tobytes())
-    np.testing.assert_array_equal(image, np.repeat((grey >> 8)[..., None], 3, axis=2))
+    np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2), strict=True)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_sixteen_bit_colour_keeps_its_upper_byte(channels):
+def test_sixteen_bit_colour_stays_as_it_is(channels, tmp_path):
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 65536, (16, 20, channels), dtype=np.uint16)
-    image = decode_image(cv2.imencode(".png", deep)[1].tobytes())
-    np.testing.assert_array_equal(image, (deep >> 8)[..., 2::-1])
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    np.testing.assert_array_equal(decode_image(data), deep[..., 2::-1], strict=True)
+    (tmp_path / "deep.png").write_bytes(data)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), decode_image(data))
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])

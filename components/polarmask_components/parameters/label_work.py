@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from polarmask.config.overrides import override
 from polarmask.config.presets import preset
-from polarmask.config.settings import RunConfig, override
+from polarmask.config.settings import RunConfig
 from polarmask.errors import ConfigError
 from polarmask.labels.store import label_settings
 

@@ -12,8 +12,9 @@ from typing import Self
 
 from pydantic import ConfigDict
 
+from polarmask.config.overrides import override
 from polarmask.config.presets import preset
-from polarmask.config.settings import RunConfig, override
+from polarmask.config.settings import RunConfig
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 from polarmask_components.parameters.job_settings import JobSettings

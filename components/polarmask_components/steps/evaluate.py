@@ -44,8 +44,9 @@ def evaluate(
         write_png,
     )
 
-    data = load_coco(Path(dataset.path), "val", check_pixels=True)
     predictor = Predictor.load(Path(model.path))
+    images = predictor.card.config.input
+    data = load_coco(Path(dataset.path), "val", check_pixels=True, config=images)
     predictions = predict_split(predictor, data)
     result = evaluate_predictions(data, predictions)
     provenance = predictor.card.provenance | {"code_version": code_version}

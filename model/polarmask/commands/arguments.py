@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polarmask.config.overrides import override
 from polarmask.config.presets import PRESETS, preset
-from polarmask.config.settings import RunConfig, override
+from polarmask.config.settings import RunConfig
 from polarmask.errors import DataError
 
 if TYPE_CHECKING:

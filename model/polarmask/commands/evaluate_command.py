@@ -1,9 +1,10 @@
 """`polarmask evaluate`: compute COCO mask AP."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from polarmask.commands.arguments import add_data_argument, add_device_arguments
+from polarmask.commands.arguments import add_data_argument, add_device_arguments, at_least
 
 HELP = "compute COCO mask AP"
 EXAMPLE = "polarmask evaluate --model runs/first/model --data data --out runs/first/report"
@@ -17,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     parser.add_argument("--split", default="val", help="which annotations (default: val)")
     add_device_arguments(parser)
+    parser.add_argument(
+        "--max-pixels", type=at_least(1), help="largest image (default: the model's setting)"
+    )
     parser.add_argument("--out", type=Path, help="folder for evaluation.json and report.html")
 
 
@@ -29,8 +33,11 @@ def run(options: argparse.Namespace) -> None:
     from polarmask.system.files import write_text
 
     with process_group(options.device) as device:
-        data = load_coco(options.data, options.split, check_pixels=True)
         predictor = open_model(options.model, device=device, threads=options.threads)
+        images = predictor.card.config.input
+        if options.max_pixels:
+            images = replace(images, max_pixels=options.max_pixels)
+        data = load_coco(options.data, options.split, check_pixels=True, config=images)
         predictions = predict_together(predictor, data)
         if not is_first():
             return

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from polarmask.evaluation.inspect_data import describe, inspect_data
 
     config = config_of(options)
-    data = load_coco(options.data, options.split)
+    data = load_coco(options.data, options.split, config=config.input)
     inspection = inspect_data(data, config, max_images=options.max_images)
     print(describe(inspection))
     print(data.summary.describe())

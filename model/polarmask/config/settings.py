@@ -5,8 +5,7 @@ resolved config is stored in each checkpoint and model folder. Imports no torch:
 pipelines read configs, too.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
@@ -110,9 +109,22 @@ class InputConfig:
     """RGB whatever the channel order, on a scale of 0 to 255."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """RGB whatever the channel order, on a scale of 0 to 255."""
+    intensity: Literal["as_is", "bit_depth", "percentile"] = "as_is"
+    """How values become 0 to 255: `as_is` takes the upper 8 of 16 bits; `bit_depth` the upper 8 of
+    those in use; `percentile` stretches each channel of an image from its 1st to its 99.8th
+    percentile, as microscopy does, and takes floating point values, too."""
+    bits: int = 16
+    """Bits in use of files with more than 8 bits per channel, 8 to 16. Used by `bit_depth` only."""
+    max_pixels: int = 250_000_000
+    """Images with more pixels are left out, before they are decoded."""
 
     def __post_init__(self) -> None:
-        """Reject sizes that leave no image."""
+        """Reject sizes that leave no image, and bits that no file has."""
+        _require(
+            8 <= self.bits <= 16 and (self.bits == 16 or self.intensity == "bit_depth"),
+            f"bits is {self.bits}: needs 8 to 16, and input.intensity=bit_depth if below 16",
+        )
+        _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}: must be above 0")
         _require(
             self.short_side is None or self.short_side >= 32,
             f"short_side is {self.short_side}: at least 32 pixels are needed",
@@ -356,34 +368,3 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(data: dict[str, Any]) -> RunConfig:
     """Read a config; unknown keys and wrong types raise ConfigError naming the field."""
     return read_settings(RunConfig, data)
-
-
-def override(config: RunConfig, assignments: list[str]) -> RunConfig:
-    """Apply `section.field=value` strings, typed by the dataclasses.
-
-    Raises:
-        ConfigError: No such field, or a value of the wrong type.
-    """
-    data = asdict(config)
-    for assignment in assignments:
-        path, separator, value = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"{assignment!r} is no override; write for example optim.lr=0.005")
-        *parents, leaf = path.strip().split(".")
-        section: Any = data
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or leaf not in section:
-            known = ", ".join(sorted(section if isinstance(section, dict) else data))
-            raise ConfigError(f"{path} is not a setting; there are: {known}")
-        section[leaf] = _parse(value)
-    return from_dict(data)
-
-
-def _parse(text: str) -> object:
-    """Read JSON where it is JSON (numbers, lists, null), else keep the text."""
-    try:
-        value: object = json.loads(text)
-        return value
-    except ValueError:
-        return {"none": None, "None": None, "True": True, "False": False}.get(text, text)

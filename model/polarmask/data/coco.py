@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from polarmask.config.settings import InputConfig
 from polarmask.data.annotation_index import index_annotations
 from polarmask.data.coco_fields import (
     position_or_id,
@@ -31,7 +32,7 @@ from polarmask.data.coco_fields import (
     read_name,
 )
 from polarmask.data.disk_list import DiskList, DiskListWriter
-from polarmask.data.images import read_image, read_size
+from polarmask.data.image_checks import ImageChecks
 from polarmask.data.json_stream import MissingListError, read_lists
 from polarmask.data.summary import Problem, SplitSummary, count_problems, describe_problems
 from polarmask.errors import DataError
@@ -91,6 +92,11 @@ class ImageRecord:
     height: int
     annotations: tuple[Annotation, ...]
 
+    @property
+    def where_and_hw(self) -> tuple[str, tuple[int, int]]:
+        """Name of the image in problems; rows and columns."""
+        return f"image {self.id} ({self.file_name})", (self.height, self.width)
+
 
 @dataclass(frozen=True)
 class CocoData:
@@ -105,6 +111,8 @@ class CocoData:
     problems: tuple[Problem, ...]
     summary: SplitSummary
     """What the file lists and what of it is used; stays when only some images are looked at."""
+    input_settings: tuple[str, ...] = ()
+    """What `--set` should change, for the values of the pixels."""
 
     def image_path(self, record: ImageRecord) -> Path:
         """Return the path of the image."""
@@ -125,13 +133,17 @@ def annotation_file(data: Path, split: str) -> Path:
     return data / "annotations" / f"instances_{split}.json"
 
 
-def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData:
+def load_coco(
+    data: Path, split: str, *, check_pixels: bool = False, config: InputConfig | None = None
+) -> CocoData:
     """Read and check one split.
 
     Args:
         data: Folder with `images/` and `annotations/`.
         split: Names the file `annotations/instances_{split}.json`.
-        check_pixels: Decode every image to find truncated ones. Without it only headers are read.
+        check_pixels: Decode every image to find truncated ones. Without it only headers are read,
+            and some images of more than 8 bits.
+        config: Of the run; images that its settings can't take are left out.
 
     Raises:
         DataError: Folder, file or keys are missing, the JSON is unreadable, or no usable image or
@@ -147,8 +159,9 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
     )
     images, counts = DiskListWriter[ImageRecord](), Counter[str]()
     entries = _read_images(document["images"], problems)
+    checks = ImageChecks(config, pixels=check_pixels)
     for entry in _check_files(
-        data / "images", entries, problems, check_pixels, total=len(document["images"])
+        data / "images", entries, problems, checks, total=len(document["images"])
     ):
         annotations = tuple(
             annotation
@@ -173,7 +186,7 @@ def load_coco(data: Path, split: str, *, check_pixels: bool = False) -> CocoData
         crowds=counts["crowds"],
         problems=count_problems(problems),
     )
-    return CocoData(data, split, categories, found, tuple(problems), summary)
+    return CocoData(data, split, categories, found, tuple(problems), summary, checks.recommended())
 
 
 def _read_document(data: Path, path: Path) -> Mapping[str, DiskList[Any]]:
@@ -266,46 +279,26 @@ def _check_files(
     folder: Path,
     records: Iterator[ImageRecord],
     problems: list[Problem],
-    check_pixels: bool,
+    checks: ImageChecks,
     *,
     total: int,
 ) -> Iterator[ImageRecord]:
     """Yield the records whose file exists, opens and has the size in the JSON."""
 
-    def check(record: ImageRecord) -> Problem | None:
-        return check_file(folder / record.file_name, record, pixels=check_pixels)
+    def check(record: ImageRecord) -> list[Problem]:
+        return checks.check(folder / record.file_name, *record.where_and_hw)
 
     with (
         ThreadPoolExecutor(_READ_THREADS) as pool,
         tqdm(total=total, desc="checking images", unit="image", delay=2, disable=None) as progress,
     ):
         while some := list(islice(records, _CHECKED_TOGETHER)):
-            for record, problem in zip(some, pool.map(check, some), strict=True):
+            for record, found in zip(some, pool.map(check, some), strict=True):
                 progress.update()
-                if problem is None:
+                problems.extend(found)
+                if all(problem.kept for problem in found):
                     yield record
-                else:
-                    problems.append(problem)
-
-
-def check_file(path: Path, record: ImageRecord, *, pixels: bool) -> Problem | None:
-    """Return what is wrong with an image's file; None if it opens and has the size it should."""
-    where = f"image {record.id} ({record.file_name})"
-    try:
-        path.stat()
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
-        reason = getattr(error, "strerror", None) or error
-        return Problem("image", "missing_image", where, f"no such file under images/ ({reason})")
-    try:
-        height, width = read_image(path).shape[:2] if pixels else read_size(path)
-    except DataError as error:
-        return Problem("image", "undecodable_image", where, str(error))
-    if (width, height) == (record.width, record.height):
-        return None
-    detail = f"the file is {width}x{height}, the JSON says {record.width}x{record.height}"
-    if (height, width) == (record.width, record.height):
-        detail += "; annotate without the file's EXIF orientation, as COCO does"
-    return Problem("image", "image_size_mismatch", where, detail)
+    problems.extend(checks.finish())
 
 
 def _read_annotation(

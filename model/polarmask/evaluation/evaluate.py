@@ -116,7 +116,7 @@ def evaluate(predictor: Predictor, data: Path, split: str = "val") -> Evaluation
     Raises:
         DataError: Nothing usable in the split, or the model's category ids have other names.
     """
-    coco_data = load_coco(data, split, check_pixels=True)
+    coco_data = load_coco(data, split, check_pixels=True, config=predictor.card.config.input)
     return evaluate_predictions(coco_data, predict_split(predictor, coco_data))
 
 

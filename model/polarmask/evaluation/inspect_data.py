@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polarmask.config.overrides import override
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
 from polarmask.data.preprocess import input_scale
@@ -66,6 +67,8 @@ class Recommendation:
     level_ranges: tuple[tuple[float, float], ...]
     num_rays: int
     reason: str
+    input_settings: tuple[str, ...] = ()
+    """For the values of the pixels."""
 
     def overrides(self) -> list[str]:
         """Return the settings as `--set` takes them."""
@@ -77,15 +80,12 @@ class Recommendation:
             f"model.strides=[{','.join(map(str, self.strides))}]",
             f"labels.level_ranges=[{ranges}]",
             f"model.num_rays={self.num_rays}",
+            *self.input_settings,
         ]
 
     def apply(self, config: RunConfig) -> RunConfig:
         """Return the run with these settings."""
-        return replace(
-            config,
-            model=replace(config.model, strides=self.strides, num_rays=self.num_rays),
-            labels=replace(config.labels, level_ranges=self.level_ranges),
-        )
+        return override(config, self.overrides())
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +149,7 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
     bounds = tuple(_bound(part, num_rays, *drawn[num_rays]) for num_rays in RAY_COUNTS)
     predictions, iou_of = drawn[config.model.num_rays]
     recommendation = recommend(side_G, reach_G, [b for b in bounds if _can_run(config, b.num_rays)])
+    recommendation = replace(recommendation, input_settings=data.input_settings)
     ranked = sorted((iou, image, row) for (image, row), iou in iou_of.items())
     return Inspection(
         split=data.split,

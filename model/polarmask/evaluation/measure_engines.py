@@ -156,7 +156,7 @@ def _write_programs(
 def _take_sample(predictor: Predictor, data: Path | None, max_images: int) -> _Sample:
     if data is None:
         return _Sample("1 drawn image", [predictor.network_input(_drawn(predictor))], None, [])
-    whole = load_coco(data, "val", check_pixels=False)
+    whole = load_coco(data, "val", config=predictor.card.config.input)
     part = replace(whole, images=whole.images[:max_images])
     images = [read_image(part.image_path(record)) for record in part.images[:_COMPARED_IMAGES]]
     batches = [predictor.network_input(image) for image in images]

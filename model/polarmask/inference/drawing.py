@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polarmask.data.coco import Category, ImageRecord
+from polarmask.data.images import Pixels
+from polarmask.data.intensity import shown
 from polarmask.inference.predictor import Instances
 from polarmask.system.files import atomic_path
 
@@ -99,17 +101,17 @@ def _colours(categories: list[int]) -> list[Colour]:
 
 
 def draw_shapes(
-    image: NDArray[np.uint8], shapes: Sequence[Shape], *, side: int | None = None
+    image: Pixels, shapes: Sequence[Shape], *, side: int | None = None
 ) -> NDArray[np.uint8]:
     """Draw shapes on a copy of an image, the largest first.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) RGB; more than 8 bits are stretched, so that people see something.
         shapes: In pixels of the image.
         side: Longer side of the overlay in pixels; None enlarges images below 768 and keeps others.
     """
     longer = max(image.shape[:2])
-    overlay = resized(image, side or max(longer, _SMALL_OVERLAY)).copy()
+    overlay = resized(shown(image), side or max(longer, _SMALL_OVERLAY)).copy()
     scale = max(overlay.shape[:2]) / longer
     placed = sorted(
         (_Placed(shape, scale) for shape in shapes if shape.polygons),
@@ -184,14 +186,19 @@ class _Placed:
     def write_label(self, overlay: NDArray[np.uint8]) -> None:
         """Write at the upper left corner of the box, if the box is wide enough."""
         size = max(overlay.shape[:2]) / 1200
-        (width, height), base = cv2.getTextSize(self.shape.label, _FONT, size, 1)
-        if not self.shape.label or width > self.x1 - self.x0 or 4 * height > self.y1 - self.y0:
+        label = _drawable(self.shape.label)
+        (width, height), base = cv2.getTextSize(label, _FONT, size, 1)
+        if not label or width > self.x1 - self.x0 or 4 * height > self.y1 - self.y0:
             return
         x, y = max(self.x0, 0), max(self.y0, 0)
         cv2.rectangle(overlay, (x, y), (x + width + 4, y + height + base + 2), (20, 20, 20), -1)
-        cv2.putText(
-            overlay, self.shape.label, (x + 2, y + height + 2), _FONT, size, WHITE, 1, cv2.LINE_AA
-        )
+        place = (x + 2, y + height + 2)
+        cv2.putText(overlay, label, place, _FONT, size, WHITE, 1, cv2.LINE_AA)
+
+
+def _drawable(text: str) -> str:
+    """Replace what is no Unicode, as in names of files on old disks: OpenCV dies of it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _fixed(points: NDArray[np.floating]) -> NDArray[np.int32]:
@@ -231,7 +238,8 @@ def contact_sheet(
         sheet[y : y + height, x : x + width] = small
         if captions:
             place = (left, top + cell + 20)
-            cv2.putText(sheet, captions[index], place, _FONT, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
+            caption = _drawable(captions[index])
+            cv2.putText(sheet, caption, place, _FONT, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
     return sheet
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask.data.images import read_image
+from polarmask.data.images import Pixels, read_image
 from polarmask.errors import DataError
 from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances, write_jpeg
 from polarmask.inference.predictor import Instances
@@ -22,8 +22,8 @@ _SHEET_IMAGES = 12
 class Finder(Protocol):
     """Finds instances in images: a `Predictor`, or a client of a server."""
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """Return what is in each (H, W, 3) uint8 RGB image."""
+    def predict(self, images: Sequence[Pixels]) -> list[Instances]:
+        """Return what is in each (H, W, 3) RGB image."""
 
 
 def predict_images(
@@ -88,9 +88,7 @@ def visualize_images(
     return counts
 
 
-def _found_in(
-    finder: Finder, images: Iterable[Path]
-) -> Iterator[tuple[Path, NDArray[np.uint8], Instances]]:
+def _found_in(finder: Finder, images: Iterable[Path]) -> Iterator[tuple[Path, Pixels, Instances]]:
     for path in tqdm(dict.fromkeys(images), desc="predict", unit="image", delay=2, disable=None):
         image = read_image(path, upright=True)
         yield path, image, finder.predict([image])[0]

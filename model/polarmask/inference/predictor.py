@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polarmask.data.images import Pixels
+from polarmask.data.intensity import to_uint8
 from polarmask.data.preprocess import (
     canvas_hw,
     letterbox,
@@ -33,6 +35,9 @@ from polarmask.inference.stage_clock import StageClock
 from polarmask.network.postprocess import RawInstances, postprocess
 from polarmask.original.scores import score_rules
 from polarmask.system.device import find_device
+
+_DTYPES = ("uint8", "uint16", "int32", "float32")
+"""Of images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,29 +163,35 @@ class Predictor:
         return cls(runs, card, own)
 
     def predict(
-        self, images: Sequence[NDArray[np.uint8]], *, clock: StageClock | None = None
+        self, images: Sequence[Pixels], *, clock: StageClock | None = None
     ) -> list[Instances]:
         """Find instances in a batch.
 
         Args:
-            images: Each (H, W, 3) uint8 RGB; sizes may differ.
+            images: Each (H, W, 3) RGB, 0 to 255 as uint8, 0 to 65535 as uint16, or int32 and
+                float32 for models whose `input.intensity` takes them; sizes may differ.
             clock: Adds up the seconds of the stages `network` and `decode_rays`.
 
         Raises:
             ValueError: An image of another shape or type.
+            DataError: Values that the model's `input.intensity` does not take.
         """
         return self.predict_prepared([self.prepare(image) for image in images], clock=clock)
 
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """Resize an image for the network, so that the large one can be dropped.
+    def prepare(self, image: Pixels) -> Prepared:
+        """Bring an image to 8 bits and the network's size, so that the large one can be dropped.
 
         Raises:
-            ValueError: An image of another shape or type than (H, W, 3) uint8.
+            ValueError: An image of another shape or type than `predict` takes.
+            DataError: Values that the model's `input.intensity` does not take.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        if str(image.dtype) not in _DTYPES or image.shape[2:] != (3,) or not image.size:
+            raise ValueError(
+                f"expected (H, W, 3) of {', '.join(_DTYPES)}; got {image.shape} {image.dtype}"
+            )
+        config = self.card.config.input
         rows, columns = image.shape[:2]
-        return Prepared(pixels=resize(image, self.card.config.input), given_hw=(rows, columns))
+        return Prepared(resize(to_uint8(image, config), config), given_hw=(rows, columns))
 
     def predict_prepared(
         self, images: Sequence[Prepared], *, clock: StageClock | None = None
@@ -222,7 +233,7 @@ class Predictor:
                     for raw, image, resized_hw in zip(found, images, resized_hws, strict=True)
                 ]
 
-    def network_input(self, image: NDArray[np.uint8]) -> Tensor:
+    def network_input(self, image: Pixels) -> Tensor:
         """Return the network's input for one image, (1, 3, rows, columns)."""
         prepared = self.prepare(image)
         return self._batch([prepared], self._canvas_hw(prepared))

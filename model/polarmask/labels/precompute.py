@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from polarmask.config.settings import RunConfig
+from polarmask.config.settings import InputConfig, RunConfig
 from polarmask.data.coco import (
     CocoData,
     ImageRecord,
     annotation_file,
     category_labels,
-    check_file,
     load_coco,
 )
+from polarmask.data.image_checks import ImageChecks
 from polarmask.data.labels import ImageLabels
 from polarmask.data.summary import Problem, count_problems, describe_problems
 from polarmask.errors import DataError
@@ -46,6 +46,8 @@ from polarmask.labels.store import (
 from polarmask.system.files import atomic_path, sha256_of_file
 from polarmask.system.signals import no_interrupts_in_children
 
+_ANY_IMAGE = InputConfig(intensity="percentile", max_pixels=2**63)
+"""Labels depend on no value of a pixel: a store serves runs with other settings for these."""
 _NUM_WORST = 24
 
 
@@ -111,7 +113,7 @@ def precompute(
     (out / "index.json").unlink(missing_ok=True)
     entries = {}
     for split in splits:
-        coco = load_coco(data, split)
+        coco = load_coco(data, split, config=_ANY_IMAGE)
         jobs = list(_jobs(coco, out, config))
         for job in jobs:
             _take(job, made)
@@ -137,7 +139,9 @@ def precompute_shards(
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     for split in splits:
-        jobs = list(_jobs(load_coco(data, split), out, config))[shards.first - 1 :: shards.n]
+        jobs = list(_jobs(load_coco(data, split, config=_ANY_IMAGE), out, config))[
+            shards.first - 1 :: shards.n
+        ]
         _run(jobs, workers, split)
         count += len(jobs)
     return count
@@ -258,8 +262,11 @@ def _write_in_worker(job: _Job) -> None:
 
 def _write(job: _Job, device: str | None) -> None:
     facts, whole = _Facts(), []
+    checks = ImageChecks(_ANY_IMAGE, pixels=True)
     for record in job.records:
-        problem = check_file(job.images / record.file_name, record, pixels=True)
+        found = checks.check(job.images / record.file_name, *record.where_and_hw)
+        # What is kept was noted when the annotations were read.
+        problem = next((each for each in found if not each.kept), None)
         if problem is None:
             whole.append(record)
         else:

@@ -189,7 +189,7 @@ def better_order(
         data: COCO folder.
         otherwise: Answer where both orders find equally much.
     """
-    coco = load_coco(data, "val")
+    coco = load_coco(data, "val", config=card.config.input)
     coco = replace(coco, images=coco.images[:_COMPARED_IMAGES])
     mask_ap: dict[RayOrder, float] = {}
     orders: tuple[RayOrder, RayOrder] = ("new", "old")

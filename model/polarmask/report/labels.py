@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
-from polarmask.data.images import read_image
+from polarmask.data.images import Pixels, read_image
 from polarmask.data.labels import ImageLabels
 from polarmask.data.preprocess import resized_hw
 from polarmask.geometry.locations import level_points
@@ -132,9 +132,7 @@ def _best_rays(
     return center_12[0].numpy() * scale_2, polygon_1R2[0].numpy() * scale_2
 
 
-def _close_up(
-    image: NDArray[np.uint8], annotation: Annotation, shapes: list[Shape]
-) -> NDArray[np.uint8]:
+def _close_up(image: Pixels, annotation: Annotation, shapes: list[Shape]) -> NDArray[np.uint8]:
     """Draw the object and its surroundings."""
     x0, y0, x1, y1 = annotation.bbox
     half = max(x1 - x0, y1 - y0, _SMALLEST_VIEW / (1 + 2 * _MARGIN)) * (0.5 + _MARGIN)

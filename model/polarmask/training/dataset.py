@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import CocoData, ImageRecord
 from polarmask.data.images import read_image
+from polarmask.data.intensity import to_uint8
 from polarmask.data.labels import ImageLabels, apply_to_labels
 from polarmask.data.preprocess import canvas_hw, resize, resized_hw, to_canvas
 from polarmask.geometry.symmetry import Symmetry, apply_to_image, draw_symmetry
@@ -108,7 +109,8 @@ class TrainingImages(Dataset[Sample]):
         else:
             stored = self._store.read(self._coco.split, record.id)
             labels = apply_to_labels(stored, symmetry, config.model.strides)
-        image = resize(read_image(self._coco.image_path(record)), config.input)
+        pixels = read_image(self._coco.image_path(record))
+        image = resize(to_uint8(pixels, config.input), config.input)
         image = to_canvas(image, self._canvas_hw(record, config), config.input)
         image = to_canvas(apply_to_image(image, symmetry), key.canvas_hw, config.input)
         return Sample(image, labels, record.file_name)

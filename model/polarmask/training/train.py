@@ -125,7 +125,7 @@ class _TrainingData:
     def open(cls, config: RunConfig, options: TrainOptions) -> "_TrainingData":
         """Load annotations and labels."""
         splits = ("train", "val") if config.validate_epochs else ("train",)
-        coco = {split: load_coco(options.data, split) for split in splits}
+        coco = {split: load_coco(options.data, split, config=config.input) for split in splits}
         store, hashes = _open_labels(config, options, splits)
         categories = len(coco["train"].categories)
         config = replace(config, model=replace(config.model, num_classes=categories))

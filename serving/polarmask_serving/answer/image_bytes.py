@@ -10,11 +10,11 @@ from polarmask_serving.answer.image_file import MAX_PIXELS, read_image_file
 from polarmask_serving.errors import DamagedImageError, EmptyRequestError, NotAnImageError
 
 
-def decode_image(data: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(data: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8 | np.uint16]:
     """Turn the bytes of a JPEG or PNG into an upright image, (H, W, 3) RGB.
 
-    EXIF orientation is applied. Grey is repeated, palettes are looked up, 16 bits lose their lower
-    half, CMYK is converted, transparency is dropped: as training reads its images.
+    EXIF orientation is applied. Grey is repeated, palettes are looked up, CMYK is
+    converted, transparency is dropped, 16 bits stay 16: as training reads its images.
 
     Raises:
         RequestError: Not an image, too large or costly (no pixel is decoded then), damaged.
@@ -25,9 +25,10 @@ def decode_image(data: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
         raise EmptyRequestError("the image has no bytes")
     file = read_image_file(bytes(data), max_pixels=max_pixels)
     try:
-        image = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+        image = cv2.imdecode(np.frombuffer(file.data, np.uint8), flags)
     except cv2.error as error:
         raise DamagedImageError("the image can't be decoded") from error
     if image is None:
         raise DamagedImageError("the image breaks off or is damaged")
-    return cast(NDArray[np.uint8], image)
+    return cast(NDArray[np.uint8 | np.uint16], image)

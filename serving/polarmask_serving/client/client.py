@@ -17,8 +17,10 @@ ClientError (a ServingError)
 
 import json
 import random
+import struct
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,8 +38,8 @@ from numpy.typing import NDArray
 from polarmask_serving.client.prediction import Prediction, read_prediction
 from polarmask_serving.errors import ServingError
 
-Image = bytes | Path | NDArray[np.uint8]
-"""A file's content, a file, or pixels: (H, W, 3) RGB or (H, W) grey."""
+Image = bytes | Path | NDArray[np.generic]
+"""A file's content, a file, or pixels: (H, W, 3) RGB or (H, W) grey, uint8 or uint16."""
 
 _RETRIED = {429, 502, 503}  # not 504: the server may still be busy with what it did not answer
 _FIRST_WAIT_SECONDS = 0.2
@@ -279,15 +281,39 @@ def _encode(image: Image) -> bytes:
         return image
     if isinstance(image, Path):
         return image.read_bytes()
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+    if (
+        image.dtype not in (np.uint8, np.uint16)
+        or image.ndim not in (2, 3)
+        or image.shape[2:] not in ((), (3,))
+    ):
         raise ValueError(
-            f"an image is uint8, (H, W, 3) RGB or (H, W); got {image.dtype}, {image.shape}"
+            "an image is uint8 or uint16, (H, W, 3) RGB or (H, W); "
+            f"got {image.dtype}, {image.shape}"
         )
+    if image.dtype == np.uint16:
+        return _encode_deep(image)
     from PIL import Image as Pillow
 
     file = BytesIO()
     Pillow.fromarray(image).save(file, "PNG", compress_level=1)  # 1: quick
     return file.getvalue()
+
+
+def _encode_deep(image: NDArray[np.generic]) -> bytes:
+    """Write a PNG with 16 bits per channel, which Pillow can't for colours."""
+    rows, columns = image.shape[:2]
+    lines = image.astype(">u2", order="C").reshape(rows, -1).view(np.uint8)
+    colour_type = 0 if image.ndim == 2 else 2
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", columns, rows, 16, colour_type, 0, 0, 0),
+        # Each row begins with the number of its filter: none.
+        b"IDAT": zlib.compress(np.pad(lines, ((0, 0), (1, 0))).tobytes(), level=1),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
 
 
 def _failure(url: str, answer: requests.Response) -> ClientError:

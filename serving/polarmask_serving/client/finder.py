@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polarmask.data.images import Pixels
 from polarmask.errors import DataError
 from polarmask.inference.predictor import Instances
 from polarmask_serving.client import Client, ClientError
@@ -17,18 +17,18 @@ class ServerFinder:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """Return what is in each (H, W, 3) uint8 RGB image.
+    def predict(self, images: Sequence[Pixels]) -> list[Instances]:
+        """Return what is in each (H, W, 3) uint8 or uint16 RGB image.
 
         Raises:
-            DataError: The server can't be reached or refuses an image.
+            DataError: The server can't be reached or refuses an image, or no PNG can hold it.
         """
         try:
             return [
                 instances_of(self._client.predict(image, score_threshold=0, return_rays=True))
                 for image in images
             ]
-        except ClientError as error:
+        except (ClientError, ValueError) as error:
             raise DataError(str(error)) from error
 
 

@@ -1,0 +1,79 @@
+"""Pixel values to 0..255: the same in training, evaluation and serving, as `input.intensity` says.
+
+Files with 8 bits per channel keep their values but for `percentile`.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polarmask.config.settings import InputConfig
+from polarmask.data.images import Pixels
+from polarmask.errors import DataError
+
+_PERCENTILES = (1.0, 99.8)
+_SAMPLED = 2**18
+"""Pixels, about, that percentiles are taken from: more change nothing."""
+
+
+def to_uint8(image_HW3: Pixels, config: InputConfig) -> NDArray[np.uint8]:
+    """Turn an image's values into 0..255, the scale of the network's mean and deviation.
+
+    Raises:
+        DataError: The values may mean any brightness, and the setting does not say which.
+    """
+    if config.intensity == "percentile":
+        return stretched(image_HW3)
+    if image_HW3.dtype == np.uint8:
+        return np.asarray(image_HW3, dtype=np.uint8)
+    reason = lacks_range(str(image_HW3.dtype), config)
+    if reason:
+        raise DataError(f"the image holds {reason}")
+    white = 2**config.bits - 1
+    return np.asarray(image_HW3.clip(0, white).astype(np.uint16) >> (config.bits - 8), np.uint8)
+
+
+def lacks_range(values: str, config: InputConfig) -> str:
+    """Return why the setting can't turn values of this type into 0..255; empty if it can."""
+    kind = {"float32": "floating point values", "int32": "32-bit integers"}.get(values)
+    if (
+        kind is None
+        or config.intensity == "percentile"
+        or (values == "int32" and config.intensity == "bit_depth")
+    ):
+        return ""
+    return (
+        f"{kind} and does not say which is white; train with --set input.intensity=percentile, "
+        "or save it with 8 or 16 bits per channel"
+    )
+
+
+def shown(image_HW3: Pixels) -> NDArray[np.uint8]:
+    """Return an image as people look at it: values of more than 8 bits are stretched."""
+    if image_HW3.dtype == np.uint8:
+        return np.asarray(image_HW3, dtype=np.uint8)
+    return stretched(image_HW3)
+
+
+def stretched(image_HW3: Pixels) -> NDArray[np.uint8]:
+    """Map each channel's 1st percentile to 0 and its 99.8th to 255; NaN becomes 0."""
+    result = np.zeros(image_HW3.shape, dtype=np.uint8)
+    step = max(1, math.isqrt(image_HW3.shape[0] * image_HW3.shape[1] // _SAMPLED))
+    for channel in range(image_HW3.shape[2]):
+        plane = image_HW3[:, :, channel].astype(np.float32)
+        sample = plane[::step, ::step]
+        finite = sample[np.isfinite(sample)]
+        if not finite.size:
+            continue
+        low, high = np.percentile(finite, _PERCENTILES)
+        if high <= low:  # nearly all is background
+            high = plane.max(where=np.isfinite(plane), initial=low)
+        if high <= low:
+            continue
+        plane -= np.float32(low)
+        plane *= np.float32(255 / (high - low))
+        np.nan_to_num(plane, copy=False, nan=0.0)
+        np.clip(plane, 0, 255, out=plane)
+        result[:, :, channel] = np.rint(plane, out=plane)
+    return result

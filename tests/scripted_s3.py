@@ -20,6 +20,7 @@ class ScriptedS3:
         ignores_range: Answer each GET with the whole object.
         begins_at: First byte of the answer to a Range, instead of the one that was asked for.
         conflicts: Writes to refuse with 409, as AWS does while another write is in progress.
+        refusal: (status, code) of every answer.
         cuts: Answers to cut after `cut_after` bytes.
         tls: (certificate, key) files; None for plain HTTP.
     """
@@ -28,7 +29,7 @@ class ScriptedS3:
         self.objects = {}
         self.requests = []
         self.weak_tags = self.changed_tags = self.ignores_range = False
-        self.begins_at = None
+        self.begins_at = self.refusal = None
         self.conflicts = self.cuts = self.cut_after = 0
         self._tls = tls
         self._lock = threading.Lock()
@@ -64,8 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
         store = self.store
         store.requests.append(("GET", self.path))
         data = store.objects.get(self.path)
-        if data is None:
-            self._refuse(404, "NoSuchKey")
+        if data is None or store.refusal:
+            self._refuse(*(store.refusal or (404, "NoSuchKey")))
             return
         start, asked = 0, re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and not store.ignores_range:
@@ -85,6 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(data[start:])
+
+    def do_HEAD(self):
+        self._refuse(*(self.store.refusal or (404, "NoSuchKey")))
 
     def do_PUT(self):
         store = self.store
@@ -119,7 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_):
         """Log nothing."""

@@ -432,7 +432,7 @@ def test_data_in_the_remote_is_enough(repository):
 def test_data_that_cache_and_remote_lack_is_reported(repository):
     for place in ("bundled", "cache"):
         shutil.rmtree(repository / ".dvc" / place)
-    with pytest.raises(MissingObjectsError, match="lacks the data of v1; run `dvc push`"):
+    with pytest.raises(MissingObjectsError, match=r"data of v1 .*run `dvc push`"):
         check_reachable(str(repository), "v1")
 
 
@@ -442,5 +442,5 @@ def test_remote_that_cannot_be_reached_is_reported(repository, s3_environment):
     config.write_text(config.read_text().replace("url = bundled", "url = s3://no-such-bucket/x"))
     add = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run([*add, "commit", "--quiet", "--all", "--message", "moved"], check=True)
-    with pytest.raises(MissingObjectsError, match="DVC remote"):
+    with pytest.raises(MissingObjectsError, match="bucket of the DVC remote does not exist"):
         check_reachable(str(repository), "main")

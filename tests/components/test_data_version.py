@@ -1,9 +1,15 @@
+import hashlib
+import json
 import shutil
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import boto3
 import pytest
 
+from certificates import certificate
 from polarmask_components.errors import (
     MissingObjectsError,
     NoDataError,
@@ -11,12 +17,15 @@ from polarmask_components.errors import (
     UnknownRevisionError,
 )
 from polarmask_components.provenance import code_version as code
+from polarmask_components.provenance import git as git_calls
 from polarmask_components.provenance.data_version import (
+    check_reachable,
     fetch,
     has_uncommitted_pointer,
     hash_of_folder,
     resolve,
 )
+from scripted_s3 import ScriptedS3
 
 
 @pytest.fixture
@@ -155,6 +164,238 @@ def test_damaged_file_is_refused(copy, tmp_path, place):
     with pytest.raises(MissingObjectsError):
         fetch(str(copy), version, tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def move_remote(checkout, url):
+    """Commit another address of the DVC remote."""
+    config = checkout / ".dvc" / "config"
+    config.write_text(config.read_text().replace("url = bundled", f"url = {url}"))
+    commit_all(checkout)
+
+
+def test_files_come_from_where_the_remote_is_now(copy, tmp_path):
+    (copy / ".dvc" / "bundled").rename(tmp_path / "moved")
+    shutil.rmtree(copy / ".dvc" / "cache")
+    move_remote(copy, tmp_path / "moved")
+    (copy / "README.md").write_text("a commit that changes nothing")
+    commit_all(copy)
+    for place in (str(copy), copy.as_uri()):
+        version = resolve(place, "main")
+        assert version.commit == git(copy, "rev-parse", "main~1")
+        fetch(place, version, tmp_path / str(len(place)))
+        assert files_of(tmp_path / str(len(place))) == files_of(copy / "data")
+
+
+def test_an_output_may_have_a_remote_of_its_own(copy, tmp_path):
+    (copy / ".dvc" / "bundled").rename(tmp_path / "moved")
+    shutil.rmtree(copy / ".dvc" / "cache")
+    with (copy / ".dvc" / "config").open("a") as config:
+        config.write(f"['remote \"other\"']\n    url = {tmp_path / 'moved'}\n")
+    with (copy / "data.dvc").open("a") as pointer:
+        pointer.write("  remote: other\n")
+    commit_all(copy)
+    check_reachable(copy.as_uri(), "main")
+    fetch(copy.as_uri(), resolve(copy.as_uri(), "main"), tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(copy / "data")
+
+
+def test_data_may_be_imported_from_another_repository(copy, tmp_path):
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    git(ours, "init", "--quiet", "--initial-branch=main")
+    for command in (["init", "--quiet"], ["import", "--quiet", str(copy), "data"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=ours, check=True)
+    commit_all(ours)
+    check_reachable(ours.as_uri(), "main")
+    fetch(ours.as_uri(), resolve(ours.as_uri(), "main"), tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(copy / "data")
+
+
+@pytest.fixture
+def dvc_2(copy):
+    """A checkout as DVC 2 leaves it, with a text file of another system's line ends."""
+    shutil.rmtree(copy / ".dvc" / "cache")
+    shutil.rmtree(copy / ".dvc" / "bundled")
+    names = {"a.csv": b"x,y\r\n1,2\r\n", "b.bin": b"\0\r\n\0"}
+    hashed = {name: md5_of(data.replace(b"\r\n", b"\n")) for name, data in names.items()}
+    hashed["b.bin"] = md5_of(names["b.bin"])
+    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(hashed.items())]
+    listing = json.dumps(entries, sort_keys=True).encode()
+    folder = md5_of(listing) + ".dir"
+    for md5, data in [(folder, listing), *((hashed[name], names[name]) for name in names)]:
+        stored = copy / ".dvc" / "bundled" / md5[:2] / md5[2:]
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_bytes(data)
+    (copy / "data.dvc").write_text(f"outs:\n- md5: {folder}\n  nfiles: 2\n  path: data\n")
+    commit_all(copy)
+    return copy, names
+
+
+def md5_of(data):
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def test_data_of_dvc_2_is_verified_as_dvc_2_hashed_it(dvc_2, tmp_path):
+    checkout, names = dvc_2
+    version = resolve(str(checkout), "main")
+    check_reachable(str(checkout), "main")
+    fetch(str(checkout), version, tmp_path / "out")
+    assert files_of(tmp_path / "out") == names
+    (victim,) = (
+        path for path in (checkout / ".dvc" / "bundled").rglob("*")
+        if path.is_file() and path.read_bytes() == names["b.bin"]
+    )  # fmt: skip
+    victim.write_bytes(b"\0\n\0")
+    with pytest.raises(MissingObjectsError, match="is damaged"):
+        fetch(str(checkout), version, tmp_path / "again")
+
+
+@pytest.fixture
+def s3_remote(copy, monkeypatch, tmp_path):
+    """A checkout whose data is to come from a bucket, with no configuration of the user."""
+    shutil.rmtree(copy / ".dvc" / "cache")
+    move_remote(copy, "s3://polarmask/dvc")
+    (tmp_path / "aws").touch()
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "aws"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    return copy
+
+
+@contextmanager
+def no_key(monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with ScriptedS3().running() as address:
+        yield address
+
+
+@contextmanager
+def wrong_key(monkeypatch, tmp_path):
+    server = ScriptedS3()
+    server.refusal = (403, "InvalidAccessKeyId")
+    with server.running() as address:
+        yield address
+
+
+@contextmanager
+def no_bucket(monkeypatch, tmp_path):
+    server = ScriptedS3()
+    server.refusal = (404, "NoSuchBucket")
+    with server.running() as address:
+        yield address
+
+
+@contextmanager
+def untrusted(monkeypatch, tmp_path):
+    ca = certificate(tmp_path, "ca")
+    certificate(tmp_path, "server", signed_by=ca)
+    with ScriptedS3(tls=(tmp_path / "server.crt", tmp_path / "server.key")).running() as address:
+        yield address
+
+
+@contextmanager
+def dead(monkeypatch, tmp_path):
+    yield "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("fault", "diagnosis"),
+    [
+        (wrong_key, "refuses these credentials.*403"),
+        (no_key, "no credentials for the DVC remote"),
+        (untrusted, "certificate of the DVC remote is not trusted.*self.signed|local issuer"),
+        (dead, "can't be reached; check the remote's address.*127.0.0.1:9"),
+        (no_bucket, "bucket of the DVC remote does not exist"),
+    ],
+)
+def test_each_fault_of_a_remote_has_its_own_diagnosis(
+    s3_remote, tmp_path, monkeypatch, fault, diagnosis
+):
+    version = resolve(str(s3_remote), "main")
+    with fault(monkeypatch, tmp_path) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(MissingObjectsError, match=diagnosis) as raised:
+            fetch(str(s3_remote), version, tmp_path / "out")
+        assert "dvc push" not in str(raised.value)
+        with pytest.raises(MissingObjectsError, match=diagnosis):
+            check_reachable(str(s3_remote), "main")
+
+
+def test_a_hook_of_git_leads_to_no_other_repository(copy, tmp_path, monkeypatch):
+    expected = resolve(copy.as_uri(), "v1"), git(copy, "rev-parse", "HEAD")
+    users = tmp_path / "users"
+    users.mkdir()
+    git(users, "init", "--quiet")
+    (users / "file").touch()
+    commit_all(users)
+    head = (users / ".git" / "HEAD").read_text()
+    with monkeypatch.context() as hook:
+        hook.setenv("GIT_DIR", str(users / ".git"))
+        hook.setenv("GIT_WORK_TREE", str(users))
+        hook.setenv("GIT_INDEX_FILE", str(users / ".git" / "index"))
+        hook.setenv("GIT_PREFIX", "")
+        assert resolve(str(copy), "v1") == expected[0]
+        fetch(copy.as_uri(), expected[0], tmp_path / "out")
+    assert (users / ".git" / "HEAD").read_text() == head
+    assert git(copy, "rev-parse", "HEAD") == expected[1]
+
+
+@pytest.fixture
+def silent_server():
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_git_server_that_never_answers_is_named(silent_server, monkeypatch):
+    monkeypatch.setattr(git_calls, "SECONDS", 0.5)
+    with pytest.raises(NotARepositoryError, match=r"did not end within .*git://127.0.0.1"):
+        resolve(f"git://127.0.0.1:{silent_server}/x", "main")
+
+
+def test_a_web_server_that_never_answers_is_given_up_early(silent_server, monkeypatch):
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "1")
+    with pytest.raises(NotARepositoryError, match=r"can't be cloned: .*too slow"):
+        resolve(f"http://127.0.0.1:{silent_server}/x", "main")
+
+
+def test_a_shallow_clone_is_refused_with_the_fix(copy, tmp_path):
+    git(tmp_path, "clone", "--quiet", "--depth=1", copy.as_uri(), "shallow")
+    with pytest.raises(UnknownRevisionError, match="fetch --unshallow"):
+        resolve(str(tmp_path / "shallow"), "HEAD")
+    git(tmp_path / "shallow", "fetch", "--quiet", "--unshallow")
+    assert resolve(str(tmp_path / "shallow"), "HEAD") == resolve(str(copy), "HEAD")
+
+
+def test_data_in_a_subdirectory_is_named(copy):
+    (copy / "sub").mkdir()
+    git(copy, "mv", "data.dvc", "sub/data.dvc")
+    commit_all(copy)
+    with pytest.raises(NoDataError, match=r"has sub/data\.dvc, and data\.dvc has to be at the top"):
+        resolve(str(copy), "HEAD")
+
+
+def test_a_version_aware_remote_will_do(copy, tmp_path, s3_environment):
+    """Such a remote keeps files under their names, and data.dvc the versions of each."""
+    name = tmp_path.name
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="versions")
+    client.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    before = resolve(str(copy), "HEAD")
+    move_remote(copy, f"s3://versions/{name}\n    version_aware = true")
+    subprocess.run([sys.executable, "-m", "dvc", "push", "--quiet"], cwd=copy, check=True)
+    commit_all(copy)
+    shutil.rmtree(copy / ".dvc" / "cache")
+    version = resolve(str(copy), "HEAD")
+    assert version.hash == before.hash
+    check_reachable(str(copy), "HEAD")
+    fetch(str(copy), version, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(copy / "data")
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ fetch(".", version, Path("somewhere"))          # images/, annotations/
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,10 +22,13 @@ from polarmask_components.errors import (
     NotARepositoryError,
     UnknownRevisionError,
 )
+from polarmask_components.provenance.dvc_files import dvc_files
 from polarmask_components.provenance.git import git, run_git
 
 POINTER = "data.dvc"
 _FOLDER = "data"
+_CONFIG = ".dvc/config"
+"""Names the remotes."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class DataVersion:
     """One state of the data."""
 
     commit: str
-    """The commit that gave data.dvc its content, so that commits to other files change nothing."""
+    """The commit that last changed data.dvc or DVC's configuration, which says where the files are;
+    commits to other files change nothing."""
     hash: str
     """DVC's hash of the folder: md5 over the names and md5s of its files, ending in `.dir`."""
 
@@ -58,27 +63,66 @@ def resolve(repository: str, revision: str) -> DataVersion:
                 f"{repository} has no revision {revision!r}; give a commit, tag or branch "
                 "that was fetched"
             )
-        pointer = git(path, "show", f"{found}:{POINTER}")
-        commit = git(path, "log", "-1", "--format=%H", found, "--", POINTER)
-        if pointer is None or not commit:
-            raise NoDataError(
-                f"{repository} has no {POINTER} at {revision}; add data with `dvc add data` and "
-                f"commit {POINTER}"
+        where = f"{repository} at {revision}"
+        version = _hash_in(_pointer(path, found, where), where)
+        commit = git(path, "log", "-1", "--format=%H", found, "--", POINTER, _CONFIG) or found
+        if commit in _cut_commits(path):
+            raise UnknownRevisionError(
+                f"{where}: the history that was fetched begins with {commit[:12]}, so it does not "
+                f"show which commit changed {POINTER}; run `git fetch --unshallow` there"
             )
-        return DataVersion(commit, _hash_in(pointer, f"{repository} at {revision}"))
+        return DataVersion(commit, version)
 
 
-def _hash_in(pointer: str, where: str) -> str:
+def _pointer(checkout: Path, commit: str, where: str) -> dict[str, Any]:
+    """Return what data.dvc says of the data folder.
+
+    Raises:
+        NoDataError: There is none, or it names no folder.
+    """
+    text = git(checkout, "show", f"{commit}:{POINTER}")
+    if text is None:
+        names = (git(checkout, "ls-tree", "-r", "--name-only", commit) or "").splitlines()
+        others = [name for name in names if name.endswith(f"/{POINTER}")]
+        raise NoDataError(
+            f"{where} has {others[0]}, and {POINTER} has to be at the top of the repository; move "
+            "DVC and the data there, or make the folder a repository of its own"
+            if others
+            else f"{where} has no {POINTER}; add data with `dvc add data` and commit {POINTER}"
+        )
     try:
-        (output,) = yaml.safe_load(pointer)["outs"]
-        path, folder_hash = output["path"], str(output["md5"])
+        (output,) = yaml.safe_load(text)["outs"]
+        if output["path"] != _FOLDER:
+            raise NoDataError(
+                f"{where}: {POINTER} names {output['path']!r}, not the folder {_FOLDER!r}"
+            )
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise NoDataError(
             f"{where}: {POINTER} can't be read ({error}); run `dvc add data` again"
         ) from error
-    if path != _FOLDER or not folder_hash.endswith(".dir"):
-        raise NoDataError(f"{where}: {POINTER} names {path!r}, not the folder {_FOLDER!r}")
+    return dict(output)
+
+
+def _hash_in(output: Mapping[str, Any], where: str) -> str:
+    """Return the hash of a folder; version-aware remotes list its files instead."""
+    try:
+        if "files" in output:
+            return _hash_of({each["relpath"]: each["md5"] for each in output["files"]})
+        folder_hash = str(output["md5"])
+    except (TypeError, KeyError) as error:
+        raise NoDataError(
+            f"{where}: {POINTER} can't be read ({error}); run `dvc add data` again"
+        ) from error
+    if not folder_hash.endswith(".dir"):
+        raise NoDataError(f"{where}: {POINTER} names a file, not the folder {_FOLDER!r}")
     return folder_hash
+
+
+def _cut_commits(checkout: Path) -> list[str]:
+    """Return the commits whose parents a shallow clone lacks."""
+    name = git(checkout, "rev-parse", "--git-path", "shallow")
+    path = checkout / (name or "shallow")
+    return path.read_text().split() if path.is_file() else []
 
 
 def has_uncommitted_pointer(repository: str) -> bool:
@@ -90,71 +134,65 @@ def has_uncommitted_pointer(repository: str) -> bool:
 def fetch(repository: str, version: DataVersion, to: Path) -> None:
     """Copy the data folder to `to`, which appears whole and verified or not at all.
 
-    Files come from the checkout's DVC cache, and the rest from its default remote.
+    Files come from the checkout's DVC cache, and the rest from the remotes that DVC would use.
 
     Raises:
         NotARepositoryError: Neither a checkout nor a URL of one.
         MissingObjectsError: The remote can't be reached, or files are missing or damaged there.
     """
-    from dvc.api import DVCFileSystem
-
+    what = f"the data of commit {version.commit[:12]} in {repository}"
     with _checkout(repository, version.commit) as path, atomic_path(to) as temporary:
-        try:
-            files = DVCFileSystem(str(path), rev=version.commit)
+        with dvc_files(path, version.commit, what=what) as files:
             files.get(_FOLDER, str(temporary), recursive=True)
-            files.repo.close()
-        except Exception as error:  # DVC raises whatever its remotes raise
+        # DVC 2 gave no name of a hash, and hashed text with Unix line ends.
+        is_dvc_2 = "hash" not in _pointer(path, version.commit, repository)
+        if hash_of_folder(temporary, unix_text=is_dvc_2) != version.hash:
             raise MissingObjectsError(
-                f"the data of commit {version.commit[:12]} can't be fetched from {repository}: "
-                f"{error}; run `dvc push` where the data was added, and check the remote and its "
-                "credentials"
-            ) from error
-        if hash_of_folder(temporary) != version.hash:
-            raise MissingObjectsError(
-                f"the data of commit {version.commit[:12]} in {repository} is damaged: its hash "
-                f"is not {version.hash}; remove .dvc/cache there or repair the remote"
+                f"{what} is damaged: its hash is not {version.hash}; remove .dvc/cache there or "
+                "repair the remote"
             )
 
 
-def hash_of_folder(folder: Path) -> str:
-    """Return the hash that `dvc add` gives a folder."""
-    entries = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-            entries.append({"md5": md5.hexdigest(), "relpath": path.relative_to(folder).as_posix()})
-    entries.sort(key=lambda entry: entry["relpath"])
+def hash_of_folder(folder: Path, *, unix_text: bool = False) -> str:
+    """Return the hash that `dvc add` gives a folder.
+
+    Args:
+        folder: Of files.
+        unix_text: As DVC 2 does: text files count as if they had Unix line ends.
+    """
+    from dvc_data.hashfile.hash import file_md5
+
+    algorithm = "md5-dos2unix" if unix_text else "md5"
+    return _hash_of(
+        {
+            path.relative_to(folder).as_posix(): file_md5(str(path), name=algorithm)
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+    )
+
+
+def _hash_of(md5: Mapping[str, str]) -> str:
+    """Return DVC's hash of a folder, given that of each file."""
+    entries = [{"md5": md5[name], "relpath": name} for name in sorted(md5)]
     listing = json.dumps(entries, sort_keys=True).encode()
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
 def check_reachable(repository: str, revision: str) -> None:
-    """Check that cache or remote have the list of a revision's files, without fetching them.
+    """Check that the data can be fetched, with the list of its files and one of them.
 
     Raises:
         DataVersionError: No such data, or the remote can't be reached or lacks it.
     """
-    from dvc.api import DVCFileSystem
-
     version = resolve(repository, revision)
-    with _checkout(repository, version.commit) as path:
-        try:
-            repo = DVCFileSystem(str(path), rev=version.commit).repo
-            is_there = repo.cache.local.exists(version.hash) or (
-                repo.cloud.get_remote_odb().exists(version.hash)
-            )
-            repo.close()
-        except Exception as error:  # DVC raises whatever its remotes raise
-            raise MissingObjectsError(
-                f"the DVC remote of {repository} can't be reached: {error}; check its address and "
-                "credentials"
-            ) from error
-    if not is_there:
-        raise MissingObjectsError(
-            f"the DVC remote of {repository} lacks the data of {revision}; run `dvc push` where "
-            "the data was added"
-        )
+    with (
+        _checkout(repository, version.commit) as path,
+        dvc_files(path, version.commit, what=f"the data of {revision} in {repository}") as files,
+    ):
+        for name in files.find(_FOLDER)[:1]:
+            with files.open(name) as file:
+                file.read(1)
 
 
 @contextmanager
@@ -176,6 +214,6 @@ def _checkout(repository: str, commit: str | None = None) -> Iterator[Path]:
                 f"{repository!r} is no folder and can't be cloned: {done.stderr.strip()}"
             )
         if commit is not None:
-            # A remote inside the repository has to be of the same time as the data.
+            # A remote inside the repository has to be of the same commit as the data.
             git(Path(folder), "checkout", "--quiet", "--detach", commit)
         yield Path(folder)

@@ -1,13 +1,24 @@
 """Calls of git."""
 
 import os
+import re
+import signal
 import subprocess
 from pathlib import Path
 
 from polarmask_components.errors import NotARepositoryError
 
+SECONDS = 600.0
+"""For a call; clones include data that lies in the repository."""
 _ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 """git must not wait for a password."""
+_DEFAULTS = {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "60"}
+"""A server that sends fewer bytes per second for so many seconds counts as gone."""
+_OF_THE_USER = re.compile(
+    "GIT_(SSH|SSL|HTTP|CURL|PROXY|ASKPASS|TRACE|EXEC_PATH|ALLOW_PROTOCOL"
+    "|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY|VALUE))"
+)
+"""Variables that say how to reach servers; hooks set others, which lead to their repository."""
 
 
 def git(folder: Path, *arguments: str) -> str | None:
@@ -21,15 +32,37 @@ def git(folder: Path, *arguments: str) -> str | None:
 
 
 def run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Return a finished call of git.
+    """Return a finished call of git, which knows nothing of the repository that we are called in.
 
     Raises:
-        NotARepositoryError: git is not installed.
+        NotARepositoryError: git is not installed, or does not end in time.
     """
-    environment = {**os.environ, **_ENVIRONMENT}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or _OF_THE_USER.match(name)
+    }
     try:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, env=environment
+        process = subprocess.Popen(
+            ["git", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**_DEFAULTS, **clean, **_ENVIRONMENT},
+            start_new_session=True,  # to end the programs that it starts, too
         )
     except FileNotFoundError as error:
         raise NotARepositoryError("git is not installed; install it") from error
+    with process:
+        try:
+            out, errors = process.communicate(timeout=SECONDS)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise NotARepositoryError(
+                    f"git did not end within {SECONDS:.0f} s: {' '.join(arguments)}; check that "
+                    "the server answers"
+                ) from error
+            raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, errors)

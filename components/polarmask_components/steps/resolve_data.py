@@ -18,7 +18,7 @@ def resolve_data(repository: str, revision: str) -> NamedTuple(  # type: ignore[
         revision: Commit, tag or branch.
 
     Returns:
-        data_commit: The commit that gave data.dvc its content.
+        data_commit: The commit that last changed data.dvc or DVC's configuration.
         data_hash: DVC's hash of the data.
         code_version: Hash of the installed packages; an input of each cached step.
     """

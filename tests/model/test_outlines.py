@@ -69,7 +69,7 @@ def test_a_box_that_leaves_the_image_with_its_outline_is_no_second_problem():
 
 def test_coordinates_divided_by_the_images_size_are_refused_with_the_way_back():
     with pytest.raises(OutlineError, match="multiply x by 128 and y by 96") as caught:
-        read([[value / 128 for value in SQUARE]])
+        read([[value / 128 for value in SQUARE], [-0.01, 0, 1.01, 0, 1, 1]])
     assert caught.value.kind == "normalised_coordinates"
     assert read([[0, 0, 1, 0, 1, 1, 0, 1]], hw=(1, 1)).area == 1
 

@@ -250,6 +250,8 @@ def main_parts(area_N: NDArray[np.number[Any]] | Sequence[float]) -> list[int]:
 
     Specks and all but the 100 largest parts are left out, whatever their areas in square pixels.
     """
+    if len(area_N) == 1:
+        return [0] if area_N[0] > 0 else []
     area_N = np.asarray(area_N)
     order_N = np.argsort(-area_N, kind="stable")[:_MOST_PARTS]
     enough = min(_SPECK_AREA, area_N.max(initial=0) / 100)

@@ -29,6 +29,9 @@ Box = tuple[float, float, float, float]
 _EDGE_TOLERANCE = 1.0
 """Pixels by which COCO's own boxes leave the image through rounding."""
 
+_BEYOND = 0.05
+"""By how much normalised coordinates may leave 0 to 1."""
+
 _TINY_IMAGE = 2
 """Side in pixels; in images of up to this, coordinates from 0 to 1 are nothing special."""
 
@@ -73,17 +76,16 @@ def read_outline(raw: dict[str, Any], image_hw: tuple[int, int], *, crowd: bool)
         outline = _outline_of_rle(segmentation, image_hw, crowd)
     else:
         outline = _outline_of_polygons(segmentation, image_hw, crowd)
-    return replace(
-        outline, notes=(*outline.notes, *_compare_boxes(raw.get("bbox"), outline.bbox, image_hw))
-    )
+    note = _compare_boxes(raw.get("bbox"), outline.bbox, image_hw)
+    return replace(outline, notes=(*outline.notes, note)) if note else outline
 
 
-def _compare_boxes(file_box: object, box: Box, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
+def _compare_boxes(file_box: object, box: Box, image_hw: tuple[int, int]) -> tuple[str, str] | None:
     """Note a box in the file that is far from the outline's, which is used in its place."""
     try:
         x, y, width, height = (float(value) for value in file_box)  # type: ignore[attr-defined]
     except (TypeError, ValueError, OverflowError):
-        return []  # null, or no box at all
+        return None  # null, or no box at all
     limit = image_hw[1], image_hw[0], image_hw[1], image_hw[0]
     clipped = [
         min(max(v, 0), most) for v, most in zip((x, y, x + width, y + height), limit, strict=True)
@@ -91,12 +93,12 @@ def _compare_boxes(file_box: object, box: Box, image_hw: tuple[int, int]) -> lis
     # Boxes of whole objects may be larger than what is seen of them.
     enough = max(box[2] - box[0], box[3] - box[1]) / 2 + _EDGE_TOLERANCE
     if all(abs(given - own) <= enough for given, own in zip(clipped, box, strict=True)):
-        return []
+        return None
     detail = (
         f"bbox x {x:g}, y {y:g}, width {width:g}, height {height:g} is not around the outline "
         f"(x {box[0]:g} to {box[2]:g}, y {box[1]:g} to {box[3]:g}); the outline is kept"
     )
-    return [("bbox_mismatch", detail)]
+    return "bbox_mismatch", detail
 
 
 def _check_extent(box: Box, image_hw: tuple[int, int]) -> list[tuple[str, str]]:
@@ -149,7 +151,7 @@ def _outline_of_polygons(raw: object, image_hw: tuple[int, int], crowd: bool) ->
 
 def _refuse_normalised(extent: Box, image_hw: tuple[int, int]) -> None:
     height, width = image_hw
-    if min(extent) >= 0 and max(extent) <= 1 and max(image_hw) > _TINY_IMAGE:
+    if min(extent) >= -_BEYOND and max(extent) <= 1 + _BEYOND and max(image_hw) > _TINY_IMAGE:
         raise OutlineError(
             "normalised_coordinates",
             f"all coordinates lie between 0 and 1, as if divided by the image's size; "
@@ -188,9 +190,10 @@ def _crosses_itself(polygon: Polygon, area: float, filled: int) -> bool:
         return area == 0 and filled > 0
     edge_V2 = np.roll(polygon, -1, axis=0) - polygon
     length_V = np.hypot(edge_V2[:, 0], edge_V2[:, 1])
-    # Rounding at the border is below half a pixel for each pixel of it.
-    if difference > float(length_V.sum()) / 2:
-        return True
+    # Rounding at the border is below half a pixel for each pixel of it, and mostly far below.
+    share = difference / float(length_V.sum())
+    if share < 0.05 or share > 0.5:
+        return share > 0.5
     start_V2, edge_V2 = polygon[length_V > 0], edge_V2[length_V > 0]
     number = len(start_V2)
     if number > _MOST_PAIRED:

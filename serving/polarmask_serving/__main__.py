@@ -134,7 +134,7 @@ def _read_metrics(path: Path) -> dict[str, float]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: value for name, value in content.items() if type(value) in (int, float)}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ArchiveError(
             f"{path} is no evaluation ({error}); `polarmask evaluate` writes evaluation.json"
         ) from error

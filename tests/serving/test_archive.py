@@ -25,7 +25,13 @@ from polarmask.inference.model_folder import load_model
 from polarmask.inference.predictor import Predictor
 from polarmask_serving.__main__ import main
 from polarmask_serving.archive.build import build_archive
-from polarmask_serving.archive.read import DESCRIPTION, HANDLER, check_unpacked, read_archive
+from polarmask_serving.archive.read import (
+    DESCRIPTION,
+    HANDLER,
+    MANIFEST,
+    check_unpacked,
+    read_archive,
+)
 from polarmask_serving.errors import ArchiveError
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +256,32 @@ def test_an_archive_of_an_unknown_format_is_refused_by_name(archive, tmp_path):
             new.writestr(name, text)
     with pytest.raises(ArchiveError, match="has format version 99, this code reads 1"):
         read_archive(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (MANIFEST, "[" * 100_000),
+        (MANIFEST, "[]"),
+        (MANIFEST, '{"model": {"modelName": "a\\nb", "modelVersion": "1", "handler": "%s"}}'),
+        (MANIFEST, '{"model": {"modelName": "..", "modelVersion": "1", "handler": "%s"}}'),
+        (MANIFEST, '{"model": {"modelName": "a", "modelVersion": "1/2", "handler": "%s"}}'),
+        (DESCRIPTION, "[" * 100_000),
+        ("bomb", "0" * 10**6),
+    ],
+    ids=["deep", "list", "name-of-two-lines", "name-of-dots", "version", "deep-inside", "bomb"],
+)
+def test_a_hostile_archive_is_refused_in_one_line(archive, tmp_path, name, content):
+    changed = tmp_path / "a.mar"
+    with zipfile.ZipFile(archive.path) as old, zipfile.ZipFile(changed, "w") as new:
+        entries = {each: old.read(each) for each in (MANIFEST, DESCRIPTION)}
+        entries[name] = content.replace("%s", HANDLER)
+        for each, text in entries.items():
+            packing = zipfile.ZIP_DEFLATED if each == "bomb" else zipfile.ZIP_STORED
+            new.writestr(each, text, packing)
+    with pytest.raises(ArchiveError) as refused:
+        read_archive(changed)
+    assert "\n" not in str(refused.value)
 
 
 def test_reading_an_archive_needs_no_torch():

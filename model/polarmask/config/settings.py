@@ -14,6 +14,7 @@ from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
+_FINITE = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -21,11 +22,17 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _limit(highest: int, **values: int | None) -> None:
+    """Bound what memory depends on: a model may come from anybody."""
+    for name, value in values.items():
+        _require((value or 0) <= highest, f"{name} is above {highest:,}, the highest possible")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Architecture. Saved inside every model, because weights mean nothing without it."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = _FINITE
 
     backbone: Literal[
         "resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"
@@ -58,20 +65,24 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Reject architectures that can't be built."""
+        _limit(720, num_rays=self.num_rays)
+        _limit(10_000, num_classes=self.num_classes)
+        _limit(1024, channels=self.channels)
+        _limit(16, tower_depth=self.tower_depth)
         _require(
             self.num_rays >= 4, f"num_rays is {self.num_rays}: a polygon needs at least 4 rays"
         )
         _require(self.num_classes >= 1, f"num_classes is {self.num_classes}: at least 1 is needed")
         _require(
-            len(self.strides) >= 1 and self.strides[0] in (4, 8, 16, 32),
-            f"strides {self.strides} must start at 4, 8, 16 or 32",
+            1 <= len(self.strides) <= 8 and self.strides[0] in (4, 8, 16, 32),
+            f"strides {self.strides[:9]} must be 1 to 8 and start at 4, 8, 16 or 32",
         )
         _require(
             all(b == 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)),
             f"strides {self.strides} must double from level to level",
         )
         _require(
-            self.channels % 32 == 0,
+            self.channels >= 32 and self.channels % 32 == 0,
             f"channels is {self.channels}: group norm needs a multiple of 32",
         )
         _require(self.tower_depth >= 1, f"tower_depth is {self.tower_depth}: at least 1 is needed")
@@ -91,7 +102,7 @@ class ModelConfig:
 class InputConfig:
     """How an image becomes the network's input, in training and in serving alike."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = _FINITE
 
     short_side: int | None = 768
     """Shorter image side after resizing, in pixels; None keeps the size."""
@@ -119,7 +130,10 @@ class InputConfig:
     """Images with more pixels are left out, before they are decoded."""
 
     def __post_init__(self) -> None:
-        """Reject sizes that leave no image, and bits that no file has."""
+        """Reject sizes that leave no image or fill memory, and bits that no file has."""
+        _limit(16_384, short_side=self.short_side, max_side=self.max_side)
+        _limit(1024, multiple=self.multiple)
+        _limit(2**31 - 1, max_pixels=self.max_pixels)
         _require(
             8 <= self.bits <= 16 and (self.bits == 16 or self.intensity == "bit_depth"),
             f"bits is {self.bits}: needs 8 to 16, and input.intensity=bit_depth if below 16",
@@ -141,6 +155,7 @@ class InputConfig:
             "true and train_short_sides none",
         )
         low, high = self.train_short_sides or (32, 32)
+        _limit(16_384, train_short_sides=high)
         _require(
             32 <= low <= high,
             f"train_short_sides {self.train_short_sides}: needs 32 <= lowest <= highest",
@@ -173,7 +188,16 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Reject ranges that no object fits."""
-        _require(self.center_radius > 0, f"center_radius is {self.center_radius}: must be above 0")
+        _require(
+            0 < self.center_radius < float("inf"),
+            f"center_radius is {self.center_radius}: must be above 0 and finite",
+        )
+        _require(
+            self.min_area < float("inf"), f"min_area is {self.min_area}: must be a finite number"
+        )
+        _require(
+            len(self.level_ranges) <= 8, "there are more than 8 level_ranges: give one per stride"
+        )
         _require(
             all(low < high for low, high in self.level_ranges),
             f"level_ranges {self.level_ranges}: each needs low < high",
@@ -193,7 +217,7 @@ class LabelConfig:
 class LossConfig:
     """What training minimises."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = _FINITE
 
     focal_alpha: float = 0.25
     """Weight of positive categories in the focal loss; negatives weigh 1 - this."""
@@ -210,7 +234,7 @@ class LossConfig:
 class OptimConfig:
     """Optimiser, learning rate, schedule, batch size."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = _FINITE
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` has momentum 0.9."""
@@ -258,7 +282,7 @@ class OptimConfig:
 class PostprocessConfig:
     """From raw predictions to instances."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = _FINITE
 
     score: Literal["product", "original"] = "product"
     """Class probability times quality, or the whole decoding of the original: probability times
@@ -275,6 +299,8 @@ class PostprocessConfig:
 
     def __post_init__(self) -> None:
         """Reject thresholds outside their range."""
+        _limit(100_000, pre_nms_top_k=self.pre_nms_top_k, max_instances=self.max_instances)
+        _require(self.pre_nms_top_k >= 1, "pre_nms_top_k must be at least 1")
         _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
         _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
         _require(self.max_instances >= 1, "max_instances must be at least 1")
@@ -284,7 +310,7 @@ class PostprocessConfig:
 class RunConfig:
     """One training run, whole."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = _FINITE
 
     name: str
     """Name of the preset that the run was derived from."""

@@ -1,5 +1,6 @@
 """Plain data to a settings dataclass, with errors that name the field."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -32,4 +33,4 @@ def read_settings(cls: type[Settings], plain: Mapping[str, Any], *, name: str = 
             known = ", ".join(sorted(each.name for each in fields(cls)))  # type: ignore[arg-type]
             raise ConfigError(f"{where} is not a setting; there are: {known}") from error
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {reason} (got {first['input']!r})") from error
+        raise ConfigError(f"{where}: {reason} (got {reprlib.repr(first['input'])})") from error

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polarmask.errors import ModelFormatError
+from polarmask.config.validation import read_settings
+from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.system.formats import JsonFormat
 
 _FORMAT = JsonFormat(
@@ -80,10 +81,8 @@ class EngineRanking:
         values = _FORMAT.check(plain, where=where)
         try:
             del values["ranking"]  # follows from the engines
-            rows, columns = values.pop("canvas_hw")
-            engines = tuple(EngineResult(**engine) for engine in values.pop("engines"))
-            return cls(**values, canvas_hw=(rows, columns), engines=engines)
-        except (KeyError, TypeError, ValueError) as error:
+            return read_settings(cls, values)
+        except (KeyError, ConfigError) as error:
             raise _FORMAT.damaged(where, error) from error
 
 
@@ -94,7 +93,7 @@ def read_ranking(path: Path) -> EngineRanking:
         ModelFormatError: The file is missing or can't be used.
     """
     try:
-        plain = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise _FORMAT.damaged(path, error) from error
-    return EngineRanking.from_plain(plain, where=path)
+    return EngineRanking.from_plain(_FORMAT.stamp(_FORMAT.load(text, where=path)), where=path)

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from polarmask.config.settings import RunConfig, from_dict, to_dict
+from polarmask.config.settings import ModelConfig, RunConfig, to_dict
+from polarmask.config.validation import read_settings
 from polarmask.data.coco import Category
 from polarmask.errors import ConfigError, ModelFormatError
 from polarmask.network.detector import PolarMask
@@ -90,14 +91,15 @@ def read_card(folder: Path) -> ModelCard:
         raise _no_model_folder(folder, error) from error
     plain = _FORMAT.load(text, where=path)
     try:
-        return ModelCard(
-            config=from_dict(plain["config"]),
-            categories=tuple(Category(**category) for category in plain["categories"]),
-            provenance=plain["provenance"],
-            training=plain["training"],
-        )
-    except (KeyError, TypeError, ConfigError) as error:
+        card = read_settings(ModelCard, plain)
+        "".join(category.name for category in card.categories).encode()
+    except (ConfigError, UnicodeEncodeError) as error:  # half a character can't be printed
         raise _FORMAT.damaged(path, error) from error
+    outputs = card.config.model.num_classes
+    if len(card.categories) != outputs:
+        reason = f"{len(card.categories)} categories for {outputs} outputs of the network"
+        raise _FORMAT.damaged(path, reason)
+    return card
 
 
 def _no_model_folder(folder: Path, error: OSError) -> ModelFormatError:
@@ -113,11 +115,24 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Pol
         ModelFormatError: Card or weights can't be used.
     """
     card = read_card(folder)
-    detector = PolarMask(card.config.model)
     path = folder / WEIGHTS_FILE
     try:
+        _check_shapes(path, card.config.model)
+        detector = PolarMask(card.config.model)
         detector.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise _FORMAT.damaged(path, error) from error
     detector.to(device).to(memory_format=torch.channels_last)
     return detector.eval(), card
+
+
+def _check_shapes(path: Path, config: ModelConfig) -> None:
+    """Raise ValueError unless a file holds this network's weights, at no cost in memory."""
+    with torch.device("meta"):
+        wanted = {name: tuple(each.shape) for name, each in PolarMask(config).state_dict().items()}
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, {CARD_FILE} says {wanted.get(name)}")

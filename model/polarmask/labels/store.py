@@ -22,7 +22,7 @@ from polarmask.config.settings import RunConfig, to_dict
 from polarmask.data.labels import ImageLabels
 from polarmask.data.summary import SplitSummary
 from polarmask.errors import LabelStoreError
-from polarmask.system.files import atomic_path, sha256_of_file, write_text
+from polarmask.system.files import atomic_path, leaves_folder, sha256_of_file, write_text
 from polarmask.system.formats import JsonFormat
 
 FORMAT = JsonFormat(3, LabelStoreError, "delete the folder and run `polarmask precompute` again")
@@ -185,16 +185,23 @@ class LabelStore:
             raise LabelStoreError(
                 f"{folder} holds no finished label store; run `polarmask precompute`"
             )
-        index = FORMAT.load(path.read_text(encoding="utf-8"), where=path)
-        for entry in index["splits"].values():
-            for shard in entry["shards"]:
-                file = folder / shard["file"]
-                if not file.is_file() or (verify and sha256_of_file(file) != shard["sha256"]):
-                    raise LabelStoreError(
-                        f"{file} is missing or damaged; delete {path} and run "
-                        "`polarmask precompute` again, it remakes what is not whole"
-                    )
-        return cls(folder, index)
+        index = FORMAT.load(path.read_bytes(), where=path)
+        try:
+            store = cls(folder, index)
+            shards = [each for entry in index["splits"].values() for each in entry["shards"]]
+            outside = [each["file"] for each in shards if leaves_folder(each["file"])]
+            stored = {folder / each["file"]: each["sha256"] for each in shards}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FORMAT.damaged(path, f"an entry is missing or wrong: {error}") from error
+        if outside:
+            raise FORMAT.damaged(path, f"{outside[0]!r} leads out of the folder")
+        for file, sha256 in stored.items():
+            if not file.is_file() or (verify and sha256_of_file(file) != sha256):
+                raise LabelStoreError(
+                    f"{file} is missing or damaged; delete {path} and run "
+                    "`polarmask precompute` again, it remakes what is not whole"
+                )
+        return store
 
     @classmethod
     def write_index(

@@ -2,6 +2,7 @@
 
 import tempfile
 import zipfile
+import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from polarmask.inference.model_folder import ModelCard, is_model_folder
 from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
 from polarmask.system.device import find_device
+from polarmask.system.files import check_zip
 from polarmask.training.checkpoint import load_checkpoint
 from polarmask.training.run_folder import CHECKPOINT
 
@@ -50,16 +52,19 @@ def open_model(
 
 
 def _open_archive(path: Path, device: str | torch.device | None, threads: int | None) -> Predictor:
-    try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            names = [name for name in archive.namelist() if name.startswith("model/")]
-            archive.extractall(folder, names)
-            return Predictor.load(Path(folder) / "model", device=device, threads=threads)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise ModelFormatError(
-            f"{path} is not an archive of a model ({error}); "
-            "build one with `python -m polarmask_serving archive`"
-        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_zip(archive, size=path.stat().st_size)
+                names = [name for name in archive.namelist() if name.startswith("model/")]
+                archive.extractall(folder, names)
+        # RuntimeError: encrypted, or packed in an unknown way.
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ModelFormatError(
+                f"{path} is not an archive of a model ({error}); "
+                "build one with `python -m polarmask_serving archive`"
+            ) from error
+        return Predictor.load(Path(folder) / "model", device=device, threads=threads)
 
 
 def _open_checkpoint(path: Path, device: str | torch.device | None) -> Predictor:

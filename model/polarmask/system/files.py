@@ -6,6 +6,7 @@ A file is named by the sha256 of its bytes, a folder by the sha256 over its file
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,6 +88,12 @@ def tree_sha256(files: Mapping[str, str]) -> str:
     """Return the hex digest of a folder, given what `sha256_of_files` returns for it."""
     listing = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
     return hashlib.sha256(listing.encode(errors="surrogatepass")).hexdigest()
+
+
+def check_zip(archive: zipfile.ZipFile, *, size: int) -> None:
+    """Raise ValueError if a zip of `size` bytes unpacks to more: we store files as they are."""
+    if sum(entry.file_size for entry in archive.infolist()) > size:
+        raise ValueError("it unpacks to more than its size; this project packs without compression")
 
 
 def leaves_folder(name: str) -> bool:

@@ -8,11 +8,13 @@ One `JsonFormat` per kind of file, as a constant of the module that owns it:
 """
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _KEY = "format_version"
+_REASON_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class JsonFormat:
         """
         try:
             plain = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: nested too deeply
             raise self.damaged(where, error) from error
         return self.check(plain, where=where)
 
@@ -57,10 +59,12 @@ class JsonFormat:
         found = plain.get(_KEY)
         if found != self.version:
             raise self.error(
-                f"{where} has format version {found}, this code reads {self.version}; {self.cure}"
+                f"{where} has format version {reprlib.repr(found)}, this code reads "
+                f"{self.version}; {self.cure}"
             )
         return {key: value for key, value in plain.items() if key != _KEY}
 
     def damaged(self, where: object, reason: object) -> Exception:
         """Return the exception for a file whose content can't be used."""
-        return self.error(f"{where} can't be read ({reason}); {self.cure}")
+        line = " ".join(str(reason).split())
+        return self.error(f"{where} can't be read ({line[:_REASON_CHARS]}); {self.cure}")

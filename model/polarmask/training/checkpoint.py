@@ -12,7 +12,7 @@ import torch
 
 from polarmask.config.settings import RunConfig, from_dict, to_dict
 from polarmask.data.coco import Category
-from polarmask.errors import CheckpointError
+from polarmask.errors import CheckpointError, ConfigError
 from polarmask.system.files import atomic_path
 from polarmask.system.formats import JsonFormat
 
@@ -91,12 +91,15 @@ def load_checkpoint(path: Path) -> TrainingState:
         CheckpointError: Unreadable file, or unknown format version.
     """
     plain = _FORMAT.check(_read(path), where=path)
-    typed = {
-        "config": from_dict(json.loads(plain["config"])),
-        "categories": tuple(Category(*pair) for pair in plain["categories"]),
-        "validated": Validated(**plain["validated"]),
-    }
-    return TrainingState(**{**plain, **typed})
+    try:
+        typed = {
+            "config": from_dict(json.loads(plain["config"])),
+            "categories": tuple(Category(*pair) for pair in plain["categories"]),
+            "validated": Validated(**plain["validated"]),
+        }
+        return TrainingState(**{**plain, **typed})
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
+        raise _FORMAT.damaged(path, error) from error
 
 
 def _read(path: Path, *, mmap: bool = False) -> Any:  # noqa: ANN401  # whatever is in the file

@@ -14,12 +14,14 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polarmask.system.files import sha256_of_file
+from polarmask.system.files import check_zip, sha256_of_file
 from polarmask.system.formats import JsonFormat
+from polarmask_serving.archive.names import check_url_name
 from polarmask_serving.errors import ArchiveError
 
 FORMAT = JsonFormat(
@@ -31,6 +33,7 @@ HANDLER = "polarmask_handler.py"
 MODEL_CONFIG = "model-config.yaml"
 MANIFEST = "MAR-INF/MANIFEST.json"
 DESCRIPTION = "polarmask-archive.json"
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def read_archive(path: Path) -> Archive:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_zip(archive, size=path.stat().st_size)
             model = json.loads(archive.read(MANIFEST))["model"]
             name, version, handler = model["modelName"], model["modelVersion"], model["handler"]
             if handler != HANDLER:
@@ -61,11 +65,15 @@ def read_archive(path: Path) -> Archive:
                     f"{path} runs {handler}, not {HANDLER}: it is no PolarMask archive"
                 )
             FORMAT.load(archive.read(DESCRIPTION), where=path)
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    # RuntimeError: nested too deeply, encrypted, or packed in an unknown way.
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise ArchiveError(
             f"{path} is no model archive ({error}); build one with "
             "`python -m polarmask_serving archive`"
         ) from error
+    # Both become parts of URLs and of TorchServe's configuration.
+    for what, value in {"name": name, "version": version}.items():
+        check_url_name(what, str(value))
     return Archive(path=path, name=str(name), version=str(version), sha256=sha256_of_file(path))
 
 
@@ -82,7 +90,7 @@ def check_unpacked(folder: Path) -> dict[str, Any]:
         changed = [
             name for name, sha256 in files.items() if sha256_of_file(folder / name) != sha256
         ]
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise ArchiveError(
             f"{folder} holds no whole archive ({error}); unpack it again, or build it again"
         ) from error

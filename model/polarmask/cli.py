@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if `predict` or `visualize` left images out; 2 for errors that the user
         can fix; 128 + n when signal n stopped it.
     """
-    return run_command(lambda: _run(arguments), prefix="polarmask")
+    return run_command(
+        lambda: _run(arguments), prefix="polarmask", errors=(PolarMaskError, OSError)
+    )
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -7,6 +7,7 @@ PolarMaskError
     CheckpointError    training state unusable              user: choose another run folder
     ModelFormatError   model folder unusable                user: train or fetch the model again
     TrainingError      the loss became NaN or infinite      user: lower the learning rate
+    ServerError        a server gives no predictions        user: look at its address, token, log
     TrainingStopped    a signal stopped the training        user: start the same command again
 
 Messages say what failed, where, and what to type. The command line prints them in one line and
@@ -46,6 +47,10 @@ class ModelFormatError(PolarMaskError):
 
 class TrainingError(PolarMaskError):
     """The loss or a gradient became NaN or infinite."""
+
+
+class ServerError(PolarMaskError):
+    """A server gives no predictions, whatever the image."""
 
 
 class TrainingStopped(PolarMaskError):  # noqa: N818  # nothing went wrong

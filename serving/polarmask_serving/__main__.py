@@ -45,6 +45,8 @@ def _run(arguments: list[str] | None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    from polarmask.system.argument_types import output_file
+
     parser = argparse.ArgumentParser(prog="polarmask_serving", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out model.mar --version 1",
     )
     archive.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
-    archive.add_argument("--out", type=Path, required=True, help="the .mar to write")
+    archive.add_argument("--out", type=output_file(".mar"), required=True, help="the .mar to write")
     archive.add_argument("--name", default="polarmask", help="model name in URLs (polarmask)")
     archive.add_argument("--version", required=True, help="model version in URLs")
     archive.add_argument(
@@ -75,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--data data --out engines.json",
     )
     measure.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
-    measure.add_argument("--out", type=Path, required=True, help="the report to write")
+    measure.add_argument(
+        "--out", type=output_file(".json"), required=True, help="the report to write"
+    )
     _add_measuring(measure)
 
     serve = commands.add_parser(
@@ -97,6 +101,7 @@ def _port(text: str) -> int:
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     from polarmask.evaluation.measure_engines import MAX_IMAGES
+    from polarmask.system.argument_types import at_least
 
     parser.add_argument(
         "--data",
@@ -106,7 +111,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=int,
+        type=at_least(1),
         default=MAX_IMAGES,
         help=f"of the val split, the first ones ({MAX_IMAGES})",
     )

@@ -5,7 +5,8 @@ import pytest
 from factories import make_tiny_coco
 from polarmask.cli import main
 from polarmask.config.presets import PRESETS
-from polarmask.inference.model_folder import read_card
+from polarmask.errors import ModelFormatError
+from polarmask.inference.model_folder import load_model, read_card, save_model
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,44 @@ def test_precompute_does_without_validation_data_and_says_so(tmp_path, capsys):
     assert "train: 2 images" in printed
 
 
-def test_a_file_that_cannot_be_written_is_one_line(run_folder, drawn_data, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("command", "out", "message"),
+    [
+        (["predict", "--model=m", "a.png"], "x.csv", "give a name that ends in .json"),
+        (["predict", "--model=m", "a.png"], "folder", "exists and is no file"),
+        (["predict", "--model=m", "a.png"], "taken/x.json", "is no folder that can be written to"),
+        (["predict", "--model=m", "a.png"], "/dev/null", "exists and is no file"),
+        (["visualize", "--model=m", "a.png"], "taken", "is a file; name a folder"),
+        (["evaluate", "--model=m", "--data=d"], "taken", "is a file; name a folder"),
+        (["train", "--data=d"], "taken/run", "is no folder that can be written to"),
+        (["precompute", "--data=d"], "taken", "is a file; name a folder"),
+        (["inspect", "d"], "taken", "is a file; name a folder"),
+        (["import-original", "x.pth"], "taken", "is a file; name a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    command, out, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
-    flags = ["--model", str(run_folder / "model"), "--out", str(tmp_path / "taken")]
-    assert main(["visualize", *flags, str(drawn_data / "images")]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    assert str(tmp_path / "taken") in line
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", out])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_replaces_a_model_and_nothing_else(run_folder, tmp_path):
+    detector, card = load_model(run_folder / "model")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("keep")
+    with pytest.raises(ModelFormatError, match="precious is there and is no model"):
+        save_model(tmp_path / "precious", detector, card)
+    with pytest.raises(ModelFormatError, match="is no model"):
+        save_model(tmp_path / "precious" / "notes.txt", detector, card)
+    assert (tmp_path / "precious" / "notes.txt").read_text() == "keep"
+    for _ in range(2):
+        save_model(tmp_path / "model", detector, card)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
@@ -87,7 +120,7 @@ def test_cuda_that_is_not_there_is_named(
         "train": ["--data", str(drawn_data), "--out", str(tmp_path)],
         "evaluate": ["--data", str(drawn_data), "--model", str(run_folder / "model")],
         "predict": [
-            *("--model", str(run_folder / "model"), "--out", str(tmp_path)),
+            *("--model", str(run_folder / "model"), "--out", str(tmp_path / "found.json")),
             str(drawn_data / "images"),
         ],
     }
@@ -97,14 +130,28 @@ def test_cuda_that_is_not_there_is_named(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--loader-workers", "-1"], ["--threads", "0"], ["--threads", "two"]],
-    ids=["workers", "threads", "word"],
+    [
+        ["--loader-workers", "-1"],
+        ["--threads", "0"],
+        ["--threads", "two"],
+        ["--threads", "1_0"],
+        ["--passes", "\u0661"],
+    ],
+    ids=["workers", "threads", "word", "underscore", "another-script"],
 )
 def test_a_number_that_cannot_work_is_refused_by_its_flag(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--data", "d", "--out", "o", *flags])
     assert stop.value.code == 2
     assert f"argument {flags[0]}: {flags[1]!r} is not a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("score", ["-1", "1.5", "nan", "inf", "high"])
+def test_a_score_that_no_instance_can_have_is_refused(score, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--model=m", "--out=x.json", f"--score={score}", "a.png"])
+    assert stop.value.code == 2
+    assert f"{score!r} is not a number from 0 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

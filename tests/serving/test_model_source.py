@@ -25,7 +25,10 @@ def test_an_archive_and_a_server_find_what_the_model_finds(
 def test_what_a_server_finds_is_drawn_with_its_rays(server, png, tmp_path):
     (tmp_path / "a.png").write_bytes(png)
     finder = open_server(server.predict_url)
-    assert visualize_images(finder, [tmp_path / "a.png"], tmp_path / "out", min_score=0, rays=True)
+    looked = visualize_images(
+        finder, [tmp_path / "a.png"], tmp_path / "out", min_score=0, rays=True
+    )
+    assert looked.counts[str(tmp_path / "a.png")] > 3
 
 
 def test_a_refused_image_is_named_with_the_server_s_reason(server):

@@ -1,7 +1,7 @@
 """Command-line arguments that several commands share, and what they mean."""
 
 import argparse
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,10 @@ from polarmask.config.overrides import override
 from polarmask.config.presets import PRESETS, preset
 from polarmask.config.settings import RunConfig
 from polarmask.errors import DataError
+from polarmask.system.argument_types import at_least, between
 
 if TYPE_CHECKING:
-    from polarmask.inference.image_files import Finder
+    from polarmask.inference.image_files import Finder, Looked
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +72,9 @@ def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file", type=Path, metavar="FILE", help="file with the server's access token"
     )
     add_device_arguments(parser)
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score (default: 0.3)")
+    parser.add_argument(
+        "--score", type=between(0, 1), default=0.3, help="lowest score, 0 to 1 (default: 0.3)"
+    )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
 
 
@@ -87,23 +90,34 @@ def finder_of(options: argparse.Namespace) -> "Finder":
     if options.url:
         if options.device or options.threads:
             raise DataError("--device and --threads are for --model; a server has its own")
-        token = options.token_file.read_text().strip() if options.token_file else None
+        token = _read_token(options.token_file) if options.token_file else None
         return open_server(options.url, token=token)
     if options.token_file:
         raise DataError("--token-file is for --url")
     return open_model(options.model, device=options.device, threads=options.threads)
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers from `lowest` on."""
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds no token: it is no text") from error
 
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = lowest - 1
-        if number < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return number
 
-    return read
+def print_counts(looked: "Looked") -> None:
+    """Print how many instances each image has."""
+    for path, count in looked.counts.items():
+        print(f"{path}: {count} instances")
+
+
+def report_failed(looked: "Looked") -> int:
+    """Print which images failed and why; return the exit code, 1 if any did."""
+    if not looked.failed:
+        return 0
+    total = len(looked.counts) + len(looked.failed)
+    lines = [
+        f"{path}: {reason}".replace(f"{path}: {path}", path)
+        for path, reason in looked.failed.items()
+    ]
+    print(f"{len(looked.failed)} of {total} images failed:", *lines, sep="\n  ", file=sys.stderr)
+    return 1

@@ -2,9 +2,9 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
-from polarmask.commands.arguments import add_data_argument, add_device_arguments, at_least
+from polarmask.commands.arguments import add_data_argument, add_device_arguments
+from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "compute COCO mask AP"
 EXAMPLE = "polarmask evaluate --model runs/first/model --data data --out runs/first/report"
@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=at_least(1), help="largest image (default: the model's setting)"
     )
-    parser.add_argument("--out", type=Path, help="folder for evaluation.json and report.html")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder for evaluation.json and report.html"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

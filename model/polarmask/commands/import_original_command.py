@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from polarmask.system.argument_types import output_folder
+
 HELP = "make a model folder from a checkpoint of the paper's code"
 EXAMPLE = "polarmask import-original polarmask_r50.pth --out runs/released"
 
@@ -10,7 +12,7 @@ EXAMPLE = "polarmask import-original polarmask_r50.pth --out runs/released"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint, what is known about it, and the model folder."""
     parser.add_argument("checkpoint", type=Path, help="file that the paper's code wrote")
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--out", type=output_folder, required=True, help="model folder to write")
     parser.add_argument(
         "--preset", metavar="PRESET", help="preset of its training (default: 1x of its network)"
     )

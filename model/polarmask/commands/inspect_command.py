@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from polarmask.commands.arguments import add_config_arguments, at_least, config_of
+from polarmask.commands.arguments import add_config_arguments, config_of
+from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "look at data before training: sizes, levels, upper bounds, what to set"
 EXAMPLE = "polarmask inspect data --preset tiny --out runs/inspection"
@@ -19,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-images", type=at_least(1), default=2000, help="images to look at (default: 2000)"
     )
-    parser.add_argument("--out", type=Path, help="folder for inspection.html and worst.jpg")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder for inspection.html and worst.jpg"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -3,12 +3,8 @@
 import argparse
 from pathlib import Path
 
-from polarmask.commands.arguments import (
-    add_config_arguments,
-    add_data_argument,
-    at_least,
-    config_of,
-)
+from polarmask.commands.arguments import add_config_arguments, add_data_argument, config_of
+from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "check the data and make its ray labels; resumes where it was interrupted"
 EXAMPLE = "polarmask precompute --preset tiny --data data --out runs/labels"
@@ -17,7 +13,7 @@ EXAMPLE = "polarmask precompute --preset tiny --data data --out runs/labels"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add data, config, label store and processes."""
     add_data_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, help="label store folder")
+    parser.add_argument("--out", type=output_folder, required=True, help="label store folder")
     add_config_arguments(parser)
     parser.add_argument(
         "--workers", type=at_least(0), default=0, help="processes (default: this one)"

@@ -8,9 +8,9 @@ from polarmask.commands.arguments import (
     add_config_arguments,
     add_data_argument,
     add_device_arguments,
-    at_least,
     config_of,
 )
+from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "train a model; resumes if the run folder holds a checkpoint"
 EXAMPLE = (
@@ -21,7 +21,9 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add data, config, run folder and how to compute."""
     add_data_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, help="run folder; resumes if not empty")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="run folder; resumes if not empty"
+    )
     parser.add_argument("--labels", type=Path, help="label store (default: made in the run folder)")
     add_config_arguments(parser)
     add_device_arguments(parser)
@@ -59,11 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--provenance",
+        type=_fact,
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="fact to keep in the model, such as data_commit=3f2a1bc; may be repeated",
     )
+
+
+def _fact(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def run(options: argparse.Namespace) -> None:
@@ -78,7 +88,6 @@ def run(options: argparse.Namespace) -> None:
     config = config_of(options)
     if options.backbone_weights:
         config = replace(config, backbone_weights=options.backbone_weights)
-    provenance = dict(fact.partition("=")[::2] for fact in options.provenance)
     with process_group(options.device) as device:
         if options.images_per_process:
             batch_size = options.images_per_process * world_size()
@@ -95,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
                 compiled=options.compile,
                 deterministic=options.deterministic,
                 tensorboard=options.tensorboard,
-                provenance=provenance,
+                provenance=dict(options.provenance),
             ),
         )
         if is_first():

@@ -1,9 +1,14 @@
 """`polarmask visualize`: draw what a model finds in images."""
 
 import argparse
-from pathlib import Path
 
-from polarmask.commands.arguments import add_finder_arguments, finder_of
+from polarmask.commands.arguments import (
+    add_finder_arguments,
+    finder_of,
+    print_counts,
+    report_failed,
+)
+from polarmask.system.argument_types import output_folder
 
 HELP = "draw what a model finds in images, and a contact sheet"
 EXAMPLE = "polarmask visualize --model runs/first/model --rays --out runs/overlays data/images"
@@ -11,19 +16,21 @@ EXAMPLE = "polarmask visualize --model runs/first/model --rays --out runs/overla
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, images and the folder to write."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for the overlays")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder for the overlays")
     parser.add_argument("--rays", action="store_true", help="draw centres and rays, too")
     add_finder_arguments(parser)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """Write the overlays, and print how many instances each image has."""
-    from polarmask.inference.image_files import find_images, visualize_images
+    from polarmask.inference.find_images import find_images
+    from polarmask.inference.image_files import visualize_images
 
     images = find_images(options.images)
-    counts = visualize_images(
+    looked = visualize_images(
         finder_of(options), images, options.out, min_score=options.score, rays=options.rays
     )
-    for path, count in counts.items():
-        print(f"{path}: {count} instances")
-    print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
+    print_counts(looked)
+    if looked.counts:
+        print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
+    return report_failed(looked)

@@ -1,7 +1,8 @@
 """Image files in, JSON or overlays out, for people who want to see what a model does."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,13 +11,24 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from polarmask.data.images import Pixels, read_image
-from polarmask.errors import DataError
+from polarmask.errors import DataError, ServerError
 from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances, write_jpeg
 from polarmask.inference.predictor import Instances
-from polarmask.system.files import write_text
+from polarmask.system.files import GrowingJson
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _SHEET_IMAGES = 12
+_NAME_CHARACTERS = 50
+"""Of an image's name in an overlay's: file names have at most 255 bytes."""
+
+
+@dataclass
+class Looked:
+    """What became of the images."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """Number of instances by image path."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why by path, of images that can't be read or that a server refused."""
 
 
 class Finder(Protocol):
@@ -27,9 +39,12 @@ class Finder(Protocol):
 
 
 def predict_images(
-    finder: Finder, images: Iterable[Path], out: Path, *, min_score: float = 0.3
-) -> dict[str, int]:
+    finder: Finder, images: Sequence[Path], out: Path, *, min_score: float = 0.3
+) -> Looked:
     """Write what is found in images to a JSON file, one entry per image.
+
+    The file grows from image to image and is whole JSON at any time. An image that fails gets an
+    entry with `error` in place of `instances`.
 
     Args:
         finder: A model or a server.
@@ -37,25 +52,34 @@ def predict_images(
         out: The file to write.
         min_score: Leave out lower scores.
 
-    Returns:
-        Number of instances by image path.
-
     Raises:
-        DataError: An image can't be read.
+        DataError: `out` is one of the images.
+        ServerError, KeyboardInterrupt: With how many images are done.
     """
-    entries = [_to_json(path, found, min_score) for path, _, found in _found_in(finder, images)]
-    write_text(out, json.dumps(entries, indent=1))
-    return {entry["image"]: len(entry["instances"]) for entry in entries}
+    if any(out.resolve() == path.resolve() for path in images):
+        raise DataError(f"{out} is one of the images; give another file for the predictions")
+    looked = Looked()
+    with GrowingJson(out) as entries, _progress_in_errors(looked, images, out):
+
+        def fail(path: str, reason: str) -> None:
+            entries.append({"image": path, "error": reason})
+            looked.failed[path] = reason
+
+        for path, _, found in _found_in(finder, images, fail):
+            entry = _to_json(path, found, min_score)
+            entries.append(entry)
+            looked.counts[str(path)] = len(entry["instances"])
+    return looked
 
 
 def visualize_images(
     finder: Finder,
-    images: Iterable[Path],
+    images: Sequence[Path],
     out: Path,
     *,
     min_score: float = 0.3,
     rays: bool = False,
-) -> dict[str, int]:
+) -> Looked:
     """Write an overlay per image, and a contact sheet of the first ones.
 
     Args:
@@ -65,52 +89,55 @@ def visualize_images(
         min_score: Leave out lower scores.
         rays: Draw centres and rays, too.
 
-    Returns:
-        Number of instances by image path.
-
     Raises:
-        DataError: An image can't be read, or rays are wanted and the server returns none.
+        DataError: `out` holds the images, or rays are wanted and the server returns none.
+        ServerError, KeyboardInterrupt: With how many images are done.
     """
-    counts: dict[str, int] = {}
+    if any(out.resolve() == path.parent.resolve() for path in images):
+        raise DataError(f"{out} is the folder of the images; give another one for the overlays")
+    looked = Looked()
     overlays: list[NDArray[np.uint8]] = []
-    for number, (path, image, found) in enumerate(_found_in(finder, images)):
-        if rays and np.isnan(found.centers).any():
-            raise DataError("this server returns no centres and no rays; give the model itself")
-        shapes = shapes_of_instances(found, min_score=min_score, rays=rays)
-        overlay = draw_shapes(image, shapes)
-        # Files of different folders may have the same name; the number does not repeat.
-        write_jpeg(out / f"{number:04d}_{path.stem}.jpg", overlay)
-        counts[str(path)] = len(shapes)
-        if len(overlays) < _SHEET_IMAGES:
-            overlays.append(overlay)
-    names = [Path(path).name[:40] for path in list(counts)[:_SHEET_IMAGES]]
-    write_jpeg(out / "contact_sheet.jpg", contact_sheet(overlays, captions=names))
-    return counts
+    with _progress_in_errors(looked, images, out):
+        for path, image, found in _found_in(finder, images, looked.failed.__setitem__):
+            if rays and np.isnan(found.centers).any():
+                raise DataError("this server returns no centres and no rays; give the model itself")
+            shapes = shapes_of_instances(found, min_score=min_score, rays=rays)
+            overlay = draw_shapes(image, shapes)
+            # Files of different folders may have the same name; the number does not repeat.
+            name = f"{len(looked.counts):04d}_{path.stem[:_NAME_CHARACTERS]}.jpg"
+            write_jpeg(out / name, overlay)
+            looked.counts[str(path)] = len(shapes)
+            if len(overlays) < _SHEET_IMAGES:
+                overlays.append(overlay)
+    if overlays:
+        names = [Path(path).name[:40] for path in list(looked.counts)[:_SHEET_IMAGES]]
+        write_jpeg(out / "contact_sheet.jpg", contact_sheet(overlays, captions=names))
+    return looked
 
 
-def _found_in(finder: Finder, images: Iterable[Path]) -> Iterator[tuple[Path, Pixels, Instances]]:
-    for path in tqdm(dict.fromkeys(images), desc="predict", unit="image", delay=2, disable=None):
-        image = read_image(path, upright=True)
-        yield path, image, finder.predict([image])[0]
-
-
-def find_images(images: Iterable[Path]) -> list[Path]:
-    """Return image files as given, and all image files below given folders.
-
-    Raises:
-        DataError: A path does not exist, or no image is found.
-    """
-    found: list[Path] = []
-    for path in images:
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        elif path.is_file():
-            found.append(path)
+def _found_in(
+    finder: Finder, images: Iterable[Path], fail: Callable[[str, str], None]
+) -> Iterator[tuple[Path, Pixels, Instances]]:
+    """Yield each image with what is in it; call `fail` with the path and why there is nothing."""
+    for path in tqdm(images, desc="predict", unit="image", delay=2, disable=None):
+        try:
+            image = read_image(path, upright=True)
+            found = finder.predict([image])[0]
+        except DataError as error:
+            fail(str(path), str(error))
         else:
-            raise DataError(f"{path} does not exist; give image files or folders")
-    if not found:
-        raise DataError(f"no image with a suffix of {', '.join(sorted(_SUFFIXES))} was found")
-    return found
+            yield path, image, found
+
+
+@contextmanager
+def _progress_in_errors(looked: Looked, images: Sequence[Path], out: Path) -> Iterator[None]:
+    """Tell what is done already, when Ctrl-C or a server ends the block."""
+    try:
+        yield
+    except (ServerError, KeyboardInterrupt) as stop:
+        number = len(looked.counts) + len(looked.failed)
+        done = f"{number} of {len(images)} images are done{f', see {out}' if number else ''}"
+        raise type(stop)("; ".join([*map(str, stop.args), done])) from stop
 
 
 def _to_json(path: Path, found: Instances, min_score: float) -> dict[str, Any]:

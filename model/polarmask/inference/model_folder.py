@@ -40,7 +40,14 @@ class ModelCard:
 
 
 def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
-    """Write a model folder, atomically."""
+    """Write a model folder, atomically; it takes the place of an older model.
+
+    Raises:
+        ModelFormatError: Something else is there.
+    """
+    held = {each.name for each in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if folder.exists() and held and not held & {WEIGHTS_FILE, CARD_FILE}:
+        raise ModelFormatError(f"{folder} is there and is no model; name another folder")
     plain = {
         "config": to_dict(card.config),
         "categories": [asdict(category) for category in card.categories],

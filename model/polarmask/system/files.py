@@ -3,14 +3,18 @@
 A file is named by the sha256 of its bytes, a folder by the sha256 over its files' names and hashes.
 """
 
+import errno
 import hashlib
+import json
 import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import SEEK_END, FileIO
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 
 @contextmanager
@@ -67,6 +71,48 @@ def printable(text: str) -> str:
     Python reads bytes of file names that are no UTF-8 as such halves.
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+class GrowingJson:
+    """A JSON file of a list that grows: whole JSON after each entry, whatever ends the process.
+
+    The first entry replaces an older file.
+    """
+
+    _END = b"\n]"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def append(self, entry: object) -> None:
+        """Add an entry.
+
+        Raises:
+            OSError: There is no room for it; the entries before it stay.
+        """
+        text = json.dumps(entry, indent=1)
+        if self._file is None:
+            write_text(self._path, f"[\n{text}{self._END.decode()}")
+            self._file = FileIO(self._path, "r+")
+            return
+        place = self._file.seek(-len(self._END), SEEK_END)
+        new = f",\n{text}".encode() + self._END
+        # One call, so that nothing can come between the entry and the end of the list.
+        written = self._file.write(new)
+        if written < len(new):
+            self._file.seek(place)
+            self._file.write(self._END)
+            self._file.truncate()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 def sha256_of_file(path: Path) -> str:

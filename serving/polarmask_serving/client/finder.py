@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from polarmask.data.images import Pixels
-from polarmask.errors import DataError
+from polarmask.errors import DataError, ServerError
 from polarmask.inference.predictor import Instances
 from polarmask_serving.client import Client, ClientError
 from polarmask_serving.client.prediction import Prediction
+
+_OF_ONE_IMAGE = {400, 413, 415, 422, 500, 504}
+"""HTTP status of answers after which another image may well get a prediction."""
 
 
 class ServerFinder:
@@ -21,14 +24,18 @@ class ServerFinder:
         """Return what is in each (H, W, 3) uint8 or uint16 RGB image.
 
         Raises:
-            DataError: The server can't be reached or refuses an image, or no PNG can hold it.
+            DataError: The server refuses an image or fails on it, or no PNG can hold it.
+            ServerError: It can't be reached, wants another token, or is no such server.
         """
         try:
             return [
                 instances_of(self._client.predict(image, score_threshold=0, return_rays=True))
                 for image in images
             ]
-        except (ClientError, ValueError) as error:
+        except ClientError as error:
+            kind = DataError if error.status in _OF_ONE_IMAGE else ServerError
+            raise kind(str(error)) from error
+        except ValueError as error:
             raise DataError(str(error)) from error
 
 

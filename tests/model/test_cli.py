@@ -159,7 +159,7 @@ def test_a_score_that_no_instance_can_have_is_refused(score, capsys):
     [
         (["train", "--preset", "tiny", "--data", "nowhere", "--out", "x"], "nowhere"),
         (["train", "--preset", "big", "--data", "d", "--out", "x"], "there are: coco-r101-1x"),
-        (["evaluate", "--model", "nowhere", "--data", "d"], "does not exist"),
+        (["evaluate", "--model", "nowhere", "--data", "d"], "nowhere is not a model folder"),
         (["predict", "--model", "nowhere", "--out", "x", "gone.png"], "gone.png does not exist"),
     ],
     ids=["no-data", "no-preset", "no-model", "no-image"],

@@ -134,6 +134,9 @@ def test_specks_of_a_mask_are_no_parts(noise, side):
     if side:
         assert (largest.min(axis=0) < (201, 101)).all()
         assert (largest.max(axis=0) > (199 + side, 99 + side)).all()
+    if len(outline.parts) == 1:
+        x0, y0, x1, y1 = outline.bbox
+        assert max(x1 - x0, y1 - y0) < side + 9
     if side == 300:
         assert len(outline.parts) == 1 or polygon_area(outline.parts[1]) > 8
 

@@ -6,6 +6,7 @@ Polygons are in continuous pixel coordinates: the pixel in row i and column j co
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ def read_outline(raw: dict[str, Any], image_hw: tuple[int, int], *, crowd: bool)
         outline = _outline_of_rle(segmentation, image_hw, crowd)
     else:
         outline = _outline_of_polygons(segmentation, image_hw, crowd)
-    note = _compare_boxes(raw.get("bbox"), outline.bbox, image_hw)
+    read = outline.segmentation
+    box = rle_box(read) if isinstance(read, dict) else outline.bbox
+    note = _compare_boxes(raw.get("bbox"), box, image_hw)
     return replace(outline, notes=(*outline.notes, note)) if note else outline
 
 
@@ -124,7 +127,10 @@ def _outline_of_rle(raw: dict[str, Any], image_hw: tuple[int, int], crowd: bool)
         raise OutlineError("empty_segmentation", "the RLE holds no pixel")
     parts = () if crowd else polygons_from_rle(rle)
     parts = tuple(sorted(parts, key=polygon_area, reverse=True))
-    return Outline(rle, parts, rle_box(rle), float(area), ())
+    # Outlines lie 1/8 px inside the pixels; the mask's own box holds specks, too.
+    x0, y0, x1, y1 = _extent(parts) if parts else rle_box(rle)
+    box = float(floor(x0)), float(floor(y0)), float(ceil(x1)), float(ceil(y1))
+    return Outline(rle, parts, box, float(area), ())
 
 
 def _outline_of_polygons(raw: object, image_hw: tuple[int, int], crowd: bool) -> Outline:

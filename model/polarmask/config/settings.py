@@ -133,7 +133,6 @@ class InputConfig:
         """Reject sizes that leave no image or fill memory, and bits that no file has."""
         _limit(16_384, short_side=self.short_side, max_side=self.max_side)
         _limit(1024, multiple=self.multiple)
-        _limit(2**31 - 1, max_pixels=self.max_pixels)
         _require(
             8 <= self.bits <= 16 and (self.bits == 16 or self.intensity == "bit_depth"),
             f"bits is {self.bits}: needs 8 to 16, and input.intensity=bit_depth if below 16",

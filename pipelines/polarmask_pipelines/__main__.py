@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 if a step failed; 2 for an error of the user; 130 if it was interrupted.
+        0; 1 if a step failed; 2 for an error of the user; 3 if the gate stopped the model; 130 if
+        it was interrupted.
     """
     return run_command(
         lambda: _run(arguments),

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from polarmask_components.redaction import redact
 from polarmask_pipelines.local_runner import TaskResult
+from polarmask_pipelines.summary import verdict_in
 
 _TAIL_LINES = 200
 _INDENT = "    "
@@ -133,8 +134,7 @@ def describe(result: TaskResult) -> str:
         case "evaluate":
             return f"mask AP {facts['mask_ap']:.3f}, AP50 {facts['mask_ap50']:.3f}"
         case "gate-model":
-            reason = Path(outputs["verdict"].path).read_text(encoding="utf-8").splitlines()[0]
-            return f"{'passed' if outputs['Output'] else 'stopped'}: {reason}"
+            return f"{'passed' if outputs['Output'] else 'STOPPED'}: {verdict_in(outputs)}"
         case "measure-engines":
             return f"fastest first: {outputs['Output']}"
         case "deploy-torchserve":

@@ -30,6 +30,8 @@ class Summary:
     steps: list[dict[str, Any]] = field(default_factory=list)
     """Name, seconds and status (succeeded, reused, failed or skipped), in the order in which the
     steps ended, skipped ones last; one entry for each pod of the labels."""
+    gate: dict[str, Any] | None = None
+    """`passed`, and `reason` in a sentence. A candidate that did not pass is not deployed."""
     nothing_changed: bool = False
     """Data, code and parameters are those of an earlier run, and the champion stays."""
     report: str | None = None
@@ -41,6 +43,11 @@ class Summary:
     """The server's answer to `sample`."""
     sample: str | None = None
     """A val image as PNG."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the gate stopped the candidate."""
+        return self.gate is not None and not self.gate["passed"]
 
     def write(self, out: Path) -> None:
         """Write summary.json into the run folder, atomically."""
@@ -77,11 +84,19 @@ def summarize(
     if "evaluate" in outputs:
         evaluated = outputs["evaluate"]
         for name in ("mask_ap", "mask_ap50", "mask_ap75"):
-            setattr(summary, name, evaluated["metrics"].metadata[name])
+            setattr(summary, name, evaluated["metrics"].metadata.get(name))
         summary.report = str(out / "reports" / "evaluation.html")
         summary.overlay = _copy(evaluated["overlay"].path, out / "overlay.png")
         summary.sample = _copy(evaluated["sample"].path, out / "sample.png")
+    if "gate-model" in outputs:
+        decided = outputs["gate-model"]
+        summary.gate = {"passed": decided["Output"], "reason": verdict_in(decided)}
     return summary
+
+
+def verdict_in(outputs: Mapping[str, Any]) -> str:
+    """Return the reason in the outputs of the gate."""
+    return Path(outputs["verdict"].path).read_text(encoding="utf-8").splitlines()[0]
 
 
 def _nothing_changed(by_name: Mapping[str, TaskResult]) -> bool:

@@ -579,6 +579,14 @@ def test_notify_sends_the_webhook_how_the_run_ended(webhook):
     ]
 
 
+def test_a_run_without_an_error_is_not_told_as_a_new_model(webhook):
+    address, received = webhook
+    notify.python_func(
+        webhook=address, status=replace(STATUS, state="SUCCEEDED", error_message=None)
+    )
+    assert "says whether a model was deployed" in received[0]["text"]
+
+
 def test_webhook_that_is_not_there_fails_no_run(monkeypatch):
     monkeypatch.setattr(notification, "_DEADLINE_SECONDS", 0)
     notify.python_func(webhook="http://127.0.0.1:9/", status=STATUS)

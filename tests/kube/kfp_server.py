@@ -69,15 +69,16 @@ class KfpServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def set_state(self, run_id, state, *, failed=(), error=""):
-        """Set the state of a run and the names of the tasks that failed."""
+    def set_state(self, run_id, state, *, failed=(), succeeded=(), error=""):
+        """Set the state of a run and the names of its tasks that failed and succeeded."""
         with self._lock:
             run = self.runs[run_id]
             run["state"] = state
             run["run_details"] = {
                 "task_details": [
-                    {"run_id": run_id, "task_id": name, "display_name": name, "state": "FAILED"}
-                    for name in failed
+                    {"run_id": run_id, "task_id": name, "display_name": name, "state": ended}
+                    for ended, names in (("FAILED", failed), ("SUCCEEDED", succeeded))
+                    for name in names
                 ]
             }
             if error:

@@ -68,6 +68,24 @@ def test_demo_that_fails_leaves_no_server(tmp_path, monkeypatch):
     assert stopped == [failed.server]
 
 
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 3)])
+def test_a_stopped_run_begins_with_the_verdict_and_ends_with_its_code(
+    tmp_path, monkeypatch, capsys, passed, code
+):
+    (tmp_path / "reports").mkdir()
+    gate = {"passed": passed, "reason": "mask AP 0.1000 is below the floor 0.2500"}
+    summary = Summary(
+        mask_ap=0.1, mask_ap50=0.2, gate=gate, champion="abc", overlay="o", sample="s", model="m"
+    )
+    ended = Outcome(summary, "", tmp_path / "server", "http://127.0.0.1:1/predictions/polarmask")
+    monkeypatch.setattr(local, "run", lambda *_: ended)
+    assert main(["run", "--out", str(tmp_path)]) == code
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"\nSTOPPED by the gate: {gate['reason']}\n") is not passed
+    assert ("curl" in printed) is passed
+    assert ("the champion, version abc, still answers" in printed) is not passed
+
+
 def test_long_lists_of_an_answer_are_cut():
     answer = {"instances": [{"bbox": [1, 2, 3, 4], "polygon": [[0, 1]] * 36}] * 40}
     assert shorten(answer) == {

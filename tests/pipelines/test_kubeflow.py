@@ -77,6 +77,22 @@ def test_waiting_ends_with_the_run(kfp_server, capsys, state):
     assert state.lower() in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("succeeded", "code"),
+    [
+        pytest.param(["root", "gate-model", "deploy-torchserve(0)"], 0, id="deployed"),
+        pytest.param(["root", "train", "gate-model(0)", "remember-run-2"], 3, id="stopped"),
+        pytest.param(["root", "check-changed"], 0, id="nothing-changed"),
+    ],
+)
+def test_a_run_that_the_gate_stopped_is_no_success(kfp_server, capsys, succeeded, code):
+    after_start(kfp_server, lambda run: kfp_server.set_state(run, "SUCCEEDED", succeeded=succeeded))
+    assert main(["submit", "--wait"]) == code
+    assert ("STOPPED     by the gate: no model was deployed" in capsys.readouterr().out) is bool(
+        code
+    )
+
+
 def test_failed_run_names_its_tasks_and_fails_the_command(kfp_server, capsys):
     after_start(
         kfp_server, lambda run: kfp_server.set_state(run, "FAILED", failed=["train"], error="dead")

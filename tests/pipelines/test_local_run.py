@@ -56,7 +56,7 @@ def command_for(place, name, settings=SETTINGS, **parameters):
     return [*module, "--out", str(place.runs / name), "--preset", "tiny", *flags]
 
 
-def run(place, name, *settings, **parameters):
+def run(place, name, *settings, code=0, **parameters):
     done = subprocess.run(
         command_for(place, name, *settings, **parameters),
         capture_output=True,
@@ -64,7 +64,7 @@ def run(place, name, *settings, **parameters):
         timeout=240,
     )
     log = place.runs / name / "run.log"
-    assert done.returncode == 0, done.stdout + done.stderr + log.read_text()
+    assert done.returncode == code, done.stdout + done.stderr + log.read_text()
     summary = json.loads((place.runs / name / "summary.json").read_text())
     status = {step["name"]: step["status"] for step in summary["steps"]}
     return SimpleNamespace(out=done.stdout, summary=summary, status=status)
@@ -88,6 +88,7 @@ def champion(place, first):
 
 def test_first_run_ends_with_a_model_that_answers(place, first, champion):
     assert set(first.status.values()) == {"succeeded"}
+    assert first.summary["gate"]["passed"] is True
     assert first.summary["champion"] == champion
     assert first.summary["server_answer"]["model"]["version"] == champion
     assert is_serving(place.server)
@@ -151,15 +152,21 @@ def test_with_run_only_if_changed_an_unchanged_run_stops_after_resolving_the_dat
     assert again.summary["nothing_changed"]
     ran = {name for name, status in again.status.items() if status == "succeeded"}
     assert ran == {"preflight", "resolve-data", "check-changed", "notify"}
-    changed = run(place, "changed", run_only_if_changed="true", eval_floor_ap="0.99")
+    changed = run(place, "changed", code=3, run_only_if_changed="true", eval_floor_ap="0.99")
     assert changed.status["remember-run"] == "succeeded"  # although the gate stopped it
     stopped = run(place, "stopped", run_only_if_changed="true", eval_floor_ap="0.99")
     assert stopped.status["train"] == "skipped"
 
 
 def test_candidate_below_the_floor_is_not_deployed(place, champion):
-    stopped = run(place, "below-floor", eval_floor_ap="0.99")
+    stopped = run(place, "below-floor", code=3, eval_floor_ap="0.99")
     assert stopped.status["deploy-torchserve"] == "skipped"
+    _, verdict, *_ = stopped.out.split("\n\n")
+    assert verdict.startswith("STOPPED by the gate: mask AP")
+    assert "curl" not in stopped.out
+    assert f"the champion, version {champion}, still answers at http" in stopped.out
+    assert stopped.summary["gate"]["passed"] is False
+    assert "is below the floor 0.9900" in stopped.summary["gate"]["reason"]
     assert "is below the floor 0.9900" in stopped.out
     assert stopped.summary["champion"] == champion
 
@@ -197,7 +204,7 @@ def better(place, first, tmp_path):
 
 def test_candidate_below_the_champion_is_not_deployed(place, first, better):
     assert better != first.summary["champion"]
-    stopped = run(place, "worse")
+    stopped = run(place, "worse", code=3)
     assert stopped.status["deploy-torchserve"] == "skipped"
     assert "is below the champion's 0.9900" in stopped.out
     assert place.registry.champion().version == better

@@ -39,5 +39,7 @@ def notify(
         "error": status.error_message or "",
     }
     text = " ".join(part for part in ("PolarMask:", *message.values()) if part)
+    if status.state == "SUCCEEDED":  # with a stopped model, too
+        text += "; the page of its gate says whether a model was deployed"
     if webhook:
         logging.info(post(webhook, {"text": text, **message}))

@@ -2,6 +2,8 @@
 
 import argparse
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,6 +13,15 @@ Argument: TypeAlias = tuple[str, dict[str, Any]]
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 """Takes the options; returns the exit code."""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+STOPPED_BY_GATE = 3
+"""Exit code of a run without an error that deployed nothing, because the gate stopped its model."""
+
+
+def emphasized(text: str) -> str:
+    """Return a text in bold, if people read it on a terminal."""
+    is_plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR")
+    return text if is_plain else f"\x1b[1m{text}\x1b[0m"
 
 
 def command(example: str = "", *arguments: Argument) -> Callable[[Run], Callable[[Commands], None]]:

@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from polarmask_components.redaction import redact
-from polarmask_pipelines.commands.command import DRY_RUN, PARAM, argument, command, switch
+from polarmask_pipelines.commands.command import (
+    DRY_RUN,
+    PARAM,
+    STOPPED_BY_GATE,
+    argument,
+    command,
+    emphasized,
+    switch,
+)
 from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_client import Kubeflow
 from polarmask_pipelines.package import Package, compile_package
@@ -20,6 +28,7 @@ _NOT_DELETED = (
     "the run with its schedule. The schedule is switched off and starts no more runs; "
     "`{command}` deletes it after its run has ended"
 )
+_GATE, _DEPLOY = "gate-model", "deploy-torchserve"
 _SERVER = (
     argument(
         "--host",
@@ -40,7 +49,7 @@ _ACCOUNT = argument("--service-account", "account of the steps (default: Kubeflo
     PARAM,
     argument("--name", "of the pipeline run (default: pipeline and time)"),
     _ACCOUNT,
-    switch("--wait", "wait for the end; exit code 1 if the run failed"),
+    switch("--wait", "wait for the end; exit code 1 if the run failed, 3 if the gate stopped it"),
     DRY_RUN,
 )
 def submit(options: argparse.Namespace) -> int:
@@ -77,7 +86,17 @@ def _follow(kubeflow: Kubeflow, run_id: str) -> int:
         print(f"failed      {', '.join(failed)}; the UI shows their logs")
     if run.error:
         print(f"error       {run.error.message}")
-    return 0 if run.state in ("SUCCEEDED", "SKIPPED") else 1
+    if run.state not in ("SUCCEEDED", "SKIPPED"):
+        return 1
+    # Entries of retries and groups have the name of their task, too, as in "train(0)".
+    ran = {each.display_name.partition("(")[0] for each in tasks if each.state == "SUCCEEDED"}
+    if _GATE in ran and _DEPLOY not in ran:
+        print(
+            f"{emphasized('STOPPED')}     by the gate: no model was deployed; its page in the UI "
+            "has the reason"
+        )
+        return STOPPED_BY_GATE
+    return 0
 
 
 @command(

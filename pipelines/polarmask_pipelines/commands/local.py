@@ -11,7 +11,13 @@ from typing import Any
 from polarmask.system.files import write_text
 from polarmask_components.deploy.local_target import is_serving, stop_server
 from polarmask_components.provenance.data_version import has_uncommitted_pointer
-from polarmask_pipelines.commands.command import PARAM, argument, command
+from polarmask_pipelines.commands.command import (
+    PARAM,
+    STOPPED_BY_GATE,
+    argument,
+    command,
+    emphasized,
+)
 from polarmask_pipelines.local_run import LOG, run
 from polarmask_pipelines.package import compile_package
 from polarmask_pipelines.parameters import read_parameters
@@ -78,22 +84,29 @@ def _run_and_print(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     elif outcome.url:
         stop_server(outcome.server)
         print("server stopped; KEEP=1 keeps it running")
-    return 0
+    return STOPPED_BY_GATE if outcome.summary.is_stopped else 0
 
 
 def _print_summary(summary: Summary, out: Path, url: str) -> None:
-    if summary.mask_ap is None:
+    if summary.gate is None:
         print("\nnothing changed, so nothing was trained; check-changed above has the reason")
         return
+    if summary.is_stopped:
+        print(f"\n{emphasized('STOPPED by the gate')}: {summary.gate['reason']}")
+        print("no model was deployed")
     if summary.nothing_changed:
         print("\nnothing changed: data, code and parameters are those of an earlier run")
-    print(f"\nmask AP  {summary.mask_ap:.3f}, AP50 {summary.mask_ap50:.3f}")
+    if summary.mask_ap is not None:
+        print(f"\nmask AP  {summary.mask_ap:.3f}, AP50 {summary.mask_ap50:.3f}")
     print(f"reports  {', '.join(map(_shown, sorted((out / 'reports').iterdir())))}")
     print(f"overlay  {_shown(summary.overlay)}")
     print(f"summary  {_shown(out / SUMMARY)}")
     print(f"took     {summary.seconds:.0f} s")
     if not url:
         print("\nno model was deployed yet, so no server runs")
+        return
+    if summary.is_stopped:
+        print(f"\nthe champion, version {summary.champion}, still answers at {url}")
         return
     print(f"\n$ curl -X POST -T {shlex.quote(_shown(summary.sample))} {url}")
     print(json.dumps(shorten(summary.server_answer)))

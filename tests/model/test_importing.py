@@ -220,6 +220,24 @@ def test_coco_exports(tmp_path, file, image, prefix):
         assert [(each.id, each.name) for each in data.categories] == [(1, "person"), (18, "dog")]
 
 
+def test_coco_values_are_read_however_they_are_written(tmp_path):
+    save_image(tmp_path / "a.png")
+    document = coco_document(["a.png"])
+    document["images"][0].update(id="0", width="60", height=40.0)
+    document["categories"][0]["id"] = 18.0
+    [first] = document["annotations"]
+    others = [{"iscrowd": "false"}, {"iscrowd": "True"}, {"iscrowd": "?"}, {"image_id": [0]}]
+    document["annotations"] += [{**first, **other} for other in others]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(document))
+    source = read_coco([load_coco_file(path, tmp_path, None)])
+    [image] = source.images
+    assert (image.width, image.height) == (60, 40)
+    assert [one.crowd for one in image.objects] == [False, False, True]
+    assert [problem.kind for problem in source.problems] == ["bad_iscrowd", "unknown_image"]
+    assert source.category_ids == {"dog": 18, "person": 1}
+
+
 def test_coco_keypoints_and_captions_are_no_outlines(tmp_path):
     save_image(tmp_path / "a.png")
     document = coco_document(["a.png"])

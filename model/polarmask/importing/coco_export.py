@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polarmask.data.coco_fields import quote, read_flag, read_integer
 from polarmask.data.images import read_size
 from polarmask.errors import DataError
 from polarmask.importing.source import Source, SourceImage, SourceObject, image_files, split_of
-
-_TRUE = (1, True, "1", "true")
 
 
 @dataclass(frozen=True)
@@ -74,31 +73,34 @@ def read_coco(files: Sequence[CocoFile]) -> Source:
 def _category_ids(files: Sequence[CocoFile]) -> dict[str, int]:
     """Return the id of each category name; empty if ids or names are not unique."""
     pairs = {
-        (each.get("name"), each.get("id")) for file in files for each in file.raw["categories"]
+        (str(each.get("name")), read_integer(each.get("id")))
+        for file in files
+        for each in file.raw["categories"]
     }
-    names, ids = {name for name, _ in pairs}, {number for _, number in pairs}
-    fit = all(isinstance(name, str) and type(number) is int for name, number in pairs)
-    return dict(pairs) if fit and len(names) == len(ids) == len(pairs) else {}
+    id_of = {name: number for name, number in pairs if number is not None}
+    return id_of if len(id_of) == len(set(id_of.values())) == len(pairs) else {}
 
 
 def _read(file: CocoFile, source: Source) -> Iterator[SourceImage]:
     found = _Images(file.images)
-    names = {each.get("id"): str(each.get("name")) for each in file.raw["categories"]}
-    objects: dict[Any, list[SourceObject]] = {each.get("id"): [] for each in file.raw["images"]}
+    names = {_id(each, "id"): str(each.get("name")) for each in file.raw["categories"]}
+    objects: dict[str, list[SourceObject]] = {_id(each, "id"): [] for each in file.raw["images"]}
     for each in file.raw["annotations"]:
         where = f"{file.path}: annotation {each.get('id')}"
         if not each.get("segmentation"):
             source.leave_out("object", "no_outline", where, "has no segmentation")
-        elif each.get("image_id") not in objects:
+        elif (image_id := _id(each, "image_id")) not in objects:
             source.leave_out("object", "unknown_image", where, "belongs to no image of the list")
-        elif each.get("category_id") not in names:
+        elif (category_id := _id(each, "category_id")) not in names:
             source.leave_out(
                 "object", "unknown_category", where, "belongs to no category of the list"
             )
+        elif (crowd := read_flag(each.get("iscrowd"))) is None:
+            detail = f"iscrowd is {quote(each['iscrowd'])}; give 0 or 1"
+            source.leave_out("object", "bad_iscrowd", where, detail)
         else:
-            crowd = each.get("iscrowd") in _TRUE
-            one = SourceObject(names[each["category_id"]], each["segmentation"], crowd)
-            objects[each["image_id"]].append(one)
+            one = SourceObject(names[category_id], each["segmentation"], crowd)
+            objects[image_id].append(one)
     for each in file.raw["images"]:
         try:
             path = found.path_of(str(each.get("file_name")))
@@ -106,8 +108,14 @@ def _read(file: CocoFile, source: Source) -> Iterator[SourceImage]:
         except DataError as error:
             source.leave_out("image", "no_image_file", f"image {each.get('id')}", str(error))
             continue
-        size = int(each.get("width") or width), int(each.get("height") or height)
-        yield SourceImage(path, *size, tuple(objects[each.get("id")]), file.split)
+        size = read_integer(each.get("width")) or width, read_integer(each.get("height")) or height
+        yield SourceImage(path, *size, tuple(objects[_id(each, "id")]), file.split)
+
+
+def _id(entry: dict[str, Any], key: str) -> str:
+    """Return an id as text: 1, 1.0 and "1" are one id, as programs write them."""
+    number = read_integer(entry.get(key))
+    return repr(entry.get(key)) if number is None else str(number)
 
 
 class _Images:

@@ -106,6 +106,32 @@ def assert_rays_end_on_the_outline(found):
     np.testing.assert_allclose(drawn_NR2.clip(low, high), found.polygons, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("intensity", "bits", "dtype"),
+    [("as_is", 16, np.uint16), ("bit_depth", 12, np.uint16), ("bit_depth", 12, np.int32)],
+)
+def test_deep_images_are_answered_as_their_upper_eight_bits(model, intensity, bits, dtype):
+    predictor = Predictor.load(model)
+    plain = noise(40, 60)
+    expected = predictor.predict([plain])[0]
+    card = predictor.card
+    images = replace(card.config.input, intensity=intensity, bits=bits)
+    predictor.card = replace(card, config=replace(card.config, input=images))
+    found = predictor.predict([plain.astype(dtype) << (bits - 8)])[0]
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.polygons, expected.polygons)
+
+
+def test_an_image_with_other_bits_than_the_model_expects_is_logged(model, caplog):
+    deep = noise(40, 60).astype(np.uint16) << 3
+    for _ in range(2):
+        Predictor.load(model).predict([deep])
+    assert [record.getMessage() for record in caplog.records] == [
+        "an image uses 11 bits and the model expects 16 (its input.intensity): the network sees "
+        "it nearly black"
+    ]
+
+
 def test_a_selection_keeps_what_belongs_together(model):
     found = Predictor.load(model).predict([noise(64, 64)])[0]
     found = replace(found, further_parts={2: found.polygons[:1], 4: found.polygons[1:3]})

@@ -54,9 +54,14 @@ def test_parts_that_overlap_leave_no_hole():
 
 @pytest.mark.parametrize(
     ("hw", "expected"),
-    [((256, 256), (768, 768)), ((96, 128), (576, 768)), ((900, 1200), (900, 1200))],
+    [
+        ((256, 256), (768, 768)),
+        ((96, 128), (576, 768)),
+        ((900, 1200), (900, 1200)),
+        ((100, 70_000), (12, 8192)),  # wider than a JPEG can be
+    ],
 )
-def test_small_images_are_enlarged_and_large_ones_keep_their_size(hw, expected):
+def test_overlays_are_neither_small_nor_huge(hw, expected):
     assert draw_shapes(grey(*hw), []).shape[:2] == expected
 
 

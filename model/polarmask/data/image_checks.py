@@ -4,14 +4,12 @@ from pathlib import Path
 
 from polarmask.config.settings import InputConfig
 from polarmask.data.images import ImageHeader, Pixels, read_header, read_image, too_large
-from polarmask.data.intensity import lacks_range
+from polarmask.data.intensity import fitting_bits, lacks_range
 from polarmask.data.summary import Problem
 from polarmask.errors import DataError
 
 _SAMPLED = 32
 """Deep images, at most, that are decoded for their values where pixels are not checked."""
-_SPARE_BITS = 2
-"""A file that leaves more bits than this unused is nearly black."""
 
 
 class ImageChecks:
@@ -106,8 +104,8 @@ class ImageChecks:
 
     def finish(self) -> list[Problem]:
         """Return what the values of all deep images say about the setting."""
-        bits, needed = (self._config or InputConfig()).bits, self._needed_bits()
-        if not self.recommended():
+        bits, needed = (self._config or InputConfig()).bits, self._fitting_bits()
+        if needed is None:
             return []
         settings = " ".join(f"--set {setting}" for setting in self.recommended())
         if needed > bits:
@@ -124,16 +122,17 @@ class ImageChecks:
 
     def recommended(self) -> tuple[str, ...]:
         """Return the settings that fit the values, as `--set` takes them; empty if theirs do."""
-        bits, needed = (self._config or InputConfig()).bits, self._needed_bits()
-        if not needed or bits - _SPARE_BITS < needed <= bits:
+        needed = self._fitting_bits()
+        if needed is None:
             return ()
         if needed > 16:
             return ("input.intensity=percentile", "input.bits=16")
         return ("input.intensity=bit_depth", f"input.bits={needed}")
 
-    def _needed_bits(self) -> int:
-        """Return the bits of the highest value, at least 8; 0 if no value counts."""
-        return max(8, max(self._highest).bit_length()) if self._highest else 0
+    def _fitting_bits(self) -> int | None:
+        if not self._highest:
+            return None
+        return fitting_bits(max(self._highest), self._config or InputConfig())
 
 
 def _check_size(

@@ -3,7 +3,9 @@
 Files with 8 bits per channel keep their values but for `percentile`.
 """
 
+import logging
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,10 @@ from polarmask.config.settings import InputConfig
 from polarmask.data.images import Pixels
 from polarmask.errors import DataError
 
+logger = logging.getLogger(__name__)
+
+_SPARE_BITS = 2
+"""Values that leave more bits than this unused are nearly black."""
 _PERCENTILES = (1.0, 99.8)
 _SAMPLED = 2**18
 """Pixels, about, that percentiles are taken from: more change nothing."""
@@ -46,6 +52,32 @@ def lacks_range(values: str, config: InputConfig) -> str:
     return (
         f"{kind} and does not say which is white; train with --set input.intensity=percentile, "
         "or save it with 8 or 16 bits per channel"
+    )
+
+
+def fitting_bits(highest: int, config: InputConfig) -> int | None:
+    """Return the bits that values up to `highest` use, 8 or more; None if the setting's fit."""
+    needed = max(8, highest.bit_length())
+    fits = config.intensity == "percentile" or config.bits - _SPARE_BITS < needed <= config.bits
+    return None if fits else needed
+
+
+def warn_of_unfitting_bits(image_HW3: Pixels, config: InputConfig) -> None:
+    """Log, once for each number of bits, that an image uses others than the setting expects."""
+    if image_HW3.dtype == np.uint16:
+        used = fitting_bits(int(image_HW3.max()), config)
+        if used is not None:
+            _warn(used, config.bits)
+
+
+@lru_cache
+def _warn(used: int, expected: int) -> None:
+    logger.warning(
+        "an image uses %d bits and the model expects %d (its input.intensity): the network sees "
+        "it nearly %s",
+        used,
+        expected,
+        "black" if used < expected else "white",
     )
 
 

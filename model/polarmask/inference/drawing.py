@@ -31,7 +31,7 @@ BLUE: Colour = (0, 114, 178)
 WHITE: Colour = (255, 255, 255)
 PALETTE = (SKY, ORANGE, GREEN, YELLOW, PINK, VERMILION, BLUE)
 
-_SMALL_OVERLAY = 768
+_SMALL_OVERLAY, _LARGE_OVERLAY = 768, 8192
 _SUBPIXEL_BITS = 4
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -108,10 +108,11 @@ def draw_shapes(
     Args:
         image: (H, W, 3) RGB; more than 8 bits are stretched, so that people see something.
         shapes: In pixels of the image.
-        side: Longer side of the overlay in pixels; None enlarges images below 768 and keeps others.
+        side: Longer side of the overlay in pixels; None enlarges images below 768, shrinks those
+            above 8192, which JPEG and memory may not take, and keeps others.
     """
     longer = max(image.shape[:2])
-    overlay = resized(shown(image), side or max(longer, _SMALL_OVERLAY)).copy()
+    overlay = resized(shown(image), side or min(max(longer, _SMALL_OVERLAY), _LARGE_OVERLAY)).copy()
     scale = max(overlay.shape[:2]) / longer
     placed = sorted(
         (_Placed(shape, scale) for shape in shapes if shape.polygons),

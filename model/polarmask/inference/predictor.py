@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polarmask.data.images import Pixels
-from polarmask.data.intensity import to_uint8
+from polarmask.data.intensity import to_uint8, warn_of_unfitting_bits
 from polarmask.data.preprocess import (
     canvas_hw,
     letterbox,
@@ -190,6 +190,7 @@ class Predictor:
                 f"expected (H, W, 3) of {', '.join(_DTYPES)}; got {image.shape} {image.dtype}"
             )
         config = self.card.config.input
+        warn_of_unfitting_bits(image, config)
         rows, columns = image.shape[:2]
         return Prepared(resize(to_uint8(image, config), config), given_hw=(rows, columns))
 

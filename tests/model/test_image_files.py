@@ -83,6 +83,21 @@ def test_a_bad_file_does_not_stop_the_others(folder, tmp_path):
     assert len(looked.counts) == 2
 
 
+def test_an_image_over_the_limit_fails_alone(tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    PICTURE.resize((100, 100)).save(tmp_path / "b.png")
+    images = find_images([tmp_path])
+    looked = predict_images(StarFinder(), images, tmp_path / "found.json", max_pixels=9_999)
+    assert list(looked.counts) == [str(tmp_path / "a.png")]
+    assert "--max-pixels 10000" in looked.failed[str(tmp_path / "b.png")]
+
+
+def test_further_pages_are_named_as_unused(tmp_path, caplog):
+    PICTURE.save(tmp_path / "stack.tif", save_all=True, append_images=[PICTURE])
+    predict_images(StarFinder(), find_images([tmp_path]), tmp_path / "found.json")
+    assert "stack.tif has several pages or frames; only the first was used" in caplog.text
+
+
 def test_overlays_of_the_other_files_are_drawn(folder, tmp_path):
     looked = visualize_images(StarFinder(), find_images([folder]), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

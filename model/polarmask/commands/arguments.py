@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from polarmask.config.overrides import override
 from polarmask.config.presets import PRESETS, preset
-from polarmask.config.settings import RunConfig
+from polarmask.config.settings import InputConfig, RunConfig
 from polarmask.errors import DataError
 from polarmask.system.argument_types import at_least, between
 
@@ -59,6 +59,18 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_pixels_argument(parser: argparse.ArgumentParser, *, default: int | None) -> None:
+    """Add `--max-pixels`; without a default the model's setting counts."""
+    text = "the model's input.max_pixels" if default is None else f"{default:,}"
+    parser.add_argument(
+        "--max-pixels",
+        type=at_least(1),
+        default=default,
+        metavar="N",
+        help=f"refuse images with more pixels, before they are decoded (default: {text})",
+    )
+
+
 def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `predict` and `visualize` share: a model or server, a score, image files."""
     finder = parser.add_mutually_exclusive_group(required=True)
@@ -75,6 +87,7 @@ def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score", type=between(0, 1), default=0.3, help="lowest score, 0 to 1 (default: 0.3)"
     )
+    add_max_pixels_argument(parser, default=InputConfig.max_pixels)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
 
 

@@ -3,8 +3,12 @@
 import argparse
 from dataclasses import replace
 
-from polarmask.commands.arguments import add_data_argument, add_device_arguments
-from polarmask.system.argument_types import at_least, output_folder
+from polarmask.commands.arguments import (
+    add_data_argument,
+    add_device_arguments,
+    add_max_pixels_argument,
+)
+from polarmask.system.argument_types import output_folder
 
 HELP = "compute COCO mask AP"
 EXAMPLE = "polarmask evaluate --model runs/first/model --data data --out runs/first/report"
@@ -18,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     parser.add_argument("--split", default="val", help="which annotations (default: val)")
     add_device_arguments(parser)
-    parser.add_argument(
-        "--max-pixels", type=at_least(1), help="largest image (default: the model's setting)"
-    )
+    add_max_pixels_argument(parser, default=None)
     parser.add_argument(
         "--out", type=output_folder, help="folder for evaluation.json and report.html"
     )

@@ -28,7 +28,13 @@ def run(options: argparse.Namespace) -> int:
     from polarmask.inference.image_files import predict_images
 
     images = find_images(options.images)
-    looked = predict_images(finder_of(options), images, options.out, min_score=options.score)
+    looked = predict_images(
+        finder_of(options),
+        images,
+        options.out,
+        min_score=options.score,
+        max_pixels=options.max_pixels,
+    )
     print_counts(looked)
     print(f"predictions: {options.out}")
     return report_failed(looked)

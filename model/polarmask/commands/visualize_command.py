@@ -28,7 +28,12 @@ def run(options: argparse.Namespace) -> int:
 
     images = find_images(options.images)
     looked = visualize_images(
-        finder_of(options), images, options.out, min_score=options.score, rays=options.rays
+        finder_of(options),
+        images,
+        options.out,
+        min_score=options.score,
+        max_pixels=options.max_pixels,
+        rays=options.rays,
     )
     print_counts(looked)
     if looked.counts:

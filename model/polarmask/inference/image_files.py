@@ -1,5 +1,6 @@
 """Image files in, JSON or overlays out, for people who want to see what a model does."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask.data.images import Pixels, read_image
+from polarmask.data.images import Pixels, read_header, read_image
 from polarmask.errors import DataError, ServerError
 from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances, write_jpeg
 from polarmask.inference.predictor import Instances
 from polarmask.system.files import GrowingJson
+
+logger = logging.getLogger(__name__)
 
 _SHEET_IMAGES = 12
 _NAME_CHARACTERS = 50
@@ -39,7 +42,12 @@ class Finder(Protocol):
 
 
 def predict_images(
-    finder: Finder, images: Sequence[Path], out: Path, *, min_score: float = 0.3
+    finder: Finder,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    min_score: float = 0.3,
+    max_pixels: int | None = None,
 ) -> Looked:
     """Write what is found in images to a JSON file, one entry per image.
 
@@ -51,6 +59,7 @@ def predict_images(
         images: Image files.
         out: The file to write.
         min_score: Leave out lower scores.
+        max_pixels: Larger images fail before they are decoded; None for no limit.
 
     Raises:
         DataError: `out` is one of the images.
@@ -65,7 +74,7 @@ def predict_images(
             entries.append({"image": path, "error": reason})
             looked.failed[path] = reason
 
-        for path, _, found in _found_in(finder, images, fail):
+        for path, _, found in _found_in(finder, images, max_pixels, fail):
             entry = _to_json(path, found, min_score)
             entries.append(entry)
             looked.counts[str(path)] = len(entry["instances"])
@@ -78,6 +87,7 @@ def visualize_images(
     out: Path,
     *,
     min_score: float = 0.3,
+    max_pixels: int | None = None,
     rays: bool = False,
 ) -> Looked:
     """Write an overlay per image, and a contact sheet of the first ones.
@@ -87,6 +97,7 @@ def visualize_images(
         images: Image files.
         out: Folder for `NUMBER_NAME.jpg` and `contact_sheet.jpg`.
         min_score: Leave out lower scores.
+        max_pixels: Larger images fail before they are decoded; None for no limit.
         rays: Draw centres and rays, too.
 
     Raises:
@@ -98,7 +109,7 @@ def visualize_images(
     looked = Looked()
     overlays: list[NDArray[np.uint8]] = []
     with _progress_in_errors(looked, images, out):
-        for path, image, found in _found_in(finder, images, looked.failed.__setitem__):
+        for path, image, found in _found_in(finder, images, max_pixels, looked.failed.__setitem__):
             if rays and np.isnan(found.centers).any():
                 raise DataError("this server returns no centres and no rays; give the model itself")
             shapes = shapes_of_instances(found, min_score=min_score, rays=rays)
@@ -116,16 +127,21 @@ def visualize_images(
 
 
 def _found_in(
-    finder: Finder, images: Iterable[Path], fail: Callable[[str, str], None]
+    finder: Finder,
+    images: Iterable[Path],
+    max_pixels: int | None,
+    fail: Callable[[str, str], None],
 ) -> Iterator[tuple[Path, Pixels, Instances]]:
     """Yield each image with what is in it; call `fail` with the path and why there is nothing."""
     for path in tqdm(images, desc="predict", unit="image", delay=2, disable=None):
         try:
-            image = read_image(path, upright=True)
+            image = read_image(path, upright=True, max_pixels=max_pixels)
             found = finder.predict([image])[0]
         except DataError as error:
             fail(str(path), str(error))
         else:
+            if read_header(path).pages:
+                logger.warning("%s has several pages or frames; only the first was used", path)
             yield path, image, found
 
 

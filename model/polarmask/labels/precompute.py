@@ -46,7 +46,7 @@ from polarmask.labels.store import (
 from polarmask.system.files import atomic_path, sha256_of_file
 from polarmask.system.signals import no_interrupts_in_children
 
-_ANY_IMAGE = InputConfig(intensity="percentile", max_pixels=2**63)
+_ANY_IMAGE = InputConfig(intensity="percentile", max_pixels=2**31 - 1)
 """Labels depend on no value of a pixel: a store serves runs with other settings for these."""
 _NUM_WORST = 24
 

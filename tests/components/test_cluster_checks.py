@@ -26,7 +26,8 @@ from polarmask_components.checks.cluster_access import (
 )
 from polarmask_components.checks.cluster_checks import check_cluster
 from polarmask_components.checks.planned_run import PlannedRun
-from polarmask_components.errors import MissingObjectsError, PreflightError
+from polarmask_components.checks.run_checks import check_run
+from polarmask_components.errors import MissingObjectsError, PreflightError, StorageError
 from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.provenance.data_version import check_reachable
@@ -240,6 +241,12 @@ def test_missing_server_is_named(cluster_alone, enter, tmp_path, kind):
         enter(server)
         lines = problems(use(tmp_path, target=TARGET))
     assert any(f"no {kind} polarmask in namespace ml; apply k8s/" in line for line in lines)
+
+
+@pytest.mark.parametrize("target", ["kubernetes:/ml/a", "kubernetes//ml/a", "~/server"])
+def test_a_misspelt_target_is_refused(tmp_path, target):
+    with pytest.raises(StorageError, match=r"write .* kubernetes://NAMESPACE/NAME"):
+        check_run(use(tmp_path, target=target))
 
 
 @pytest.mark.parametrize("target", ["kubernetes://", "kubernetes://ml", "kubernetes://ml/a/b"])

@@ -21,9 +21,9 @@ from polarmask_components.provenance import git as git_calls
 from polarmask_components.provenance.data_version import (
     check_reachable,
     fetch,
-    has_uncommitted_pointer,
     hash_of_folder,
     resolve,
+    uncommitted_data,
 )
 from scripted_s3 import ScriptedS3
 
@@ -80,12 +80,19 @@ def test_our_hash_of_a_folder_is_the_one_of_dvc(data_repository):
 
 
 def test_pointer_that_was_changed_and_not_committed_is_noticed(copy):
-    assert not has_uncommitted_pointer(str(copy))
-    assert not has_uncommitted_pointer(copy.as_uri())
+    assert not uncommitted_data(str(copy))
+    assert not uncommitted_data(copy.as_uri())
     (copy / "README.md").write_text("not data")
-    assert not has_uncommitted_pointer(str(copy))
+    assert not uncommitted_data(str(copy))
     (copy / "data.dvc").write_text((copy / "data.dvc").read_text() + "desc: new\n")
-    assert has_uncommitted_pointer(str(copy / "data"))
+    assert uncommitted_data(str(copy / "data")) == "data.dvc has uncommitted changes"
+
+
+def test_files_that_were_changed_and_not_added_are_noticed(copy):
+    (copy / "data" / "annotations" / "instances_val.json").write_text("{}")
+    assert "changed without `dvc add data`" in uncommitted_data(str(copy))
+    shutil.rmtree(copy / "data")  # not fetched is not changed
+    assert not uncommitted_data(str(copy))
 
 
 @pytest.mark.parametrize("place", ["no/such/folder", "file:///no/such/repository"])

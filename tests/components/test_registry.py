@@ -344,6 +344,14 @@ def test_unusable_place_is_refused(uri):
         open_registry(uri)
 
 
+@pytest.mark.parametrize("uri", ["s3:/team/x", "s3//team/x", "S3:team/x", "~/x", "~ann/x"])
+def test_a_misspelt_address_is_no_folder(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=r"write s3://bucket/prefix.*or \./"):
+        open_registry(uri)
+    open_registry(f"./{uri}").check_writable()
+
+
 def test_missing_bucket_is_named_with_what_to_check(s3_environment):
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/x.*AWS_ENDPOINT_URL"):
         open_registry("s3://no-such-bucket/x").champion()

@@ -5,6 +5,7 @@ import logging
 from polarmask.errors import ConfigError
 from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.deploy.target import read_trial
+from polarmask_components.storage.objects import local_folder
 from polarmask_serving.archive.names import check_url_name
 from polarmask_serving.torchserve.launch import check_installed
 
@@ -17,6 +18,7 @@ def check_run(run: PlannedRun) -> None:
     Raises:
         ConfigError: Names the parameter that can't work.
         ArchiveError: A name that fits no URL.
+        StorageError: A target that is neither a Deployment nor a folder.
         ServerError: TorchServe is not installed where it is to run.
         PreflightError: A cluster lacks something; all of it, a line each.
     """
@@ -25,6 +27,7 @@ def check_run(run: PlannedRun) -> None:
         raise ConfigError(f"eval_floor_ap is {run.floor_ap}: mask AP is in [0, 1]")
     check_url_name("deploy_model_name", run.model_name)
     if not run.deploys_to_cluster:
+        local_folder(run.target)
         check_installed()
     if run.training_request.on_cluster or run.deploys_to_cluster:
         # Imports the Kubernetes client, which takes a second: too long for runs without a cluster.

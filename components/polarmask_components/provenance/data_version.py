@@ -22,7 +22,7 @@ from polarmask_components.errors import (
     NotARepositoryError,
     UnknownRevisionError,
 )
-from polarmask_components.provenance.dvc_files import dvc_files
+from polarmask_components.provenance.dvc_files import dvc_files, has_changed_files
 from polarmask_components.provenance.git import git, run_git
 
 POINTER = "data.dvc"
@@ -125,10 +125,17 @@ def _cut_commits(checkout: Path) -> list[str]:
     return path.read_text().split() if path.is_file() else []
 
 
-def has_uncommitted_pointer(repository: str) -> bool:
-    """Return whether a checkout's data.dvc has changes that no revision has yet."""
+def uncommitted_data(repository: str) -> str:
+    """Return what changed in a checkout's data that no revision has yet; "" for nothing."""
     path = Path(repository)
-    return path.is_dir() and bool(git(path, "status", "--porcelain", "--", f":/{POINTER}"))
+    if not path.is_dir():
+        return ""
+    if git(path, "status", "--porcelain", "--", f":/{POINTER}"):
+        return f"{POINTER} has uncommitted changes"
+    top = git(path, "rev-parse", "--show-toplevel")
+    if top and has_changed_files(Path(top), POINTER):
+        return f"files in {_FOLDER}/ changed without `dvc add {_FOLDER}`"
+    return ""
 
 
 def fetch(repository: str, version: DataVersion, to: Path) -> None:

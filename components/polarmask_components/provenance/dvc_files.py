@@ -3,7 +3,7 @@
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ def dvc_files(checkout: Path, commit: str, *, what: str) -> Iterator[Any]:
         raise MissingObjectsError(
             f"{what} can't be fetched: {_diagnosis(causes)} ({shown})"
         ) from error
+
+
+def has_changed_files(checkout: Path, pointer: str) -> bool:
+    """Return whether the files of a pointer are there and differ from it."""
+    from dvc.repo import Repo
+
+    status: dict[str, list[Any]] = {}
+    with suppress(Exception), Repo(str(checkout)) as repo:  # what is wrong, the run will report
+        status = repo.status(targets=[str(checkout / pointer)])
+    changes = [each for found in status.values() for each in found if isinstance(each, dict)]
+    return any("modified" in each.get("changed outs", {}).values() for each in changes)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,6 @@
 """Named bytes in a folder or in object storage, behind one interface."""
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -7,6 +8,9 @@ from polarmask.system.files import atomic_path, sha256_of_file
 from polarmask_components.errors import StorageError
 from polarmask_components.retry import SHORT_DEADLINE_SECONDS
 from polarmask_components.storage.local_objects import LocalObjects
+
+_NO_FOLDER = re.compile(r"~|[a-z][a-z0-9+.-]*:|(s3|minio|file|kubernetes)//", re.IGNORECASE)
+"""Addresses with a slash or colon too few, and homes, which only a shell replaces."""
 
 
 class Objects(Protocol):
@@ -56,7 +60,21 @@ def open_objects(uri: str) -> Objects:
         return S3Objects.from_uri(uri, deadline_seconds=SHORT_DEADLINE_SECONDS)
     if not uri:
         raise StorageError("an empty place; give a folder or s3://bucket/prefix")
-    return LocalObjects(Path(uri))
+    return LocalObjects(local_folder(uri))
+
+
+def local_folder(text: str) -> Path:
+    """Return the folder that a user names.
+
+    Raises:
+        StorageError: It looks like the address of something else.
+    """
+    if _NO_FOLDER.match(text):
+        raise StorageError(
+            f"{text!r} is neither an address nor taken as a folder; write s3://bucket/prefix or "
+            f"kubernetes://NAMESPACE/NAME, the whole path of a folder, or ./{text} if you mean that"
+        )
+    return Path(text)
 
 
 def fetch_file(uri: str, to: Path, *, sha256: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from polarmask.system.files import write_text
 from polarmask_components.deploy.local_target import is_serving, stop_server
-from polarmask_components.provenance.data_version import has_uncommitted_pointer
+from polarmask_components.provenance.data_version import uncommitted_data
 from polarmask_pipelines.commands.command import (
     PARAM,
     STOPPED_BY_GATE,
@@ -70,8 +70,8 @@ def stop(options: argparse.Namespace) -> int:
 def _run_and_print(out: Path, parameters: dict[str, Any], *, keep: bool) -> int:
     """Run, print the result, and stop the server unless it is to be kept."""
     parameters = {"data_repository": str(Path.cwd()), **parameters}
-    if has_uncommitted_pointer(parameters["data_repository"]):
-        print("note: data.dvc has uncommitted changes; runs take what is committed\n")
+    if change := uncommitted_data(parameters["data_repository"]):
+        print(f"note: {change}; runs take what is committed\n")
     outcome = run(out, parameters)
     if outcome.error:
         if not keep:

@@ -159,3 +159,8 @@ def test_a_bundle_that_does_not_exist_is_named(environment, monkeypatch):
 def test_the_region_may_have_the_name_that_other_programs_use(environment, monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     assert s3_client().meta.region_name == "eu-central-1"
+
+
+def test_a_name_that_is_no_utf8_is_refused_by_name(environment):
+    with pytest.raises(StorageError, match=r"images/caf\\udce9.png is no name for object storage"):
+        S3Objects.from_uri("s3://b/x", deadline_seconds=5).put("images/caf\udce9.png", b"1")

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from botocore.exceptions import ClientError
 
-from polarmask_components.errors import DamagedObjectError
+from polarmask.system.files import printable
+from polarmask_components.errors import DamagedObjectError, StorageError
 from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_components.storage.client import (
     call_s3,
@@ -155,6 +156,11 @@ class S3Objects:
         return True
 
     def _key(self, name: str) -> dict[str, Any]:
+        if printable(name) != name:
+            raise StorageError(
+                f"{printable(name)} is no name for object storage, whose names are UTF-8; "
+                "rename the file, and in the annotations too"
+            )
         return {"Bucket": self._bucket, "Key": self._prefix + name}
 
     def _call(self, call: Callable[[], Answer]) -> Answer:

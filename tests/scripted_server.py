@@ -17,7 +17,8 @@ class ScriptedServer:
     """Answers requests in turn from its script, and the rest with no instances.
 
     Attributes:
-        script: (status, headers, body) or "reset", one for each request to come.
+        script: (status, headers, body), "reset", "stall" (half a body and then nothing) or "drip"
+            (a header byte by byte), one for each request to come.
         seen: (path, headers) of each request.
         bodies: What each request sent.
     """
@@ -27,6 +28,7 @@ class ScriptedServer:
         self.seen = []
         self.bodies = []
         self._lock = threading.Lock()
+        self._ended = threading.Event()
 
     @contextmanager
     def running(self):
@@ -41,6 +43,10 @@ class ScriptedServer:
                     outer.bodies.append(sent)
                     outer.seen.append((self.path, dict(self.headers)))
                     reply = outer.script.pop(0) if outer.script else (200, {}, FOUND)
+                if reply in ("stall", "drip"):
+                    self.close_connection = True
+                    self.never_end(reply)
+                    return
                 if reply == "reset":
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
@@ -54,6 +60,13 @@ class ScriptedServer:
                 self.end_headers()
                 self.wfile.write(body)
 
+            def never_end(self, reply):
+                head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n"
+                self.wfile.write(head + (b"\r\nhalf" if reply == "stall" else b"X-Slow: "))
+                while not outer._ended.wait(0.02):
+                    if reply == "drip":
+                        self.wfile.write(b".")
+
             def log_message(self, *_):
                 """Log nothing."""
 
@@ -65,5 +78,6 @@ class ScriptedServer:
             try:
                 yield self
             finally:
+                self._ended.set()
                 server.shutdown()
                 thread.join()

@@ -21,7 +21,7 @@ ComponentError
 Errors of `polarmask` and `polarmask_serving` pass through steps unchanged.
 """
 
-from polarmask_components.redaction import redact
+from polarmask.system.redaction import redact
 
 
 class ComponentError(Exception):

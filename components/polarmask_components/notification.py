@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import requests
 
 from polarmask.errors import ConfigError
-from polarmask_components.redaction import redact
+from polarmask.system.redaction import redact
 from polarmask_components.retry import BUSY_STATUSES, SHORT_DEADLINE_SECONDS, retry
 
 _TIMEOUT_SECONDS = 10

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from polarmask_components.redaction import redact
+from polarmask.system.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
-from polarmask_components.redaction import redact
+from polarmask.system.redaction import redact
 from polarmask_pipelines.local_runner import TaskResult
 from polarmask_pipelines.summary import verdict_in
 

@@ -6,7 +6,7 @@ PipelineError
     KubeflowError      check the address, the token or what is on the server
 """
 
-from polarmask_components.redaction import redact
+from polarmask.system.redaction import redact
 
 
 class PipelineError(Exception):

@@ -7,10 +7,10 @@ from threading import Thread
 import pytest
 
 from polarmask.errors import ConfigError
+from polarmask.system.redaction import redact
 from polarmask_components import notification
 from polarmask_components.errors import NotARepositoryError
 from polarmask_components.notification import check_webhook, post
-from polarmask_components.redaction import redact
 from polarmask_pipelines.errors import KubeflowError
 
 SECRET = "services/T000/B000/s3cr3t"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -156,6 +157,87 @@ def test_the_server_says_when_to_come_back(scripted):
         Client(scripted.url).predict(b"image")
 
 
+@pytest.mark.parametrize("trouble", ["stall", "drip"])
+def test_the_timeout_is_that_of_the_whole_prediction(scripted, trouble):
+    scripted.script = [trouble] * 9
+    start = time.monotonic()
+    with (
+        Client(scripted.url, timeout=0.3) as client,
+        pytest.raises(UnavailableError, match=r"no whole answer within 0\.3 s"),
+    ):
+        client.predict(b"image")
+    assert time.monotonic() - start < 5  # a slow machine is no failure
+    assert len(scripted.seen) == 1
+    scripted.script = []
+    assert len(client.predict(b"image")) == 0  # on another connection
+
+
+def test_tries_end_with_the_timeout(scripted):
+    scripted.script = [(503, {"Retry-After": "9"}, b"busy")] * 9
+    with pytest.raises(UnavailableError, match="503: busy"):
+        Client(scripted.url, timeout=5).predict(b"image")
+    assert len(scripted.seen) == 1
+
+
+@pytest.mark.parametrize("kind", [str, Path, bytes, bytearray, memoryview])
+def test_an_image_may_be_a_path_or_bytes_of_any_kind(scripted, tmp_path, kind):
+    (tmp_path / "a.png").write_bytes(b"content")
+    image = tmp_path / "a.png" if kind in (str, Path) else b"content"
+    Client(scripted.url).predict(kind(image))
+    assert scripted.bodies == [b"content"]
+
+
+@pytest.mark.parametrize(
+    ("categories", "sent"),
+    [
+        (np.array([3, 1]), "[3, 1]"),
+        ([np.int64(3), "cell"], '[3, "cell"]'),
+        ("cell", '["cell"]'),
+        (np.uint8(7), "[7]"),
+        ([], "[]"),
+    ],
+)
+def test_categories_are_names_or_whole_numbers_of_any_kind(scripted, categories, sent):
+    Client(scripted.url).predict(b"image", categories=categories)
+    assert scripted.seen[-1][1]["X-Categories"] == sent
+
+
+def test_a_category_of_another_kind_is_refused(scripted):
+    with pytest.raises(TypeError):
+        Client(scripted.url).predict(b"image", categories=[1.5])
+    assert not scripted.seen
+
+
+def test_a_password_in_the_address_is_sent_and_never_shown(scripted):
+    url = scripted.url.replace("://", "://me:p%40ss@")
+    client = Client(url)
+    client.predict(b"image")
+    assert scripted.seen[-1][1]["Authorization"] == "Basic bWU6cEBzcw=="  # me:p@ss
+    assert "p%40ss" not in client.url
+    scripted.script = [(500, {}, b""), (200, {}, b"<html>"), "reset", "stall"]
+    for _ in range(4):
+        with pytest.raises(ClientError) as caught:
+            Client(url, retries=0, timeout=0.3).predict(b"image")
+        assert "ss@" not in str(caught.value)
+        assert "p%40ss" not in repr(caught.getrepr(style="native"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://me:secret@host/a", "http://me:sec/ret@host/a", "http://me:secret@", "me:secret@host"],
+)
+def test_an_address_that_is_refused_shows_no_password(url):
+    with pytest.raises(ValueError, match="is no http address") as caught:
+        Client(url)
+    assert "ret" not in str(caught.value)
+
+
+def test_a_token_in_the_query_is_not_shown():
+    with pytest.raises(UnavailableError) as caught:
+        Client("http://127.0.0.1:9/predictions/a?token=secret", retries=0).predict(b"image")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "expected_text"),
     [
@@ -204,6 +286,9 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(scripted, monkeypa
         {"token": "a\nb"},
         {"retries": -1},
         {"connections": 0},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"url": "http://a:b@host/", "token": "c"},
     ],
 )
 def test_arguments_that_can_t_work_are_refused(arguments):
@@ -220,7 +305,12 @@ def test_sixteen_bit_pixels_arrive_as_they_are(scripted, shape):
 
 
 def test_an_array_that_is_no_image_is_refused(scripted):
-    for array in (np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2)), np.zeros(3, np.uint8)):
+    for array in (
+        np.zeros((2, 2, 4), np.uint8),
+        np.zeros((2, 2)),
+        np.zeros(3, np.uint8),
+        np.zeros((0, 5), np.uint8),
+    ):
         with pytest.raises(ValueError, match="uint8"):
             Client(scripted.url).predict(array)
 

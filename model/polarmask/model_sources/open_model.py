@@ -16,6 +16,7 @@ from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
 from polarmask.system.device import find_device
 from polarmask.system.files import check_zip
+from polarmask.system.redaction import redact
 from polarmask.training.checkpoint import load_checkpoint
 from polarmask.training.run_folder import CHECKPOINT
 
@@ -91,7 +92,7 @@ def open_server(url: str, *, token: str | None = None) -> Finder:
         try:
             opener = client.load()
         except ImportError as error:
-            raise DataError(f"no client for {url} ({error}); {_NO_CLIENT}") from error
+            raise DataError(f"no client for {redact(url)} ({error}); {_NO_CLIENT}") from error
         finder: Finder = opener(url, token=token)
         return finder
-    raise DataError(f"no client for {url}; {_NO_CLIENT}")
+    raise DataError(f"no client for {redact(url)}; {_NO_CLIENT}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from polarmask_components.redaction import redact
+from polarmask.system.redaction import redact
 from polarmask_pipelines.commands.command import (
     DRY_RUN,
     PARAM,

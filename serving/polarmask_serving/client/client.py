@@ -15,31 +15,25 @@ ClientError (a ServingError)
     FaultyAnswerError       5xx, or no answer of a model: look at the address or the server's log
 """
 
-import json
 import random
-import struct
 import threading
 import time
-import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from io import BytesIO
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Self, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-import numpy as np
 import requests
-from numpy.typing import NDArray
+from requests.auth import HTTPBasicAuth
 
+from polarmask.system.redaction import redact
+from polarmask_serving.client.post import Answer, post_within
 from polarmask_serving.client.prediction import Prediction, read_prediction
+from polarmask_serving.client.upload import Category, Image, encode_categories, encode_image
 from polarmask_serving.errors import ServingError
-
-Image = bytes | Path | NDArray[np.generic]
-"""A file's content, a file, or pixels: (H, W, 3) RGB or (H, W) grey, uint8 or uint16."""
 
 _RETRIED = {429, 502, 503}  # not 504: the server may still be busy with what it did not answer
 _FIRST_WAIT_SECONDS = 0.2
@@ -81,9 +75,10 @@ class Client:
 
     Args:
         url: Of the predictions, such as http://127.0.0.1:8080/predictions/polarmask, with
-            /VERSION behind it for one version.
+            /VERSION behind it for one version. A user and password in it are sent as such, and
+            shown nowhere.
         token: Sent as bearer token.
-        timeout: Seconds that one try may take.
+        timeout: Seconds that a prediction may take: all tries, and the waits between them.
         retries: Further tries when the server can't be reached or is overloaded. Asking twice
             for a prediction does no harm.
         connections: How many images of a batch are under way at a time.
@@ -98,19 +93,20 @@ class Client:
         retries: int = 4,
         connections: int = 4,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{url!r} is no http address of predictions")
+        parts = _split_address(url)
         if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
             raise ValueError("the token is empty or has characters that no header can carry")
-        if retries < 0 or connections < 1 or timeout <= 0:
+        if token is not None and parts.username is not None:
+            raise ValueError("the address has a password: give it or the token, not both")
+        if retries < 0 or connections < 1 or not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ValueError("retries >= 0, connections >= 1 and timeout > 0 are needed")
-        self.url = url
-        self._token = token
+        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self._shown = redact(self.url)
+        self._authorise = _authorisation(parts, token)
         self._timeout = timeout
         self._retries = retries
         self._connections = connections
-        self._local = _is_loopback(parts.hostname)
+        self._local = _is_loopback(parts.hostname or "")
         self._of_thread = threading.local()
         self._sessions: list[requests.Session] = []
 
@@ -131,16 +127,16 @@ class Client:
         *,
         score_threshold: float | None = None,
         max_instances: int | None = None,
-        categories: Sequence[int | str] | None = None,
+        categories: Category | Sequence[Category] | None = None,
         return_rays: bool = False,
     ) -> Prediction:
         """Return what is in an image.
 
         Args:
-            image: JPEG or PNG as bytes or file, or pixels, which travel as PNG.
+            image: JPEG or PNG as bytes or as a file's path, or pixels, which travel as PNG.
             score_threshold: Leave out lower scores; None: the server's default.
             max_instances: At most so many, the best ones.
-            categories: Ids or names of the only ones wanted.
+            categories: Ids or names of the only ones wanted, or one of them.
             return_rays: Fill `centers` and `ray_lengths`, too.
 
         Raises:
@@ -151,18 +147,19 @@ class Client:
         options = {
             "X-Score-Threshold": score_threshold,
             "X-Max-Instances": max_instances,
-            "X-Categories": None if categories is None else _json_list(categories),
+            "X-Categories": None if categories is None else encode_categories(categories),
             "X-Return-Rays": "true" if return_rays else None,
         }
         headers = {name: str(value) for name, value in options.items() if value is not None}
-        answer = self._ask(_encode(image), headers | {"Content-Type": "application/octet-stream"})
+        headers["Content-Type"] = "application/octet-stream"
+        answer = self._ask(encode_image(image), headers)
         try:
             return read_prediction(answer.json())
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise FaultyAnswerError(
-                f"{self.url} answers something else than a prediction; write the address that the "
-                "server names, such as http://127.0.0.1:8080/predictions/polarmask",
-                status=answer.status_code,
+                f"{self._shown} answers something else than a prediction; write the address that "
+                "the server names, such as http://127.0.0.1:8080/predictions/polarmask",
+                status=answer.status,
             ) from error
 
     def predict_batch(
@@ -171,7 +168,7 @@ class Client:
         *,
         score_threshold: float | None = None,
         max_instances: int | None = None,
-        categories: Sequence[int | str] | None = None,
+        categories: Category | Sequence[Category] | None = None,
         return_rays: bool = False,
     ) -> Iterator[Prediction | ClientError]:
         """Yield what is in each image, in order; images are taken as they are needed.
@@ -214,35 +211,39 @@ class Client:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, body: bytes, headers: dict[str, str]) -> requests.Response:
+    def _ask(self, body: bytes, headers: dict[str, str]) -> Answer:
+        deadline = time.monotonic() + self._timeout
         for number in range(self._retries + 1):
             try:
-                answer = self._session().post(
-                    self.url, data=body, headers=headers, timeout=self._timeout
-                )
+                seconds = max(0.0, deadline - time.monotonic())
+                answer = post_within(seconds, self._session(), self.url, body, headers)
+            except TimeoutError as error:
+                del self._of_thread.session  # still busy with this request
+                # No retry: so is the server.
+                raise UnavailableError(
+                    f"{self._shown} gives no whole answer within {self._timeout:g} s"
+                ) from error
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                failure: ClientError = UnavailableError(f"{self.url} is not reached: {error}")
+                text = redact(f"{self._shown} is not reached: {error}")
+                failure: ClientError = UnavailableError(text)
                 failure.__cause__ = error
                 wait = 0.0
-            except requests.Timeout as error:
-                # No retry: the server is still busy with the request that timed out.
-                raise UnavailableError(
-                    f"{self.url} gives no answer within {self._timeout:g} s"
-                ) from error
             except requests.RequestException as error:
-                raise FaultyAnswerError(f"{self.url}: {error}") from error
+                raise FaultyAnswerError(redact(f"{self._shown}: {error}")) from error
             else:
-                if answer.ok:
+                if answer.status < 400:
                     return answer
-                failure = _failure(self.url, answer)
-                if answer.status_code not in _RETRIED:
+                failure = _failure(self._shown, answer)
+                if answer.status not in _RETRIED:
                     raise failure
                 wait = _seconds_to_wait(answer)
-            if number == self._retries or wait > _LONGEST_WAIT_SECONDS:
-                raise failure
             # Waits differ, so that clients refused together don't come back together.
             backoff = _FIRST_WAIT_SECONDS * 2**number * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
-            time.sleep(wait + min(backoff, _LONGEST_WAIT_SECONDS))
+            pause = wait + min(backoff, _LONGEST_WAIT_SECONDS)
+            in_time = time.monotonic() + pause < deadline
+            if number == self._retries or wait > _LONGEST_WAIT_SECONDS or not in_time:
+                raise failure
+            time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
     def _session(self) -> requests.Session:
@@ -258,10 +259,33 @@ class Client:
             self._sessions.append(session)
         return session
 
-    def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+
+def _split_address(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises if it is none
+        if parts.scheme in {"http", "https"} and parts.hostname:
+            return parts
+    except ValueError:
+        pass
+    shown = "the address, with a password in it," if "@" in url else repr(url)
+    raise ValueError(f"{shown} is no http address of predictions")
+
+
+def _authorisation(
+    parts: SplitResult, token: str | None
+) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    if parts.username is not None:
+        return HTTPBasicAuth(
+            unquote(parts.username).encode(), unquote(parts.password or "").encode()
+        )
+
+    def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if token is not None:
+            request.headers["Authorization"] = f"Bearer {token}"
         return request
+
+    return authorise
 
 
 def _is_loopback(host: str) -> bool:
@@ -271,53 +295,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _json_list(categories: Sequence[int | str]) -> str:
-    """Write JSON, as names may hold commas; ASCII, as headers need."""
-    return json.dumps(list(categories))
-
-
-def _encode(image: Image) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Path):
-        return image.read_bytes()
-    if (
-        image.dtype not in (np.uint8, np.uint16)
-        or image.ndim not in (2, 3)
-        or image.shape[2:] not in ((), (3,))
-    ):
-        raise ValueError(
-            "an image is uint8 or uint16, (H, W, 3) RGB or (H, W); "
-            f"got {image.dtype}, {image.shape}"
-        )
-    if image.dtype == np.uint16:
-        return _encode_deep(image)
-    from PIL import Image as Pillow
-
-    file = BytesIO()
-    Pillow.fromarray(image).save(file, "PNG", compress_level=1)  # 1: quick
-    return file.getvalue()
-
-
-def _encode_deep(image: NDArray[np.generic]) -> bytes:
-    """Write a PNG with 16 bits per channel, which Pillow can't for colours."""
-    rows, columns = image.shape[:2]
-    lines = image.astype(">u2", order="C").reshape(rows, -1).view(np.uint8)
-    colour_type = 0 if image.ndim == 2 else 2
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", columns, rows, 16, colour_type, 0, 0, 0),
-        # Each row begins with the number of its filter: none.
-        b"IDAT": zlib.compress(np.pad(lines, ((0, 0), (1, 0))).tobytes(), level=1),
-        b"IEND": b"",
-    }
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
-
-
-def _failure(url: str, answer: requests.Response) -> ClientError:
-    status = answer.status_code
+def _failure(url: str, answer: Answer) -> ClientError:
+    status = answer.status
     code, message = _reason(answer)
     text = f"{url} answers {status}{f' {code}' if code else ''}: {message}"
     if status in {401, 403}:
@@ -328,16 +307,17 @@ def _failure(url: str, answer: requests.Response) -> ClientError:
     return kind(text, status=status, code=code)
 
 
-def _reason(answer: requests.Response) -> tuple[str, str]:
+def _reason(answer: Answer) -> tuple[str, str]:
     """Return code and message of our errors, or the text of whatever else answers."""
     try:
         error = cast(dict[str, Any], answer.json())["error"]
         return str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError):
-        return "", (answer.text.strip() or answer.reason or "no reason given")[:300]
+        text = answer.body.decode(errors="replace").strip()
+        return "", (text or answer.reason or "no reason given")[:300]
 
 
-def _seconds_to_wait(answer: requests.Response) -> float:
+def _seconds_to_wait(answer: Answer) -> float:
     """Read Retry-After: seconds or a date; 0 without it."""
     text = answer.headers.get("Retry-After", "").strip()
     if text.isdecimal():

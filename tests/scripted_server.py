@@ -37,6 +37,14 @@ class ScriptedServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def do_GET(self):
+                """Say what TorchServe's management says of a worker that is ready."""
+                self.send_response(200)
+                body = b'[{"workers": [{"status": "READY"}]}]'
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
             def do_POST(self):
                 sent = self.rfile.read(int(self.headers["Content-Length"]))
                 with outer._lock:

@@ -120,7 +120,7 @@ def test_the_server_keeps_to_its_openapi_document(server, proxy, images, mode, c
     before = worker_pids(server)
     sent = collections.Counter()
     for operation in operations(server, images):
-        if operation.path == "/healthz" and mode == "negative":
+        if operation.method == "get" and mode == "negative":
             continue  # there is nothing to get wrong
         ask_as_documented(operation, GenerationMode(mode), proxy.url, sent)
     with capsys.disabled():
@@ -142,8 +142,8 @@ def operations(server, images):
         "X-Categories": {"type": "string", "enum": ["nucleus", "7", "debris,3", "[3]"]},
     }
     document = openapi.document()
-    for path, item in document["paths"].items():
-        if path == "/healthz":
+    for item in document["paths"].values():
+        if "post" not in item:
             continue
         item["post"]["parameters"] = [
             each | {"schema": known.get(each["name"], each["schema"])}

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costly_requests import FORM_HEADERS, deep_json, form_of_fields, wide_json
 from polarmask.geometry.masks import bitmap_from_rle, rles_from_polygons
 from polarmask.inference.predictor import Instances
 from polarmask_serving import errors
 from polarmask_serving.answer import wire
-from polarmask_serving.answer.options import Options
+from polarmask_serving.answer.options import Options, read_options
 
 MODEL = {"name": "polarmask", "version": "1"}
 CATEGORIES = {3: "nucleus", 7: "debris", 12: "7", 20: "a, b"}
@@ -51,18 +52,69 @@ def test_options_come_from_headers_in_any_case(png):
     assert not request.as_list
 
 
+def form(*fields, end=b"--B--\r\n"):
+    parts = [
+        b'--B\r\nContent-Disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n' % pair
+        for pair in fields
+    ]
+    return b"".join(parts) + end
+
+
+def read_form(body, kind="multipart/form-data; boundary=B", **headers):
+    return read({"body": body}, {"X-Content-Type": kind, **headers})
+
+
 def test_multipart_fields_win_over_headers(png):
-    fields = {"image": bytearray(png), "mask": bytearray(b"none")}
-    request = read(fields, {"X-Mask": "rle", "mask": {"content-type": ""}})
+    fields = form((b"image", png), (b"mask", b"none"))
+    request = read_form(b"what comes before\r\n" + fields + b"and after", **{"X-Mask": "rle"})
     assert request.options.mask == "none"
     assert request.images == (png,)
 
 
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ('multipart/form-data; boundary="B"', b"Content-Disposition: form-data; name=image"),
+        (
+            "Multipart/Form-Data;BOUNDARY=B",
+            b'content-type: image/png\r\ncontent-DISPOSITION:form-data;name="image"',
+        ),
+    ],
+)
+def test_forms_are_read_in_every_spelling(png, kind, head):
+    body = b"--B\r\n" + head + b"\r\n\r\n" + png + b"\r\n--B--"
+    assert read_form(body, kind).images == (png,)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "reason"),
+    [
+        pytest.param(form_of_fields(33), FORM_HEADERS["Content-Type"], "32 fields", id="33-fields"),
+        pytest.param(form_of_fields(400_000), FORM_HEADERS["Content-Type"], "32 fields", id="many"),
+        pytest.param(
+            form((b"image", b"a")), "multipart/form-data", "no boundary", id="no-boundary"
+        ),
+        pytest.param(form((b"image", b"a"), end=b""), None, "breaks off", id="breaks-off"),
+        pytest.param(b"", None, "breaks off", id="empty"),
+        pytest.param(form((b"image", b"a"), (b"image", b"b")), None, "'image' twice", id="images"),
+        pytest.param(form((b"mask", b"a"), (b"mask", b"b")), None, "'mask' twice", id="options"),
+        pytest.param(form((b"a" * 5_000, b"b")), None, "4096 bytes", id="long-header"),
+        pytest.param(b"--B\r\n\r\na\r\n--B--", None, "Content-Disposition", id="no-header"),
+        pytest.param(
+            b"--B\r\nContent-Disposition: form-data\r\n\r\na\r\n--B--", None, "name=", id="no-name"
+        ),
+    ],
+)
+def test_forms_that_can_not_be_answered_are_refused_in_words(body, kind, reason):
+    with pytest.raises(errors.BadFormError, match=reason):
+        read_form(body, kind or "multipart/form-data; boundary=B")
+
+
 def test_an_option_that_is_overridden_has_to_make_sense_too(png):
     with pytest.raises(errors.BadOptionError, match="circle"):
-        read({"image": png, "mask": b"rle"}, {"X-Mask": "circle"})
+        read_form(form((b"image", png), (b"mask", b"rle")), **{"X-Mask": "circle"})
     with pytest.raises(errors.BadOptionError, match="'elephant', which is none"):
-        read({"image": png, "categories": b"[]"}, {"X-Categories": "elephant"})
+        read_form(form((b"image", png), (b"categories", b"[]")), **{"X-Categories": "elephant"})
 
 
 def test_kserve_json_holds_several_images_and_parameters(png, jpeg):
@@ -96,14 +148,14 @@ def test_plain_json_holds_one_image_and_parameters(png):
         ('["a, b"]', (20,)),
     ],
 )
-def test_categories_are_given_by_name_or_id(png, value, ids):
-    assert read({"image": png, "categories": value}).options.categories == ids
+def test_categories_are_given_by_name_or_id(value, ids):
+    assert read_options([{"categories": value}], CATEGORIES).categories == ids
 
 
 @pytest.mark.parametrize("value", ["cell", [99], "nucleus,cell", ["3.0"]])
-def test_an_unknown_category_is_answered_with_the_known_ones(png, value):
+def test_an_unknown_category_is_answered_with_the_known_ones(value):
     with pytest.raises(errors.BadOptionError, match=r"the model knows nucleus \(3\), debris"):
-        read({"image": png, "categories": value})
+        read_options([{"categories": value}], CATEGORIES)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +185,9 @@ def test_an_unknown_category_is_answered_with_the_known_ones(png, value):
         ("maks", "rle"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(png, name, value):
+def test_options_that_make_no_sense_are_refused(name, value):
     with pytest.raises(errors.BadOptionError, match=name):
-        read({"image": png, name: value})
+        read_options([{name: value}], CATEGORIES)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +199,7 @@ def test_options_that_make_no_sense_are_refused(png, name, value):
         b"[" * 100_000,
         b'{"instances": []}',
         b'{"instances": {"b64": "aaaa"}}',
-        b'{"instances": [{"b64": "***"}]}',
-        b'{"instances": ["aaaa"]}',
-        b'{"instances": [{"b64": 5}]}',
+        b'{"image": "***"}',
         b'{"instances": [{"b64": "aaaa"}], "parameters": 3}',
         b'{"instances": [{"b64": "aaaa"}], "image": "aaaa"}',
         b'{"image": "aaaa", "params": {}}',
@@ -157,6 +207,7 @@ def test_options_that_make_no_sense_are_refused(png, name, value):
         '{"image": "ä"}'.encode(),
         b'{"image": "aaaa", "parameters": {"max_instances": ' + b"9" * 5000 + b"}}",
         json.dumps({"instances": [{"b64": "aaaa"}] * 9}).encode(),
+        b"\xef\xbb\xbf{oops",
     ],
 )
 def test_json_of_another_form_is_refused(body):
@@ -164,10 +215,33 @@ def test_json_of_another_form_is_refused(body):
         read({"body": body})
 
 
-@pytest.mark.parametrize("fields", [{}, {"mask": b"rle"}, {"picture": b"x"}])
-def test_requests_without_image_are_refused(fields):
+@pytest.mark.parametrize(
+    "instance", [{"b64": "***"}, "aaaa", {"b64": 5}, {"b64": "aaaa", "mask": "rle"}, {}]
+)
+def test_an_instance_that_can_not_be_read_fails_alone(instance):
+    content = {"instances": [{"b64": "aaaa"}, instance, {"b64": "aaaa"}]}
+    first, second, third = read({"body": json.dumps(content).encode()}).images
+    assert first == third == base64.b64decode("aaaa")
+    assert isinstance(second, errors.BadJsonError)
+    assert '{"b64": "BASE64"}' in str(second)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_is_read_with_any_mark_of_unicode(encoding):
+    body = ' {"image": "aaaa"}'.encode(encoding)
+    assert read({"body": body}).images == (base64.b64decode("aaaa"),)
+
+
+@pytest.mark.parametrize("body", [wide_json(20_000), deep_json(20_000), deep_json(5_000)])
+def test_json_that_would_fill_the_memory_is_refused_before_it_is_read(body):
+    with pytest.raises(errors.BadJsonError):
+        read({"body": body})
+
+
+@pytest.mark.parametrize("body", [form(), form((b"mask", b"rle")), form((b"picture", b"x"))])
+def test_forms_without_image_are_refused(body):
     with pytest.raises(errors.EmptyRequestError):
-        read(fields)
+        read_form(body)
 
 
 # Answers
@@ -276,5 +350,5 @@ def test_the_status_is_an_error_if_no_image_has_an_answer():
 
 def test_every_answer_error_has_a_status_and_an_ascii_phrase():
     leaves = [errors.PredictionError, *errors.RequestError.__subclasses__()]
-    assert sorted(leaf.status for leaf in leaves) == [400, 400, 400, 400, 413, 415, 500]
+    assert sorted(leaf.status for leaf in leaves) == [*[400] * 6, 413, 415, 500]
     assert all(leaf("x").phrase.isascii() for leaf in leaves)

@@ -21,7 +21,7 @@ class Request:
     """One HTTP request as it came."""
 
     fields: Mapping[str, object]
-    """`body`, or the multipart fields by name."""
+    """TorchServe's; the body is `body`."""
     headers: Mapping[str, object]
 
 
@@ -105,6 +105,9 @@ def prepare_each(predictor: Predictor, encoded: Iterable[object]) -> list[Prepar
     images: list[Prepared | AnswerError] = []
     left = MAX_PIXELS
     for data in encoded:
+        if isinstance(data, RequestError):
+            images.append(data)
+            continue
         try:
             image = decode_image(data, max_pixels=left)
             left -= image.shape[0] * image.shape[1]

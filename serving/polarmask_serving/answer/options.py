@@ -15,6 +15,9 @@ TRIAL_HEADER = "x-polarmask-trial"
 """Set by proxies alone, on a request that a candidate gets a copy of: both servers write what they
 found into their logs."""
 
+BODY_TYPE_HEADER = "x-content-type"
+"""The client's Content-Type: the proxy hands every body to TorchServe as mere bytes."""
+
 Mask = Literal["polygon", "rle", "none"]
 
 

@@ -2,8 +2,8 @@
 
 A request is the bytes of one JPEG or PNG (raw body or multipart field `image`), JSON with one,
 `{"image": "BASE64", "parameters": {...}}`, or KServe v1 JSON with several,
-`{"instances": [{"b64": "BASE64"}], "parameters": {...}}`. Options come from headers (`X-Mask`),
-multipart fields (`mask`) or JSON parameters; the later in this list wins.
+`{"instances": [{"b64": "BASE64"}], "parameters": {...}}`, each of which fails alone. Options come
+from headers (`X-Mask`), multipart fields (`mask`) or JSON parameters; the later in this list wins.
 
 All geometry in answers is in pixels of the image as it is to be looked at, that is, after its EXIF
 orientation; x points right, y points down, and the pixel in row i, column j covers
@@ -21,7 +21,14 @@ import orjson
 from numpy.typing import NDArray
 
 from polarmask.inference.predictor import Instances
-from polarmask_serving.answer.options import MAX_IMAGES, Options, options_in_headers, read_options
+from polarmask_serving.answer.forms import is_form, read_form
+from polarmask_serving.answer.options import (
+    BODY_TYPE_HEADER,
+    MAX_IMAGES,
+    Options,
+    options_in_headers,
+    read_options,
+)
 from polarmask_serving.errors import (
     AnswerError,
     BadJsonError,
@@ -29,6 +36,10 @@ from polarmask_serving.errors import (
 )
 
 _USUAL = Options()
+_MAX_VALUES = 10_000
+"""In the JSON of one request: 3 bytes can become a hundred, 20 MB nearly a gigabyte."""
+_BEFORE_JSON = b"\xef\xbb\xbf\xfe\xff\0 \t\r\n"
+"""White space, and what marks Unicode."""
 _ONE = '{"image": "BASE64", "parameters": {...}}'
 _SEVERAL = '{"instances": [{"b64": "BASE64"}], "parameters": {...}}'
 
@@ -38,7 +49,7 @@ class ParsedRequest:
     """What one request asks for; its images are still encoded."""
 
     images: tuple[object, ...]
-    """Bytes of image files, or whatever the client sent in their place; never empty."""
+    """Bytes of image files, or what is wrong with one; never empty."""
     options: Options = _USUAL
     as_list: bool = False
     """Answer `{"predictions": [...]}`, as KServe v1 wants it."""
@@ -50,7 +61,7 @@ def read_request(
     """Read one request.
 
     Args:
-        fields: `body`, bytes, or the multipart fields by name.
+        fields: TorchServe's; the body is `body`.
         headers: HTTP headers; values that aren't text are ignored.
         categories: The model's, names by id.
 
@@ -58,24 +69,28 @@ def read_request(
         RequestError: The request as a whole is unusable.
     """
     in_headers = options_in_headers(headers)
-    if "body" not in fields:
-        if "image" not in fields:
-            raise EmptyRequestError(
-                "no image: send one as the body or as the multipart field `image`"
-            )
-        in_fields = {name: value for name, value in fields.items() if name != "image"}
-        options = read_options([in_headers, in_fields], categories)
-        return ParsedRequest(images=(fields["image"],), options=options)
-    body = fields["body"]
-    if not isinstance(body, bytes | bytearray) or not body[:100].lstrip().startswith((b"{", b"[")):
+    body = fields.get("body", b"")
+    if not isinstance(body, bytes | bytearray):
+        return ParsedRequest(images=(body,), options=read_options([in_headers], categories))
+    kind = {name.lower(): value for name, value in headers.items()}.get(BODY_TYPE_HEADER)
+    if isinstance(kind, str) and is_form(kind):
+        in_form: dict[str, object] = {**read_form(bytes(body), kind)}
+        if "image" not in in_form:
+            raise EmptyRequestError("no image: send one as the body or as the form field `image`")
+        image = in_form.pop("image")
+        options = read_options([in_headers, in_form], categories)
+        return ParsedRequest(images=(image,), options=options)
+    if not body[:100].lstrip(_BEFORE_JSON).startswith((b"{", b"[")):
         return ParsedRequest(images=(body,), options=read_options([in_headers], categories))
     images, parameters, as_list = _read_json(body)
     options = read_options([in_headers, parameters], categories)
     return ParsedRequest(images=images, options=options, as_list=as_list)
 
 
-def _read_json(body: bytes | bytearray) -> tuple[tuple[bytes, ...], dict[str, object], bool]:
+def _read_json(body: bytes | bytearray) -> tuple[tuple[object, ...], dict[str, object], bool]:
     """Return the encoded images, the parameters, and whether the answer is to be a list."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise BadJsonError(f"the JSON has more than {_MAX_VALUES} values")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -90,14 +105,36 @@ def _read_json(body: bytes | bytearray) -> tuple[tuple[bytes, ...], dict[str, ob
     parameters = content.get("parameters", {})
     if not isinstance(parameters, dict):
         raise BadJsonError(f"`parameters` is no object: expected {form}")
+    if not as_list:
+        return (_decoded(content["image"], form),), parameters, as_list
+    instances = content["instances"]
+    if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_IMAGES:
+        raise BadJsonError(f"`instances` is no list of 1 to {MAX_IMAGES} images: expected {form}")
+    return tuple(map(_read_instance, instances)), parameters, as_list
+
+
+def _read_instance(instance: object) -> bytes | BadJsonError:
+    """Return the encoded image of an instance, or why there is none."""
+    if not isinstance(instance, dict) or set(instance) != {"b64"}:
+        return BadJsonError(
+            'an instance has to be {"b64": "BASE64"} and nothing else; options go into `parameters`'
+        )
     try:
-        encoded = [item["b64"] for item in content["instances"]] if as_list else [content["image"]]
-        images = tuple(base64.b64decode(text, validate=True) for text in encoded)
-    except (KeyError, TypeError, ValueError) as error:
+        return _decoded(instance["b64"], _SEVERAL)
+    except BadJsonError as error:
+        return error
+
+
+def _decoded(text: object, form: str) -> bytes:
+    """Decode base64.
+
+    Raises:
+        BadJsonError: It is none.
+    """
+    try:
+        return base64.b64decode(text, validate=True)  # type: ignore[arg-type]  # TypeError
+    except (TypeError, ValueError) as error:
         raise BadJsonError(f"an image is no base64: expected {form}") from error
-    if not 1 <= len(images) <= MAX_IMAGES:
-        raise BadJsonError(f"{len(images)} images: 1 to {MAX_IMAGES} fit in one request")
-    return images, parameters, as_list
 
 
 def write_answer(

@@ -11,15 +11,21 @@ from typing import Any
 import yaml
 
 from polarmask.system.files import write_text
-from polarmask_serving.answer.options import OPTIONS, TRIAL_HEADER
+from polarmask_serving.answer.options import (
+    BODY_TYPE_HEADER,
+    OPTIONS,
+    TRIAL_HEADER,
+    header_of,
+)
 from polarmask_serving.errors import ServerError
 from polarmask_serving.proxy import openapi
 from polarmask_serving.proxy.page import demo_page
-from polarmask_serving.proxy.refusals import REFUSALS, body_of
+from polarmask_serving.proxy.refusals import REFUSALS, UNCHECKED, body_of, error_body
 from polarmask_serving.proxy.traffic import COPIES, SHARE
 from polarmask_serving.torchserve.probe import Target
 
 HERE = Path(__file__).parent
+SCRIPT = HERE / "proxy.lua"
 ADMIN_SOCKET = "admin.sock"
 """In the proxy's folder, where Envoy runs: the whole path may be longer than a socket's may be."""
 _ANSWER_SECONDS = 65
@@ -76,6 +82,8 @@ class Front:
     """None: there is no candidate to send anything to."""
     is_candidate: bool = False
     """Other proxies send it requests, and it keeps their mark."""
+    origins: tuple[str, ...] = ()
+    """Sites whose pages may ask, such as `https://lab.example`; `*` is all (CORS)."""
 
 
 def write_config(front: Front, target: Target, limits: Limits) -> Path:
@@ -96,6 +104,7 @@ def write_config(front: Front, target: Target, limits: Limits) -> Path:
         "client_certificates": asks_clients,
         "trial": front.trial is not None,
         "stable": not front.is_candidate,
+        "cors": bool(front.origins),
     }
     wanted = {name for name, holds in conditions.items() if holds}
     values = _values(front, target, limits) | {"asks_clients": asks_clients}
@@ -133,8 +142,17 @@ def _values(front: Front, target: Target, limits: Limits) -> dict[str, Any]:
         "waiting": limits.waiting,
         "working_and_waiting": limits.working + limits.waiting,
         "admin_socket": ADMIN_SOCKET,
-        "script": str(HERE / "proxy.lua"),
+        "script": str(SCRIPT),
+        # TorchServe takes 8 KiB with what proxies add; a candidate gets the other proxy's, too.
+        "headers_kb": 8 if front.is_candidate else 7,
         "trial_header": TRIAL_HEADER,
+        "body_type_header": BODY_TYPE_HEADER,
+        "origins_regex": "|".join(".*" if o == "*" else re.escape(o) for o in front.origins),
+        "origins": [{"exact": origin} for origin in front.origins],
+        "cors_headers": ", ".join(
+            ["authorization", "content-type", "x-request-id", *(header_of(n) for n in OPTIONS)]
+        ),
+        "unchecked": error_body(*UNCHECKED[1:]),
         "copies_key": COPIES,
         "share_key": SHARE,
         "options": dict.fromkeys(OPTIONS, True),

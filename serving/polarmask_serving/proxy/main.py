@@ -8,6 +8,7 @@ It waits until the server's program has written where it listens. Predictions ar
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -74,10 +75,33 @@ def _read_trial() -> Trial | None:
     return Trial(host=host, port=int(port), traffic=Path(traffic).absolute())
 
 
+def _read_origins() -> tuple[str, ...]:
+    """Return the sites whose pages may ask, from the environment.
+
+    Raises:
+        ServerError: CORS_ORIGINS has what no browser sends.
+    """
+    origins = tuple(os.environ.get("CORS_ORIGINS", "").replace(",", " ").split())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
+            raise ServerError(
+                f"CORS_ORIGINS has {origin!r}: write origins as browsers send them, such as "
+                "https://lab.example or http://localhost:3000, or * for all"
+            )
+    return origins
+
+
 def _is_mounted(folder: Path) -> bool:
-    """Check if a Secret is there, whatever its entries: one with a wrong name must not open."""
-    # ..data and the like are the kubelet's own.
-    return folder.is_dir() and any(not each.name.startswith("..") for each in folder.iterdir())
+    """Check if a Secret is there, whatever its entries: one with a wrong name must not open.
+
+    Raises:
+        ServerError: That can't be found out.
+    """
+    try:
+        # ..data and the like are the kubelet's own.
+        return folder.is_dir() and any(not each.name.startswith("..") for each in folder.iterdir())
+    except OSError as error:
+        raise ServerError(f"{folder} can't be read: {error}") from error
 
 
 def _read_front(options: argparse.Namespace) -> Front:
@@ -94,6 +118,7 @@ def _read_front(options: argparse.Namespace) -> Front:
         tls=tls and tls.absolute(),
         trial=_read_trial(),
         is_candidate=os.environ.get("IS_CANDIDATE") == "yes",
+        origins=_read_origins(),
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from polarmask_serving.answer.options import MAX_IMAGES, OPTIONS, header_of
 from polarmask_serving.errors import AnswerError
-from polarmask_serving.proxy.refusals import REFUSALS, SCRIPT_REFUSALS
+from polarmask_serving.proxy.refusals import REFUSALS, UNCHECKED
 
 
 def answer_errors() -> list[type[AnswerError]]:
@@ -26,7 +26,7 @@ def proxy_refusals() -> list[tuple[int, str, str]]:
     """Return what is refused before or after a worker: status, code and reason."""
     known_codes = {error.code for error in answer_errors()}
     known = [(status, code, message) for status, (code, message) in REFUSALS.items()]
-    return sorted(each for each in (*known, *SCRIPT_REFUSALS) if each[1] not in known_codes)
+    return sorted(each for each in (*known, UNCHECKED) if each[1] not in known_codes)
 
 
 def _leaves(kind: type[AnswerError]) -> Iterator[type[AnswerError]]:

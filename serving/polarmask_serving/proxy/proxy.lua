@@ -1,34 +1,26 @@
 -- What Envoy has no filter for: tokens of a file, options of the query, and the shape of TorchServe's
 -- own errors. envoy.yaml gives the settings as metadata of the virtual host.
 --
+-- An error in here lets the request go on, so a request gets to a model only with the mark `checked`,
+-- which is set last. Without it, envoy.yaml answers 503: no token can be read, or this script failed.
+--
 -- Not api_key_auth for tokens: its keys are part of Envoy's configuration, so while Envoy runs a
 -- replaced Secret would not count, and a removed token would stay valid.
 
 local MAX_AGE = 1 -- seconds that tokens are kept before the file is read again
-local BAD_FORM = '{"error": {"code": "bad_form", "message": "the form can\'t be read; ' ..
-  'send the image as the bare body, or as the field image of multipart/form-data"}}'
 local tokens, read_at = nil, 0 -- one thread runs this, so requests share them
-
-local function refuse(handle, status, code, message, headers)
-  handle:streamInfo():dynamicMetadata():set("polarmask", "refused", true)
-  headers[":status"], headers["content-type"] = tostring(status), "application/json"
-  handle:respond(headers, '{"error": {"code": "' .. code .. '", "message": "' .. message .. '"}}')
-end
 
 local function current_tokens(path)
   local now = os.time()
   if now - read_at < MAX_AGE and now >= read_at then
     return tokens
   end
-  tokens, read_at = nil, now
-  local file = io.open(path or "", "r")
-  if file then
-    tokens = {}
-    for line in file:lines() do
-      tokens[#tokens + 1] = line:match("(%S.-)%s*$")
-    end
-    file:close()
+  tokens, read_at = {}, now -- what fails below leaves none
+  local found = {}
+  for line in io.lines(path) do
+    found[#found + 1] = line:match("(%S.-)%s*$")
   end
+  tokens = found
   return tokens
 end
 
@@ -42,7 +34,7 @@ local function equal(given, expected)
   return difference == 0
 end
 
-local function is_authorized(headers)
+local function is_authorized(headers, tokens)
   local scheme, given = (headers:get("authorization") or ""):match("^(%a+) +([^%s]+)$")
   local found = false
   for _, token in ipairs(tokens) do
@@ -78,13 +70,14 @@ function envoy_on_request(handle)
   if not path:find("^/predictions/") and not path:find("^/v1/models/") then
     return
   end
+  local metadata = handle:streamInfo():dynamicMetadata()
   local file = settings:get("tokens")
   if file ~= "" then
-    if not current_tokens(file) then
-      return refuse(handle, 503, "authentication_unavailable",
-        "the server can't read its tokens; tell its administrator", {["retry-after"] = "5"})
+    local known = current_tokens(file)
+    if #known == 0 then
+      return
     end
-    if not is_authorized(headers) then
+    if not is_authorized(headers, known) then
       return handle:respond(
         {[":status"] = "401", ["www-authenticate"] = 'Bearer realm="polarmask"'}, "")
     end
@@ -92,35 +85,30 @@ function envoy_on_request(handle)
   if query ~= "" then
     local problem = take_options(headers, query, settings:get("options"))
     if problem then
-      return refuse(handle, 400, "bad_option", problem, {})
+      metadata:set("polarmask", "refused", true)
+      return handle:respond(
+        {[":status"] = "400", ["content-type"] = "application/json"},
+        '{"error": {"code": "bad_option", "message": "' .. problem .. '"}}')
     end
     headers:replace(":path", path)
   end
-  -- TorchServe fails without one, and takes what curl sends by itself for a form.
-  local kind = headers:get("content-type")
-  if not kind or kind == "" or kind:lower():find("^application/x%-www%-form%-urlencoded") then
-    headers:replace("content-type", "application/octet-stream")
-  end
+  metadata:set("polarmask", "checked", true)
 end
 
 function envoy_on_response(handle)
   local status = handle:headers():get(":status")
-  if tonumber(status) < 400 then
+  -- What this proxy answers itself has its shape, and a HEAD gets no body.
+  if tonumber(status) < 400 or not handle:headers():get("x-envoy-upstream-service-time") then
     return
   end
   local body = handle:body(true) -- waits for it, which ends the life of objects from before
   local headers, settings = handle:headers(), handle:virtualHost():metadata()
   local start = body:getBytes(0, math.min(body:length(), 200))
   if start:find('^%s*{%s*"error"%s*:') then
-    return -- written by the handler or by this proxy
+    return -- written by the handler
   end
   local answer = settings:get("refusals")[status] or settings:get("refusals")["500"]
-  local kind = start:match('"type": *"(%a+)"')
-  if status == "500" and kind and kind ~= "InternalServerException" then
-    -- Java stumbled over a damaged form before the handler saw it.
-    headers:replace(":status", "400")
-    answer = BAD_FORM
-  elseif status == "503" then
+  if status == "503" then
     headers:replace("retry-after", "1")
   end
   headers:replace("content-type", "application/json")

@@ -3,11 +3,11 @@
 REFUSALS = {
     400: ("bad_request", "the request is malformed"),
     401: ("unauthorized", "send the header Authorization: Bearer TOKEN with a valid token"),
-    403: ("forbidden", "this is not allowed"),
     404: ("not_found", "nothing is served here; POST an image to /predictions/MODEL"),
     405: ("method_not_allowed", "this address takes another method, see the header Allow"),
     408: ("request_timeout", "the request did not arrive in time; send it faster or smaller"),
     413: ("body_too_large", "the request is too large; send a smaller image"),
+    417: ("expectation_failed", "of the header Expect only 100-continue is understood"),
     426: ("upgrade_required", "use HTTP/1.1 or HTTP/2"),
     431: ("headers_too_large", "the request's headers are too large"),
     500: ("prediction_failed", "the model failed on this request or took too long"),
@@ -19,14 +19,19 @@ REFUSALS = {
 }
 """By status. TorchServe's own texts name its settings or nothing at all."""
 
-SCRIPT_REFUSALS = (
-    (400, "bad_form", "The form can't be read."),
-    (503, "authentication_unavailable", "The server can't read its tokens."),
+UNCHECKED = (
+    503,
+    "authentication_unavailable",
+    "the server can't read its tokens or check the request; tell its administrator",
 )
-"""Further ones of `proxy.lua`."""
+"""Of a request that `proxy.lua` could not check."""
 
 
 def body_of(status: int) -> dict[str, dict[str, str]]:
     """Return the JSON body for a status of `REFUSALS`."""
-    code, message = REFUSALS[status]
+    return error_body(*REFUSALS[status])
+
+
+def error_body(code: str, message: str) -> dict[str, dict[str, str]]:
+    """Return the JSON body of a refusal."""
     return {"error": {"code": code, "message": message}}

@@ -1,7 +1,9 @@
 """Values of annotation files that other programs write, or that no program should."""
 
+import copy
 import json
 import os
+import random
 
 import numpy as np
 import pytest
@@ -239,6 +241,43 @@ def test_a_problem_of_a_file_whose_name_is_no_utf8_can_be_printed(tmp_path):
     data = load_coco(folder, "train", check_pixels=True)
     assert kinds(data) == ["undecodable_image"]
     assert "caf\\udce9.png" in describe_problems(data.problems).encode().decode()
+
+
+JUNK = [
+    *(None, True, 0, -1, 1.5, 2**63, 10**400, float("nan"), float("inf"), 1e308),
+    *("", "x", "1", "\ud83d", "\udce9", "a\0b", "..\\..", "/etc/passwd", "C:\\x.png", "x" * 300),
+    *([], [[]], [[[]]], {}, {"a": 1}, [None], [1, 2, 3, 4], [0] * 4),
+    *(
+        [[1e9] * 6],
+        [[1, 2, 3, 4, 5, 6]],
+        [[5, 5, 20, 20, 20, 5, 5, 20]],
+        [[0.1, 0.1, 0.9, 0.1, 1, 1]],
+    ),
+    *({"size": [48, 64], "counts": [3072]}, {"size": [48, 64], "counts": "ab"}, {"size": 1}),
+]
+
+
+@pytest.mark.filterwarnings("error")
+def test_whatever_a_value_is_the_rest_is_read_or_refused_in_words(tmp_path):
+    folder = make_folder(tmp_path / "data")
+    path = folder / "annotations" / "instances_train.json"
+    whole = json.loads(path.read_text())
+    rng = random.Random(0)
+    for _ in range(60):
+        document = copy.deepcopy(whole)
+        for _ in range(rng.randint(1, 3)):
+            entry = rng.choice(document[rng.choice(["images", "annotations", "categories"])])
+            entry[rng.choice(list(entry))] = rng.choice(JUNK)
+        path.write_text(json.dumps(document))
+        try:
+            data = load_coco(folder, "train")
+        except DataError as error:
+            str(error).encode()
+        else:
+            describe_problems(data.problems).encode()
+            own = [annotation for image in data.images for annotation in image.annotations]
+            assert all(annotation.crowd or annotation.parts for annotation in own)
+            assert len({annotation.id for annotation in own}) == len(own)
 
 
 def test_half_a_character_in_a_category_name_is_replaced_and_noted(tmp_path):

@@ -172,10 +172,11 @@ def load_coco(
         counts.update("crowds" if annotation.crowd else "objects" for annotation in annotations)
     found = images.finish()
     if not counts["objects"]:
-        crowds = f", all {counts['crowds']:,} are crowds: check iscrowd" if counts["crowds"] else ""
+        crowds = f"; all {counts['crowds']:,} are crowds: set iscrowd to 0 for single objects"
+        reasons = describe_problems(problems) if problems else ""
         raise DataError(
-            f"{path}: no usable {'object' if found else 'image'} is left{crowds}; repair the data. "
-            + describe_problems(problems)
+            f"{path}: no usable {'object' if found else 'image'} is left"
+            f"{crowds if counts['crowds'] else ''}; repair the data. {reasons}"
         )
     summary = SplitSummary(
         split=split,

@@ -45,8 +45,8 @@ class ImageChecks:
             path.stat()
         except (OSError, ValueError) as error:  # ValueError: no name that a file can have
             reason = getattr(error, "strerror", None) or error
-            detail = f"no such file under images/ ({reason})"
-            return [Problem("image", "missing_image", where, detail)]
+            more = "" if isinstance(error, FileNotFoundError) else f" ({reason})"
+            return [Problem("image", "missing_image", where, f"no such file under images/{more}")]
         try:
             header = read_header(path)
             refused = self._refuse(header, where, hw)

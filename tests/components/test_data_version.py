@@ -17,7 +17,7 @@ from polarmask_components.errors import (
     UnknownRevisionError,
 )
 from polarmask_components.provenance import code_version as code
-from polarmask_components.provenance import git as git_calls
+from polarmask_components.provenance import data_version
 from polarmask_components.provenance.data_version import (
     check_reachable,
     fetch,
@@ -360,7 +360,7 @@ def silent_server():
 
 
 def test_a_git_server_that_never_answers_is_named(silent_server, monkeypatch):
-    monkeypatch.setattr(git_calls, "SECONDS", 0.5)
+    monkeypatch.setattr(data_version, "SECONDS_TO_ANSWER", 0.5)
     with pytest.raises(NotARepositoryError, match=r"did not end within .*git://127.0.0.1"):
         resolve(f"git://127.0.0.1:{silent_server}/x", "main")
 

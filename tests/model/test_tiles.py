@@ -1,0 +1,118 @@
+"""Objects of a large image are found once, whichever seams of tiles cut them."""
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmask.config.settings import InputConfig
+from polarmask.errors import ConfigError
+from polarmask.geometry.masks import bitmap_from_rle
+from polarmask.inference.predictor import Instances
+from polarmask.inference.tiles import predict_tiled, tile_boxes, tile_side
+
+RAYS = 64
+
+
+class Regions:
+    """Finds every connected region brighter than black, as far as it lies in the image."""
+
+    def predict(self, images):
+        return [self._regions(image) for image in images]
+
+    def _regions(self, image):
+        contours, _ = cv2.findContours(
+            (image[..., 0] > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
+        polygons = [self._resampled(contour[:, 0]) for contour in contours if len(contour) > 2]
+        n = len(polygons)
+        polygon_NR2 = np.array(polygons, dtype=np.float32).reshape(n, RAYS, 2)
+        low, high = polygon_NR2.min(axis=1), polygon_NR2.max(axis=1)
+        areas = [cv2.contourArea(polygon) for polygon in polygon_NR2]
+        return Instances(
+            image_hw=image.shape[:2],
+            polygons=polygon_NR2,
+            boxes_xywh=np.concatenate([low, high - low], axis=1),
+            scores=np.array([0.5 + area / 1e6 for area in areas], dtype=np.float32),
+            category_ids=np.ones(n, dtype=np.int64),
+            category_names=("disk",) * n,
+            centers=polygon_NR2.mean(axis=1),
+            ray_lengths=np.ones((n, RAYS), dtype=np.float32),
+        )
+
+    def _resampled(self, contour):
+        rows = np.linspace(0, len(contour), RAYS, endpoint=False).astype(int)
+        return contour[rows] + 0.5
+
+
+def disks(hw, circles):
+    image = np.zeros((*hw, 3), np.uint8)
+    for x, y, radius in circles:
+        cv2.circle(image, (x, y), radius, (255, 255, 255), cv2.FILLED)
+    return image
+
+
+def apart(circles):
+    """Keep circles that touch no other before them."""
+    kept = []
+    for x, y, radius in circles:
+        if all(np.hypot(x - a, y - b) > radius + c + 3 for a, b, c in kept):
+            kept.append((x, y, radius))
+    return kept
+
+
+@given(
+    circles=st.lists(
+        st.tuples(st.integers(0, 399), st.integers(0, 299), st.integers(3, 70)), max_size=25
+    ),
+    side=st.integers(64, 200),
+)
+@settings(max_examples=40, deadline=None)
+def test_each_object_is_found_once_and_whole(circles, side):
+    circles = apart(circles)
+    image = disks((300, 400), circles)
+    found = predict_tiled(Regions(), image, side)
+    regions = Regions().predict([image])[0]
+    assert len(found) == len(regions)
+    truths = [bitmap_from_rle(rle) for rle in regions.rle()]
+    for rle in found.rle():
+        mask = bitmap_from_rle(rle)
+        best = max((mask & truth).sum() / (mask | truth).sum() for truth in truths)
+        assert best > 0.9
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_object_larger_than_a_tile_is_one_instance_of_several_polygons():
+    image = disks((300, 400), [(200, 150, 120)])
+    found = predict_tiled(Regions(), image, 128)
+    assert len(found) == 1
+    mask = bitmap_from_rle(found.rle()[0])
+    assert mask.sum() == pytest.approx((image[..., 0] > 0).sum(), rel=0.03)
+    np.testing.assert_allclose(found.boxes_xywh[0], [80, 30, 240, 240], atol=2)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(64, 300))
+@settings(max_examples=60, deadline=None)
+def test_tiles_cover_the_image_and_overlap_by_a_quarter(rows, columns, side):
+    boxes = tile_boxes((rows, columns), side)
+    covered = np.zeros((rows, columns), bool)
+    for x0, y0, x1, y1 in boxes:
+        assert (x1 - x0, y1 - y0) == (min(side, columns), min(side, rows))
+        covered[y0:y1, x0:x1] = True
+    assert covered.all()
+    lefts = sorted({box[0] for box in boxes})
+    assert all(b - a <= round(side * 0.75) + 1 for a, b in pairwise(lefts))
+
+
+def test_auto_tiles_what_would_be_shrunk():
+    full_size = InputConfig(short_side=None, max_side=1024)
+    assert tile_side((1024, 800), "auto", full_size) is None
+    assert tile_side((1025, 800), "auto", full_size) == 1024
+    assert tile_side((4000, 4000), "auto", InputConfig(short_side=768)) is None
+    assert tile_side((4000, 4000), 512, InputConfig(short_side=768)) == 512
+    assert tile_side((4000, 4000), None, full_size) is None
+    with pytest.raises(ConfigError, match="too small"):
+        tile_side((4000, 4000), 32, full_size)

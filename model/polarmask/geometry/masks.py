@@ -128,6 +128,27 @@ def rles_from_labels(label_HW: NDArray[np.integer[Any]]) -> list[Rle]:
     return rles
 
 
+def labels_from_rles(rles: Sequence[Rle], image_hw: tuple[int, int]) -> NDArray[np.int32]:
+    """Return a label image (H, W): n + 1 where the n-th mask is; where masks overlap, the first."""
+    flat = np.zeros(image_hw[0] * image_hw[1], dtype=np.int32)
+    for number in range(len(rles), 0, -1):
+        ends = np.cumsum(_decode_counts(rles[number - 1]["counts"]))
+        for start, end in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=False):
+            flat[start:end] = number
+    return np.ascontiguousarray(flat.reshape(image_hw[::-1]).T)
+
+
+def crop_from_rle(rle: Rle) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Return the mask inside its box, and where the box begins: (x, y) in pixels."""
+    x0, y0, x1, y1 = (int(value) for value in rle_box(rle))
+    height = rle["size"][0]
+    ends = np.cumsum(_decode_counts(rle["counts"]))
+    columns = np.zeros((x1 - x0) * height, dtype=bool)
+    for start, end in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=False):
+        columns[start - x0 * height : end - x0 * height] = True
+    return columns.reshape(x1 - x0, height)[:, y0:y1].T, (x0, y0)
+
+
 def united(rles: Sequence[Rle]) -> Rle:
     """Return the union of masks of one size."""
     return _with_text_counts(coco_mask.merge(list(rles)))
@@ -229,8 +250,8 @@ def polygons_from_rle(rle: Rle) -> tuple[Polygon, ...]:
     Contours run through the centres of border pixels. On the mask enlarged four times they lie
     1/8 px inside the true border. Specks are left out (`main_parts`).
     """
-    x0, y0, x1, y1 = (int(value) for value in rle_box(rle))
-    crop = bitmap_from_rle(rle)[y0:y1, x0:x1].astype(np.uint8)
+    bitmap, (x0, y0) = crop_from_rle(rle)
+    crop = bitmap.astype(np.uint8)
     if crop.size == 0:
         return ()
     _, label_HW, found_N5, _ = cv2.connectedComponentsWithStats(crop, connectivity=8)

@@ -24,7 +24,7 @@ from polarmask.data.coco import Annotation, Category, CocoData, ImageRecord, loa
 from polarmask.data.summary import SplitSummary
 from polarmask.evaluation.coco_ap import score_predictions
 from polarmask.geometry.masks import rle_area, rles_from_polygons
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "data" / "coco_photos"
 HW = (480, 640)

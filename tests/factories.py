@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from polarmask.data.coco import CocoData
 from polarmask.data.summary import SplitSummary
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 
 TINY_CATEGORIES = {2: "ellipse", 5: "star", 9: "crescent"}
 """Ids with gaps, as in COCO. Ellipses and stars are star-convex, crescents are not."""

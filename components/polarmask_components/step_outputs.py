@@ -14,8 +14,8 @@ from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
 from polarmask.data.intensity import shown
 from polarmask.evaluation.evaluate import Evaluation
-from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances
-from polarmask.inference.predictor import Instances
+from polarmask.inference.drawing import contact_sheet, draw_shapes
+from polarmask.inference.instances import Instances
 from polarmask.labels.store import LabelSummary
 from polarmask.system.files import atomic_path, write_text
 
@@ -88,7 +88,7 @@ def overlay_sheet(
     overlays = [
         draw_shapes(
             read_image(data.image_path(record)),
-            shapes_of_instances(predictions[record.id], min_score=min_score),
+            predictions[record.id].shapes(min_score=min_score),
         )
         for record in records
     ]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from polarmask.data.coco import CocoData, load_coco
     from polarmask.errors import PolarMaskError
     from polarmask.evaluation.evaluate import Evaluation, evaluate
-    from polarmask.inference.predictor import Instances, Predictor
+    from polarmask.inference.instances import Instances
+    from polarmask.inference.predictor import Predictor
     from polarmask.labels.precompute import precompute
     from polarmask.model_sources.open_model import open_model
     from polarmask.training.train import TrainOptions, train
@@ -39,7 +40,7 @@ _MODULE_OF = {
     "PRESETS": "config.presets",
     "CocoData": "data.coco",
     "Evaluation": "evaluation.evaluate",
-    "Instances": "inference.predictor",
+    "Instances": "inference.instances",
     "PolarMaskError": "errors",
     "Predictor": "inference.predictor",
     "RunConfig": "config.settings",

@@ -11,8 +11,8 @@ from PIL import Image
 
 from factories import make_instances, star
 from polarmask.cli import main
+from polarmask.data.find_images import find_images
 from polarmask.errors import DataError, ServerError
-from polarmask.inference.find_images import find_images
 from polarmask.inference.image_files import predict_images, visualize_images
 from polarmask.system.files import GrowingJson
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polarmask.config.settings import InputConfig
 from polarmask.errors import ConfigError
 from polarmask.geometry.masks import bitmap_from_rle
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask.inference.tiles import predict_tiled, tile_boxes, tile_side
 
 RAYS = 64

@@ -15,7 +15,6 @@ from polarmask.inference.drawing import (
     encode_jpeg,
     resized,
     shapes_of_annotations,
-    shapes_of_instances,
 )
 
 
@@ -90,8 +89,8 @@ def test_shapes_outside_the_image_do_no_harm():
 
 def test_rays_run_from_the_centre_to_every_vertex():
     instances = make_instances((100, 100), [(40 * star() + 50, 0.9, 1)])
-    [plain] = shapes_of_instances(instances)
-    [with_rays] = shapes_of_instances(instances, rays=True)
+    [plain] = instances.shapes()
+    [with_rays] = instances.shapes(rays=True)
     assert plain.center is None
     center = instances.centers[0]
     picture = draw_shapes(grey(100, 100), [with_rays], side=800)
@@ -102,17 +101,17 @@ def test_rays_run_from_the_centre_to_every_vertex():
 
 def test_scores_below_the_threshold_are_left_out():
     objects = [(10 * ellipse() + 20, 0.9, 1), (10 * ellipse() + 60, 0.2, 1)]
-    shapes = shapes_of_instances(make_instances((100, 100), objects), min_score=0.5)
+    shapes = make_instances((100, 100), objects).shapes(min_score=0.5)
     assert [shape.label for shape in shapes] == ["0.90"]
 
 
 def test_categories_have_colours_of_their_own_and_a_lone_category_varies_them():
     objects = [(10 * ellipse() + 20, 0.9, 2), (10 * ellipse() + 60, 0.8, 5), (star() + 9, 0.7, 2)]
-    shapes = shapes_of_instances(make_instances((100, 100), objects))
+    shapes = make_instances((100, 100), objects).shapes()
     assert shapes[0].colour == shapes[2].colour != shapes[1].colour
     assert [shape.label for shape in shapes] == ["2 0.90", "5 0.80", "2 0.70"]
     alike = [(polygon, score, 2) for polygon, score, _ in objects]
-    shapes = shapes_of_instances(make_instances((100, 100), alike))
+    shapes = make_instances((100, 100), alike).shapes()
     assert len({shape.colour for shape in shapes}) == 3
 
 

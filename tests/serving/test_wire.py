@@ -7,7 +7,7 @@ import pytest
 
 from costly_requests import FORM_HEADERS, deep_json, form_of_fields, wide_json
 from polarmask.geometry.masks import bitmap_from_rle, rles_from_polygons
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask_serving import errors
 from polarmask_serving.answer import wire
 from polarmask_serving.answer.options import Options, read_options

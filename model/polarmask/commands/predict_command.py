@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the predictions, and print how many instances each image has."""
-    from polarmask.inference.find_images import find_images
+    from polarmask.data.find_images import find_images
     from polarmask.inference.image_files import predict_images
 
     images = find_images(options.images)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from polarmask.data.coco import Annotation, CocoData
 from polarmask.geometry.masks import Rle, rle_from_segmentation, rle_iou
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 
 _DETECTION_LIMITS = (100, 500, 1000, 5000, 10_000)
 

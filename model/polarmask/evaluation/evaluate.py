@@ -20,7 +20,8 @@ from polarmask.data.coco import Category, CocoData, ImageRecord, load_coco
 from polarmask.data.images import read_image
 from polarmask.errors import DataError
 from polarmask.evaluation.coco_ap import CocoScores, score_predictions
-from polarmask.inference.predictor import Instances, Predictor
+from polarmask.inference.instances import Instances
+from polarmask.inference.predictor import Predictor
 from polarmask.system.distributed import gather_to_first, is_first, rank, world_size
 
 HISTOGRAM_BINS = 20

@@ -27,7 +27,7 @@ from polarmask.errors import ConfigError
 from polarmask.evaluation.evaluate import Evaluation, evaluate_predictions
 from polarmask.geometry import masks
 from polarmask.geometry.rays import Polygons, cast_rays, decode_rays
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask.labels.image_labels import label_image
 
 Item = TypeVar("Item")

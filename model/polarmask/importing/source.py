@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from polarmask.data.find_images import suffixes
 from polarmask.data.summary import Item, Problem
 from polarmask.errors import DataError
 
@@ -52,8 +51,6 @@ class Source:
 
 
 _TRAIN_WORDS, _VAL_WORDS = ("train",), ("val", "test")
-_NOT_IMAGES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr"}
-"""Suffixes that Pillow registers and that hold no picture to train on."""
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -64,9 +61,7 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
-    Image.init()
-    suffixes = set(Image.EXTENSION) - _NOT_IMAGES
-    return [path for path in visible_files(folder) if path.suffix.lower() in suffixes]
+    return [path for path in visible_files(folder) if path.suffix.lower() in suffixes()]
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from polarmask.data.coco import Category, ImageRecord
 from polarmask.data.images import Pixels
 from polarmask.data.intensity import shown
-from polarmask.inference.predictor import Instances
 from polarmask.system.files import atomic_path
 
 Colour = tuple[int, int, int]
@@ -51,39 +50,13 @@ class Shape:
     """(x, y); rays are drawn from here to every vertex of the first polygon."""
 
 
-def shapes_of_instances(
-    instances: Instances, *, min_score: float = 0.0, rays: bool = False
-) -> list[Shape]:
-    """Return what was found as shapes, labelled with score and, where they differ, category.
-
-    Args:
-        instances: Of one image.
-        min_score: Leave out lower scores.
-        rays: Draw centre and rays, too.
-    """
-    kept = np.flatnonzero(instances.scores >= min_score).tolist()
-    colours = _colours([int(instances.category_ids[row]) for row in kept])
-    names = [f"{name} " for name in instances.category_names]
-    if len(set(names)) < 2:
-        names = [""] * len(names)
-    return [
-        Shape(
-            polygons=tuple(instances.parts(row)),
-            colour=colour,
-            label=f"{names[row]}{instances.scores[row]:.2f}",
-            center=instances.centers[row] if rays else None,
-        )
-        for row, colour in zip(kept, colours, strict=True)
-    ]
-
-
 def shapes_of_annotations(record: ImageRecord, categories: Sequence[Category]) -> list[Shape]:
     """Return an image's objects as shapes, labelled with their category where there are several.
 
     Crowd regions are left out.
     """
     objects = [annotation for annotation in record.annotations if annotation.parts]
-    colours = _colours([annotation.category for annotation in objects])
+    colours = colours_of([annotation.category for annotation in objects])
     return [
         Shape(
             annotation.parts,
@@ -94,7 +67,7 @@ def shapes_of_annotations(record: ImageRecord, categories: Sequence[Category]) -
     ]
 
 
-def _colours(categories: list[int]) -> list[Colour]:
+def colours_of(categories: list[int]) -> list[Colour]:
     """Return a colour per category, or per object where there is only one category."""
     keys = categories if len(set(categories)) > 1 else range(len(categories))
     return [PALETTE[key % len(PALETTE)] for key in keys]

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from polarmask.data.images import Pixels, read_header, read_image
 from polarmask.errors import DataError, ServerError
-from polarmask.inference.drawing import contact_sheet, draw_shapes, shapes_of_instances, write_jpeg
-from polarmask.inference.predictor import Instances
+from polarmask.inference.drawing import contact_sheet, draw_shapes, write_jpeg
+from polarmask.inference.instances import Instances
 from polarmask.system.files import GrowingJson
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def visualize_images(
         for path, image, found in _found_in(finder, images, max_pixels, looked.failed.__setitem__):
             if rays and np.isnan(found.centers).any():
                 raise DataError("this server returns no centres and no rays; give the model itself")
-            shapes = shapes_of_instances(found, min_score=min_score, rays=rays)
+            shapes = found.shapes(min_score=min_score, rays=rays)
             overlay = draw_shapes(image, shapes)
             # Files of different folders may have the same name; the number does not repeat.
             name = f"{len(looked.counts):04d}_{path.stem[:_NAME_CHARACTERS]}.jpg"

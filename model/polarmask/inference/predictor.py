@@ -6,9 +6,8 @@ Dimension key
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,8 @@ from polarmask.data.preprocess import (
 )
 from polarmask.engines.interface import Engine
 from polarmask.engines.load import load_engine
-from polarmask.geometry.masks import RASTERS, Raster, Rle, united
 from polarmask.geometry.rays import ray_directions
+from polarmask.inference.instances import Instances
 from polarmask.inference.model_folder import ModelCard, load_model
 from polarmask.inference.stage_clock import StageClock
 from polarmask.network.postprocess import RawInstances, postprocess
@@ -38,75 +37,6 @@ from polarmask.system.device import find_device
 
 _DTYPES = ("uint8", "uint16", "int32", "float32")
 """Of images."""
-
-
-@dataclass(frozen=True, eq=False)
-class Instances:
-    """The instances of one image, best score first, in pixels of the given image.
-
-    Attributes:
-        image_hw: Rows and columns of the image.
-        polygons: (N, R, 2) float32, vertices in ray order (clockwise from +x), clipped; of an
-            instance in several parts the best one.
-        boxes_xywh: (N, 4) float32, left, top, width, height.
-        scores: (N,) float32 in [0, 1].
-        category_ids: (N,) int64, ids of the data's categories.
-        category_names: One name per instance.
-        centers: (N, 2) float32, where the rays start.
-        ray_lengths: (N, R) float32, from the centers; not clipped.
-        further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
-        raster: How polygons become masks.
-    """
-
-    image_hw: tuple[int, int]
-    polygons: NDArray[np.float32]
-    boxes_xywh: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    category_ids: NDArray[np.int64]
-    category_names: tuple[str, ...]
-    centers: NDArray[np.float32]
-    ray_lengths: NDArray[np.float32]
-    further_parts: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
-    raster: Raster = "exact"
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def parts(self, row: int) -> list[NDArray[np.float32]]:
-        """Return all polygons (R, 2) of one instance, the best first."""
-        return [self.polygons[row], *self.further_parts.get(row, ())]
-
-    def select(self, rows: Sequence[int]) -> "Instances":
-        """Return some of the instances, in the order given."""
-        index = np.asarray(rows, dtype=np.intp)
-        return replace(
-            self,
-            polygons=self.polygons[index],
-            boxes_xywh=self.boxes_xywh[index],
-            scores=self.scores[index],
-            category_ids=self.category_ids[index],
-            category_names=tuple(self.category_names[row] for row in rows),
-            centers=self.centers[index],
-            ray_lengths=self.ray_lengths[index],
-            further_parts={
-                new: self.further_parts[old]
-                for new, old in enumerate(rows)
-                if old in self.further_parts
-            },
-        )
-
-    def rle(self) -> list[Rle]:
-        """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
-        return list(self._masks)
-
-    @cached_property
-    def _masks(self) -> list[Rle]:
-        """Cached, and pickled with the object."""
-        rasterise = RASTERS[self.raster]
-        masks = rasterise(self.polygons, self.image_hw)
-        for row, parts in self.further_parts.items():
-            masks[row] = united([masks[row], *rasterise(parts, self.image_hw)])
-        return masks
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from polarmask.config.settings import InputConfig
 from polarmask.errors import ConfigError
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels."""

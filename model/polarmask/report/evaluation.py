@@ -12,7 +12,7 @@ from polarmask.data.images import read_image
 from polarmask.evaluation.coco_ap import score_predictions
 from polarmask.evaluation.evaluate import Evaluation, ImageResult
 from polarmask.inference.drawing import SKY, VERMILION, WHITE, YELLOW, Shape, draw_shapes
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
 from polarmask.report.page import Figure, Tile, fraction, make_figures, render
 

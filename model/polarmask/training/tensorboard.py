@@ -19,9 +19,8 @@ from polarmask.inference.drawing import (
     contact_sheet,
     draw_shapes,
     shapes_of_annotations,
-    shapes_of_instances,
 )
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask.system.distributed import is_first
 from polarmask.training.dataset import Batch
 
@@ -94,7 +93,7 @@ class TensorBoard:
         for record in data.images[:_IMAGES]:
             image = read_image(data.image_path(record))
             overlays.append(draw_shapes(image, shapes_of_annotations(record, data.categories)))
-            shapes = shapes_of_instances(found[record.id], min_score=min_score)
+            shapes = found[record.id].shapes(min_score=min_score)
             overlays.append(draw_shapes(image, shapes))
             captions += [record.file_name[:_CAPTION], f"found, score >= {min_score:.2f}"]
         sheet = contact_sheet(overlays, captions=captions, columns=2)

@@ -10,8 +10,9 @@ import torch
 from polarmask.data.coco import CocoData
 from polarmask.engines.torch_engines import Eager
 from polarmask.evaluation.evaluate import Evaluation, evaluate_predictions, predict_together
+from polarmask.inference.instances import Instances
 from polarmask.inference.model_folder import ModelCard, save_model
-from polarmask.inference.predictor import Instances, Predictor
+from polarmask.inference.predictor import Predictor
 from polarmask.network.detector import PolarMask
 from polarmask.system.distributed import all_gather, is_first
 from polarmask.training.checkpoint import Validated

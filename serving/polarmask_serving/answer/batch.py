@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polarmask.inference.predictor import Instances, Predictor, Prepared
+from polarmask.inference.instances import Instances
+from polarmask.inference.predictor import Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer import wire
 from polarmask_serving.answer.image_bytes import decode_image

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ts.metrics.metric_type_enum import MetricTypes
 
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask_serving.answer.batch import STAGES, Answer
 from polarmask_serving.errors import AnswerError
 

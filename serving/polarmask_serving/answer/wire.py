@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask_serving.answer.forms import is_form, read_form
 from polarmask_serving.answer.options import (
     BODY_TYPE_HEADER,

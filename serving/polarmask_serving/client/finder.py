@@ -6,7 +6,7 @@ import numpy as np
 
 from polarmask.data.images import Pixels
 from polarmask.errors import DataError, ServerError
-from polarmask.inference.predictor import Instances
+from polarmask.inference.instances import Instances
 from polarmask_serving.client import Client, ClientError
 from polarmask_serving.client.prediction import Prediction
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,7 @@ from polarmask.geometry.masks import (
     labels_from_rles,
     rles_from_labels,
 )
-from polarmask.inference.predictor import Instances
-from polarmask.inference.results import measure_objects, save_instances
+from polarmask.inference.instances import Instances
 
 HW = 50, 80
 
@@ -51,7 +51,7 @@ def read_label_image(path):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_label_image_numbers_instances_and_the_best_wins(tmp_path, found, suffix):
-    save_instances(found, tmp_path / f"a{suffix}")
+    found.save(tmp_path / f"a{suffix}")
     labels = read_label_image(tmp_path / f"a{suffix}")
     masks = [bitmap_from_rle(rle) for rle in found.rle()]
     expected = np.select([masks[0], masks[1], masks[2]], [1, 2, 3])
@@ -76,7 +76,7 @@ def test_label_image_and_rles_are_inverse():
 
 
 def test_measures_of_a_square_and_of_two_parts(found):
-    first, _, third = measure_objects(found)
+    first, _, third = found.measure()
     assert (first.area, first.x, first.y) == (400, 20, 15)
     assert first.diameter == pytest.approx(22.57, abs=0.01)
     # A square's second moment is side^2 / 12, an ellipse's axis^2 / 16.
@@ -87,7 +87,7 @@ def test_measures_of_a_square_and_of_two_parts(found):
 
 
 def test_table(tmp_path, found):
-    save_instances(found, tmp_path / "a.csv")
+    found.save(tmp_path / "a.csv")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
     assert [row["object"] for row in rows] == ["1", "2", "3"]
     assert [row["category"] for row in rows] == ["cell", "cell", "a/b"]
@@ -96,7 +96,7 @@ def test_table(tmp_path, found):
 
 
 def test_geojson_closes_its_rings(tmp_path, found):
-    save_instances(found, tmp_path / "a.geojson")
+    found.save(tmp_path / "a.geojson")
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
     kinds = [each["geometry"]["type"] for each in features]
     assert kinds == ["Polygon", "Polygon", "MultiPolygon"]
@@ -106,7 +106,7 @@ def test_geojson_closes_its_rings(tmp_path, found):
 
 
 def test_coco_results(tmp_path, found):
-    save_instances(found, tmp_path / "a.json")
+    found.save(tmp_path / "a.json")
     results = json.loads((tmp_path / "a.json").read_text())
     assert [each["category_id"] for each in results] == [1, 1, 3]
     assert [bitmap_from_rle(each["segmentation"]).sum() for each in results] == [400, 100, 100]
@@ -114,7 +114,7 @@ def test_coco_results(tmp_path, found):
 
 
 def test_imagej_rois(tmp_path, found):
-    save_instances(found, tmp_path / "a.zip")
+    found.save(tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         rois = [ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
     assert [roi.name for roi in rois] == ["00001-cell", "00002-cell", "00003-a/b", "00003-1-a/b"]
@@ -123,12 +123,30 @@ def test_imagej_rois(tmp_path, found):
 
 def test_unknown_suffix_is_refused_and_nothing_written(tmp_path, found):
     with pytest.raises(DataError, match=r"choose one of \.png"):
-        save_instances(found, tmp_path / "a.xlsx")
+        found.save(tmp_path / "a.xlsx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_found_is_written_too(tmp_path, found):
     nothing = found.select([])
     for suffix in (".png", ".tif", ".csv", ".geojson", ".json", ".zip"):
-        save_instances(nothing, tmp_path / f"a{suffix}")
+        nothing.save(tmp_path / f"a{suffix}")
     assert not read_label_image(tmp_path / "a.png").any()
+
+
+def test_instances_are_chosen_by_mask_slice_and_rows(found):
+    assert found[found.scores > 0.75].scores.tolist() == pytest.approx([0.9, 0.8])
+    assert found[1:].category_names == ("cell", "a/b")
+    assert list(found[[2]].further_parts) == [0]
+    np.testing.assert_array_equal(found[:1].boxes, [[10, 5, 30, 25]])
+    assert found.masks().sum(axis=(1, 2)).tolist() == [400, 100, 100]
+
+
+def test_instances_show_themselves_in_a_line_and_in_a_notebook(found):
+    assert repr(found) == "Instances(2 cell, 1 a/b in 80x50 pixels, scores 0.70 to 0.90)"
+    assert repr(found.select([])) == "Instances(nothing in 80x50 pixels)"
+    with pytest.raises(DataError, match="not kept"):
+        found.plot()
+    kept = replace(found, image=np.zeros((*HW, 3), np.uint8))
+    assert kept.plot().any()
+    assert '<img src="data:image/jpeg;base64,' in kept._repr_html_()

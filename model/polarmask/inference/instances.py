@@ -1,0 +1,366 @@
+"""What was found in an image, and what people make of it: masks, tables, pictures, files.
+
+Dimension key
+    N: instances    K: further parts of an instance    R: rays    2: (x, y) in pixels of the image
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from polarmask.data.images import Pixels
+from polarmask.errors import DataError
+from polarmask.geometry.masks import (
+    RASTERS,
+    Raster,
+    Rle,
+    bitmap_from_rle,
+    crop_from_rle,
+    labels_from_rles,
+    united,
+)
+from polarmask.inference.drawing import Shape, colours_of, draw_shapes
+from polarmask.system.files import atomic_path
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Instances:
+    """The instances of one image, best score first, in pixels of the given image.
+
+    Attributes:
+        image_hw: Rows and columns of the image.
+        polygons: (N, R, 2) float32, vertices in ray order (clockwise from +x), clipped; of an
+            instance in several parts the best one.
+        boxes_xywh: (N, 4) float32, left, top, width, height.
+        scores: (N,) float32 in [0, 1].
+        category_ids: (N,) int64, ids of the data's categories.
+        category_names: One name per instance.
+        centers: (N, 2) float32, where the rays start.
+        ray_lengths: (N, R) float32, from the centers; not clipped.
+        further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
+        raster: How polygons become masks.
+        image: The image, if it was kept: `plot` draws into it.
+    """
+
+    image_hw: tuple[int, int]
+    polygons: NDArray[np.float32]
+    boxes_xywh: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    category_ids: NDArray[np.int64]
+    category_names: tuple[str, ...]
+    centers: NDArray[np.float32]
+    ray_lengths: NDArray[np.float32]
+    further_parts: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    raster: Raster = "exact"
+    image: Pixels | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{n} {name}" for name, n in Counter(self.category_names).most_common())
+        size = f"{self.image_hw[1]}x{self.image_hw[0]} pixels"
+        if not len(self):
+            return f"Instances(nothing in {size})"
+        scores = f"{self.scores.min():.2f} to {self.scores.max():.2f}"
+        return f"Instances({names} in {size}, scores {scores})"
+
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> "Instances":
+        """Return some of the instances: a slice, row numbers, or a mask such as `scores > 0.5`."""
+        return self.select(np.arange(len(self))[rows].tolist())
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """(N, 4) float32: left, top, right, bottom."""
+        corner_N2, size_N2 = self.boxes_xywh[:, :2], self.boxes_xywh[:, 2:]
+        return np.concatenate([corner_N2, corner_N2 + size_N2], axis=1)
+
+    def masks(self) -> NDArray[np.bool_]:
+        """Return (N, H, W) bool; they may overlap."""
+        bitmaps = [bitmap_from_rle(rle) for rle in self.rle()]
+        return np.array(bitmaps, dtype=bool).reshape(len(self), *self.image_hw)
+
+    def labels(self) -> NDArray[np.int32]:
+        """Return (H, W): 0 for background, n for the n-th instance; of two the better score."""
+        return labels_from_rles(self.rle(), self.image_hw)
+
+    def plot(self, *, rays: bool = False) -> NDArray[np.uint8]:
+        """Return the image with the instances drawn in, (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: The image was not kept.
+        """
+        if self.image is None:
+            raise DataError("the image was not kept; use draw_shapes(image, found.shapes())")
+        return draw_shapes(self.image, self.shapes(rays=rays))
+
+    def _repr_html_(self) -> str:
+        """Show the overlay in notebooks."""
+        picture = "" if self.image is None else f'<br><img src="{_data_url(self.plot())}">'
+        return html.escape(repr(self)) + picture
+
+    def shapes(self, *, min_score: float = 0.0, rays: bool = False) -> list[Shape]:
+        """Return shapes to draw, labelled with score and, where they differ, category.
+
+        Args:
+            min_score: Leave out lower scores.
+            rays: Draw centre and rays, too.
+        """
+        kept = np.flatnonzero(self.scores >= min_score).tolist()
+        colours = colours_of([int(self.category_ids[row]) for row in kept])
+        names = [f"{name} " for name in self.category_names]
+        if len(set(names)) < 2:
+            names = [""] * len(names)
+        return [
+            Shape(
+                polygons=tuple(self.parts(row)),
+                colour=colour,
+                label=f"{names[row]}{self.scores[row]:.2f}",
+                center=self.centers[row] if rays else None,
+            )
+            for row, colour in zip(kept, colours, strict=True)
+        ]
+
+    def parts(self, row: int) -> list[NDArray[np.float32]]:
+        """Return all polygons (R, 2) of one instance, the best first."""
+        return [self.polygons[row], *self.further_parts.get(row, ())]
+
+    def select(self, rows: Sequence[int]) -> "Instances":
+        """Return some of the instances, in the order given."""
+        index = np.asarray(rows, dtype=np.intp)
+        return replace(
+            self,
+            polygons=self.polygons[index],
+            boxes_xywh=self.boxes_xywh[index],
+            scores=self.scores[index],
+            category_ids=self.category_ids[index],
+            category_names=tuple(self.category_names[row] for row in rows),
+            centers=self.centers[index],
+            ray_lengths=self.ray_lengths[index],
+            further_parts={
+                new: self.further_parts[old]
+                for new, old in enumerate(rows)
+                if old in self.further_parts
+            },
+        )
+
+    def rle(self) -> list[Rle]:
+        """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
+        return list(self._masks)
+
+    @cached_property
+    def _masks(self) -> list[Rle]:
+        """Cached, and pickled with the object."""
+        rasterise = RASTERS[self.raster]
+        masks = rasterise(self.polygons, self.image_hw)
+        for row, parts in self.further_parts.items():
+            masks[row] = united([masks[row], *rasterise(parts, self.image_hw)])
+        return masks
+
+    def measure(self) -> "list[ObjectMeasures]":
+        """Measure each instance's mask, best score first; one without a pixel has area 0."""
+        return [_measure(self, row, rle) for row, rle in enumerate(self.rle())]
+
+    def geojson(self) -> dict[str, Any]:
+        """Return a FeatureCollection as QuPath and GIS programs read it, in pixels."""
+        return {
+            "type": "FeatureCollection",
+            "features": [_feature(self, n) for n in range(len(self))],
+        }
+
+    def coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Return COCO's results format, one entry per instance, as evaluators read it."""
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(self.category_ids[row]),
+                "segmentation": rle,
+                "bbox": [round(value, 2) for value in self.boxes_xywh[row].tolist()],
+                "score": round(float(self.scores[row]), 6),
+            }
+            for row, rle in enumerate(self.rle())
+        ]
+
+    def save(self, path: Path | str) -> None:
+        """Write a file in the format that its suffix names.
+
+        `.png` and `.tif` are label images, `.csv` a table of objects, `.geojson` polygons, `.json`
+        COCO results, `.zip` ImageJ ROIs, `.jpg` the overlay.
+
+        Raises:
+            DataError: Another suffix, more instances than a PNG can count, or no image to draw in.
+        """
+        path = Path(path)
+        write = _WRITERS.get(path.suffix.lower())
+        if write is None:
+            known = ", ".join(_WRITERS)
+            raise DataError(f"{path}: no format is called {path.suffix!r}; choose one of {known}")
+        data = write(self)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectMeasures:
+    """One row of a table of objects; lengths in pixels."""
+
+    object: int
+    """Its value in the label image, from 1."""
+    category: str
+    score: float
+    area: int
+    """Pixels of the mask."""
+    x: float
+    """Centroid of the mask; the middle of the first pixel is 0.5."""
+    y: float
+    diameter: float
+    """Of the circle of this area."""
+    major_axis: float
+    """Of the ellipse with the mask's second moments, as in scikit-image."""
+    minor_axis: float
+    left: float
+    """Box of the instance."""
+    top: float
+    width: float
+    height: float
+
+
+TABLE_COLUMNS = tuple(field.name for field in fields(ObjectMeasures))
+
+
+def _measure(found: Instances, row: int, rle: Rle) -> ObjectMeasures:
+    crop, corner = crop_from_rle(rle)
+    moments = cv2.moments(crop.astype(np.uint8), binaryImage=True)
+    area = int(moments["m00"])
+    major, minor = _axes(moments) if area else (0.0, 0.0)
+    left, top, width, height = found.boxes_xywh[row].tolist()
+    x = corner[0] + 0.5 + moments["m10"] / area if area else left + width / 2
+    y = corner[1] + 0.5 + moments["m01"] / area if area else top + height / 2
+    lengths = {
+        "x": x,
+        "y": y,
+        "diameter": 2 * math.sqrt(area / math.pi),
+        "major_axis": major,
+        "minor_axis": minor,
+        "left": left,
+        "top": top,
+        "width": width,
+        "height": height,
+    }
+    return ObjectMeasures(
+        object=row + 1,
+        category=found.category_names[row],
+        score=round(float(found.scores[row]), 4),
+        area=area,
+        **{name: round(value, 2) for name, value in lengths.items()},
+    )
+
+
+def _axes(moments: Mapping[str, float]) -> tuple[float, float]:
+    """Return the full axes of the ellipse that has the same second moments."""
+    # 1/12 is the second moment of a pixel about its own middle.
+    xx, yy, xy = (moments[name] / moments["m00"] for name in ("mu20", "mu02", "mu11"))
+    middle, half = (xx + yy) / 2 + 1 / 12, math.hypot((xx - yy) / 2, xy)
+    return 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0))
+
+
+def _feature(found: Instances, row: int) -> dict[str, Any]:
+    rings = [[_closed(part)] for part in found.parts(row)]
+    single = len(rings) == 1
+    return {
+        "type": "Feature",
+        "geometry": {
+            "type": "Polygon" if single else "MultiPolygon",
+            "coordinates": rings[0] if single else rings,
+        },
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": found.category_names[row]},
+            "score": round(float(found.scores[row]), 4),
+        },
+    }
+
+
+def _closed(part: NDArray[np.float32]) -> list[list[float]]:
+    vertices: list[list[float]] = np.round(part.astype(np.float64), 2).tolist()
+    return [*vertices, vertices[0]]
+
+
+def _png(found: Instances) -> bytes:
+    if len(found) > np.iinfo(np.uint16).max:
+        raise DataError(f"a PNG counts to 65,535 and there are {len(found):,} instances; use .tif")
+    return _encoded(".png", found.labels().astype(np.uint16))
+
+
+def _tif(found: Instances) -> bytes:
+    fits = len(found) <= np.iinfo(np.uint16).max
+    return _encoded(".tif", found.labels().astype(np.uint16 if fits else np.int32))
+
+
+def _encoded(suffix: str, image: NDArray[Any]) -> bytes:
+    return bytes(cv2.imencode(suffix, image)[1])
+
+
+def _csv(found: Instances) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, TABLE_COLUMNS)
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in found.measure())
+    return text.getvalue().encode()
+
+
+def _geojson(found: Instances) -> bytes:
+    return json.dumps(found.geojson()).encode()
+
+
+def _json(found: Instances) -> bytes:
+    return json.dumps(found.coco(image_id=1)).encode()
+
+
+def _rois(found: Instances) -> bytes:
+    """Return a ZIP with one polygon per part, for ImageJ's ROI manager."""
+    from roifile import ImagejRoi
+
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for row, category in enumerate(found.category_names):
+            for part, polygon in enumerate(found.parts(row)):
+                name = f"{row + 1:05}-{part}-{category}" if part else f"{row + 1:05}-{category}"
+                roi = ImagejRoi.frompoints(polygon, name=name)
+                file.writestr(f"{name.replace('/', '_')}.roi", roi.tobytes())
+    return archive.getvalue()
+
+
+def _overlay(found: Instances) -> bytes:
+    return _encoded(".jpg", cv2.cvtColor(found.plot(), cv2.COLOR_RGB2BGR))
+
+
+def _data_url(image: NDArray[np.uint8]) -> str:
+    jpeg = _encoded(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+_WRITERS: dict[str, Callable[[Instances], bytes]] = {
+    ".png": _png,
+    ".tif": _tif,
+    ".tiff": _tif,
+    ".csv": _csv,
+    ".geojson": _geojson,
+    ".json": _json,
+    ".zip": _rois,
+    ".jpg": _overlay,
+}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polarmask.inference.instances import Instances
     from polarmask.inference.predictor import Predictor
     from polarmask.labels.precompute import precompute
+    from polarmask.model_sources.model import Model, load
     from polarmask.model_sources.open_model import open_model
     from polarmask.training.train import TrainOptions, train
 
@@ -24,11 +25,13 @@ __all__ = [
     "CocoData",
     "Evaluation",
     "Instances",
+    "Model",
     "PolarMaskError",
     "Predictor",
     "RunConfig",
     "TrainOptions",
     "evaluate",
+    "load",
     "load_coco",
     "open_model",
     "precompute",
@@ -41,11 +44,13 @@ _MODULE_OF = {
     "CocoData": "data.coco",
     "Evaluation": "evaluation.evaluate",
     "Instances": "inference.instances",
+    "Model": "model_sources.model",
     "PolarMaskError": "errors",
     "Predictor": "inference.predictor",
     "RunConfig": "config.settings",
     "TrainOptions": "training.train",
     "evaluate": "evaluation.evaluate",
+    "load": "model_sources.model",
     "load_coco": "data.coco",
     "open_model": "model_sources.open_model",
     "precompute": "labels.precompute",

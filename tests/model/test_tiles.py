@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmask.config.settings import InputConfig
 from polarmask.errors import ConfigError
 from polarmask.geometry.masks import bitmap_from_rle
 from polarmask.inference.instances import Instances
@@ -17,35 +16,35 @@ from polarmask.inference.tiles import predict_tiled, tile_boxes, tile_side
 RAYS = 64
 
 
-class Regions:
-    """Finds every connected region brighter than black, as far as it lies in the image."""
+def regions_of(images):
+    """Find every connected region brighter than black, as far as it lies in the image."""
+    return [_regions(image) for image in images]
 
-    def predict(self, images):
-        return [self._regions(image) for image in images]
 
-    def _regions(self, image):
-        contours, _ = cv2.findContours(
-            (image[..., 0] > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-        )
-        polygons = [self._resampled(contour[:, 0]) for contour in contours if len(contour) > 2]
-        n = len(polygons)
-        polygon_NR2 = np.array(polygons, dtype=np.float32).reshape(n, RAYS, 2)
-        low, high = polygon_NR2.min(axis=1), polygon_NR2.max(axis=1)
-        areas = [cv2.contourArea(polygon) for polygon in polygon_NR2]
-        return Instances(
-            image_hw=image.shape[:2],
-            polygons=polygon_NR2,
-            boxes_xywh=np.concatenate([low, high - low], axis=1),
-            scores=np.array([0.5 + area / 1e6 for area in areas], dtype=np.float32),
-            category_ids=np.ones(n, dtype=np.int64),
-            category_names=("disk",) * n,
-            centers=polygon_NR2.mean(axis=1),
-            ray_lengths=np.ones((n, RAYS), dtype=np.float32),
-        )
+def _regions(image):
+    contours, _ = cv2.findContours(
+        (image[..., 0] > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    polygons = [_resampled(contour[:, 0]) for contour in contours if len(contour) > 2]
+    n = len(polygons)
+    polygon_NR2 = np.array(polygons, dtype=np.float32).reshape(n, RAYS, 2)
+    low, high = polygon_NR2.min(axis=1), polygon_NR2.max(axis=1)
+    areas = [cv2.contourArea(polygon) for polygon in polygon_NR2]
+    return Instances(
+        image_hw=image.shape[:2],
+        polygons=polygon_NR2,
+        boxes_xywh=np.concatenate([low, high - low], axis=1),
+        scores=np.array([0.5 + area / 1e6 for area in areas], dtype=np.float32),
+        category_ids=np.ones(n, dtype=np.int64),
+        category_names=("disk",) * n,
+        centers=polygon_NR2.mean(axis=1),
+        ray_lengths=np.ones((n, RAYS), dtype=np.float32),
+    )
 
-    def _resampled(self, contour):
-        rows = np.linspace(0, len(contour), RAYS, endpoint=False).astype(int)
-        return contour[rows] + 0.5
+
+def _resampled(contour):
+    rows = np.linspace(0, len(contour), RAYS, endpoint=False).astype(int)
+    return contour[rows] + 0.5
 
 
 def disks(hw, circles):
@@ -74,8 +73,8 @@ def apart(circles):
 def test_each_object_is_found_once_and_whole(circles, side):
     circles = apart(circles)
     image = disks((300, 400), circles)
-    found = predict_tiled(Regions(), image, side)
-    regions = Regions().predict([image])[0]
+    found = predict_tiled(regions_of, image, side)
+    regions = regions_of([image])[0]
     assert len(found) == len(regions)
     truths = [bitmap_from_rle(rle) for rle in regions.rle()]
     for rle in found.rle():
@@ -87,7 +86,7 @@ def test_each_object_is_found_once_and_whole(circles, side):
 
 def test_object_larger_than_a_tile_is_one_instance_of_several_polygons():
     image = disks((300, 400), [(200, 150, 120)])
-    found = predict_tiled(Regions(), image, 128)
+    found = predict_tiled(regions_of, image, 128)
     assert len(found) == 1
     mask = bitmap_from_rle(found.rle()[0])
     assert mask.sum() == pytest.approx((image[..., 0] > 0).sum(), rel=0.03)
@@ -107,12 +106,13 @@ def test_tiles_cover_the_image_and_overlap_by_a_quarter(rows, columns, side):
     assert all(b - a <= round(side * 0.75) + 1 for a, b in pairwise(lefts))
 
 
-def test_auto_tiles_what_would_be_shrunk():
-    full_size = InputConfig(short_side=None, max_side=1024)
-    assert tile_side((1024, 800), "auto", full_size) is None
-    assert tile_side((1025, 800), "auto", full_size) == 1024
-    assert tile_side((4000, 4000), "auto", InputConfig(short_side=768)) is None
-    assert tile_side((4000, 4000), 512, InputConfig(short_side=768)) == 512
-    assert tile_side((4000, 4000), None, full_size) is None
+def test_auto_tiles_what_is_much_larger_than_the_training_images():
+    assert tile_side((320, 200), "auto", 256) is None
+    assert tile_side((321, 200), "auto", 256) == 256
+    assert tile_side((4000, 4000), "auto", 32) == 64
+    assert tile_side((4000, 4000), "auto", None) is None
+    assert tile_side((4000, 4000), 512, None) == 512
+    assert tile_side((500, 500), 512, None) is None
+    assert tile_side((4000, 4000), None, 256) is None
     with pytest.raises(ConfigError, match="too small"):
-        tile_side((4000, 4000), 32, full_size)
+        tile_side((4000, 4000), 32, 256)

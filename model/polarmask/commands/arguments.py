@@ -13,6 +13,7 @@ from polarmask.system.argument_types import at_least, between
 
 if TYPE_CHECKING:
     from polarmask.inference.image_files import Finder, Looked
+    from polarmask.inference.tiles import TileSize
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,23 @@ def add_max_pixels_argument(parser: argparse.ArgumentParser, *, default: int | N
     )
 
 
+def add_tile_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--tile`."""
+    parser.add_argument(
+        "--tile",
+        type=tile_size,
+        default="auto",
+        metavar="PIXELS",
+        help="side of the overlapping tiles of large images; auto: that of the training images, "
+        "for images much larger than those; off: none (default: auto)",
+    )
+
+
+def tile_size(text: str) -> "TileSize":
+    """Read `--tile`."""
+    return {"auto": "auto", "off": None}[text] if text in ("auto", "off") else at_least(64)(text)
+
+
 def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `predict` and `visualize` share: a model or server, a score, image files."""
     finder = parser.add_mutually_exclusive_group(required=True)
@@ -84,6 +102,7 @@ def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file", type=Path, metavar="FILE", help="file with the server's access token"
     )
     add_device_arguments(parser)
+    add_tile_argument(parser)
     parser.add_argument(
         "--score", type=between(0, 1), default=0.3, help="lowest score, 0 to 1 (default: 0.3)"
     )
@@ -101,13 +120,15 @@ def finder_of(options: argparse.Namespace) -> "Finder":
     from polarmask.model_sources.open_model import open_model, open_server
 
     if options.url:
-        if options.device or options.threads:
-            raise DataError("--device and --threads are for --model; a server has its own")
+        if options.device or options.threads or isinstance(options.tile, int):
+            raise DataError("--device, --threads, --tile are for --model; a server has its own")
         token = _read_token(options.token_file) if options.token_file else None
         return open_server(options.url, token=token)
     if options.token_file:
         raise DataError("--token-file is for --url")
-    return open_model(options.model, device=options.device, threads=options.threads)
+    return open_model(
+        options.model, device=options.device, threads=options.threads, tile=options.tile
+    )
 
 
 def _read_token(path: Path) -> str:

@@ -7,6 +7,7 @@ from polarmask.commands.arguments import (
     add_data_argument,
     add_device_arguments,
     add_max_pixels_argument,
+    add_tile_argument,
 )
 from polarmask.system.argument_types import output_folder
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     parser.add_argument("--split", default="val", help="which annotations (default: val)")
     add_device_arguments(parser)
+    add_tile_argument(parser)
     add_max_pixels_argument(parser, default=None)
     parser.add_argument(
         "--out", type=output_folder, help="folder for evaluation.json and report.html"
@@ -37,7 +39,9 @@ def run(options: argparse.Namespace) -> None:
     from polarmask.system.files import write_text
 
     with process_group(options.device) as device:
-        predictor = open_model(options.model, device=device, threads=options.threads)
+        predictor = open_model(
+            options.model, device=device, threads=options.threads, tile=options.tile
+        )
         images = predictor.card.config.input
         if options.max_pixels:
             images = replace(images, max_pixels=options.max_pixels)

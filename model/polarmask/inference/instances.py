@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.data.images import Pixels
+from polarmask.data.images import Pixels, read_image
 from polarmask.errors import DataError
 from polarmask.geometry.masks import (
     RASTERS,
@@ -53,7 +53,7 @@ class Instances:
         ray_lengths: (N, R) float32, from the centers; not clipped.
         further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
         raster: How polygons become masks.
-        image: The image, if it was kept: `plot` draws into it.
+        image: The image or its file, for `plot`; None if it was not kept.
     """
 
     image_hw: tuple[int, int]
@@ -66,7 +66,7 @@ class Instances:
     ray_lengths: NDArray[np.float32]
     further_parts: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     raster: Raster = "exact"
-    image: Pixels | None = None
+    image: Pixels | Path | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -102,11 +102,13 @@ class Instances:
         """Return the image with the instances drawn in, (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: The image was not kept.
+            DataError: The image was not kept, or its file can't be read.
         """
         if self.image is None:
             raise DataError("the image was not kept; use draw_shapes(image, found.shapes())")
-        return draw_shapes(self.image, self.shapes(rays=rays))
+        kept = self.image
+        image = read_image(kept, upright=True) if isinstance(kept, Path) else kept
+        return draw_shapes(image, self.shapes(rays=rays))
 
     def _repr_html_(self) -> str:
         """Show the overlay in notebooks."""

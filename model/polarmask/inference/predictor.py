@@ -8,6 +8,7 @@ Dimension key
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from polarmask.geometry.rays import ray_directions
 from polarmask.inference.instances import Instances
 from polarmask.inference.model_folder import ModelCard, load_model
 from polarmask.inference.stage_clock import StageClock
+from polarmask.inference.tiles import TileSize, predict_tiled, tile_side
 from polarmask.network.postprocess import RawInstances, postprocess
 from polarmask.original.scores import score_rules
 from polarmask.system.device import find_device
@@ -55,9 +57,12 @@ class Prepared:
 class Predictor:
     """Finds instances with one model; needs no files once loaded."""
 
-    def __init__(self, engine: Engine, card: ModelCard, device: torch.device) -> None:
+    def __init__(
+        self, engine: Engine, card: ModelCard, device: torch.device, *, tile: TileSize = None
+    ) -> None:
         self.card = card
         self.engine = engine
+        self._tile = tile
         self._device = device
         self._rules = score_rules(card.config.postprocess)
 
@@ -69,6 +74,7 @@ class Predictor:
         device: str | torch.device | None = "cpu",
         threads: int | None = None,
         engine: str | None = None,
+        tile: TileSize = None,
     ) -> "Predictor":
         """Load a model folder.
 
@@ -80,6 +86,8 @@ class Predictor:
             engine: What runs the network, see `polarmask.engines`; None takes the fastest that
                 the folder's engine ranking admits, or the folded network without a ranking. One
                 that can't run here is replaced by the folded network, with a warning.
+            tile: Side in pixels of the tiles that `predict` cuts larger images into; `auto` cuts
+                images that are much larger than the training images into tiles of their size.
 
         Raises:
             ModelFormatError: The folder can't be used.
@@ -90,7 +98,7 @@ class Predictor:
         own = find_device(device)
         detector, card = load_model(model, device=own)
         runs = load_engine(model, detector, device=own, name=engine, threads=threads)
-        return cls(runs, card, own)
+        return cls(runs, card, own, tile=tile)
 
     def predict(
         self, images: Sequence[Pixels], *, clock: StageClock | None = None
@@ -106,7 +114,26 @@ class Predictor:
             ValueError: An image of another shape or type.
             DataError: Values that the model's `input.intensity` does not take.
         """
-        return self.predict_prepared([self.prepare(image) for image in images], clock=clock)
+        sides = [self.tile_side(image) for image in images]
+        whole = [image for image, side in zip(images, sides, strict=True) if side is None]
+        found = iter(self.predict_prepared([self.prepare(each) for each in whole], clock=clock))
+        find = partial(self._predict_tiles, clock=clock)
+        return [
+            next(found) if side is None else predict_tiled(find, self._in_8_bits(image), side)
+            for image, side in zip(images, sides, strict=True)
+        ]
+
+    def tile_side(self, image: Pixels) -> int | None:
+        """Return the side of the tiles that `predict` cuts an image into; None keeps it whole."""
+        # A model that resizes to a short side is given all images at one scale.
+        resizes = self.card.config.input.short_side is not None
+        learned = 0 if resizes else int(self.card.training.get("image_side", 0))
+        return tile_side(image.shape[:2], self._tile, learned or None)
+
+    def _predict_tiles(
+        self, tiles: Sequence[NDArray[np.uint8]], clock: StageClock | None
+    ) -> list[Instances]:
+        return self.predict_prepared([self._resized(tile) for tile in tiles], clock=clock)
 
     def prepare(self, image: Pixels) -> Prepared:
         """Bring an image to 8 bits and the network's size, so that the large one can be dropped.
@@ -115,14 +142,20 @@ class Predictor:
             ValueError: An image of another shape or type than `predict` takes.
             DataError: Values that the model's `input.intensity` does not take.
         """
+        return self._resized(self._in_8_bits(image))
+
+    def _in_8_bits(self, image: Pixels) -> NDArray[np.uint8]:
         if str(image.dtype) not in _DTYPES or image.shape[2:] != (3,) or not image.size:
             raise ValueError(
                 f"expected (H, W, 3) of {', '.join(_DTYPES)}; got {image.shape} {image.dtype}"
             )
         config = self.card.config.input
         warn_of_unfitting_bits(image, config)
+        return to_uint8(image, config)
+
+    def _resized(self, image: NDArray[np.uint8]) -> Prepared:
         rows, columns = image.shape[:2]
-        return Prepared(resize(to_uint8(image, config), config), given_hw=(rows, columns))
+        return Prepared(resize(image, self.card.config.input), given_hw=(rows, columns))
 
     def predict_prepared(
         self, images: Sequence[Prepared], *, clock: StageClock | None = None

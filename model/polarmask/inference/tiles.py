@@ -9,24 +9,27 @@ Dimension key
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.config.settings import InputConfig
 from polarmask.errors import ConfigError
 from polarmask.inference.instances import Instances
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels."""
 
-TileSize = int | Literal["auto"] | None
-"""Side of a tile in pixels; `auto` tiles images that would be shrunk; None tiles nothing."""
+Find = Callable[[Sequence[NDArray[np.uint8]]], list[Instances]]
+"""Finds the instances of each image."""
 
+TileSize = int | Literal["auto"] | None
+"""Side of a tile in pixels; `auto` takes that of the training images; None tiles nothing."""
+
+_MUCH_LARGER = 1.25
 _OVERLAP = 0.25
 _SAME_OBJECT = 0.5
 """Share of the smaller of two areas, where tiles overlap, above which both are one object."""
@@ -36,28 +39,26 @@ _BATCH_TILES = 4
 _SMALLEST_TILE = 64
 
 
-class Finder(Protocol):
-    """Finds instances in images: a `Predictor`, or a client of a server."""
-
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """Return what is in each (H, W, 3) uint8 RGB image."""
-
-
-def tile_side(image_hw: tuple[int, int], tile: TileSize, config: InputConfig) -> int | None:
+def tile_side(image_hw: tuple[int, int], tile: TileSize, learned_side: int | None) -> int | None:
     """Return the side of an image's tiles in pixels; None for an image that stays whole.
 
-    `auto` tiles images that a model which learned them at full size would shrink. A model that
-    learned at a fixed short side expects whole images, so `auto` leaves them whole.
+    Args:
+        image_hw: Rows and columns of the image.
+        tile: The side that is wanted; `auto` tiles images that are much larger than those that the
+            model learned from, into tiles of their size.
+        learned_side: Longer side of the largest training image in pixels; None if the model is
+            given images of one scale, or if it is not known.
 
     Raises:
         ConfigError: A side under 64 pixels.
     """
-    side = tile
-    if side == "auto":
-        side = config.max_side if config.short_side is None else None
-    if side is not None and side < _SMALLEST_TILE:
-        raise ConfigError(f"a tile of {side} pixels is too small; give at least {_SMALLEST_TILE}")
-    return side if side is not None and max(image_hw) > side else None
+    if tile == "auto":
+        if learned_side is None or max(image_hw) <= _MUCH_LARGER * learned_side:
+            return None
+        tile = max(learned_side, _SMALLEST_TILE)
+    if tile is not None and tile < _SMALLEST_TILE:
+        raise ConfigError(f"a tile of {tile} pixels is too small; give at least {_SMALLEST_TILE}")
+    return tile if tile is not None and max(image_hw) > tile else None
 
 
 def tile_boxes(image_hw: tuple[int, int], side: int) -> list[Box]:
@@ -74,11 +75,11 @@ def _starts(length: int, side: int) -> list[int]:
     return [round(n * (length - side) / (count - 1)) for n in range(count)]
 
 
-def predict_tiled(finder: Finder, image: NDArray[np.uint8], side: int) -> Instances:
+def predict_tiled(find: Find, image: NDArray[np.uint8], side: int) -> Instances:
     """Find instances in tiles of an image and join them; best score first.
 
     Args:
-        finder: What finds instances in a tile.
+        find: Returns the instances of each tile.
         image: (H, W, 3) uint8 RGB.
         side: Of the tiles, in pixels.
     """
@@ -87,7 +88,7 @@ def predict_tiled(finder: Finder, image: NDArray[np.uint8], side: int) -> Instan
     found: list[Instances] = []
     for first in range(0, len(boxes), _BATCH_TILES):
         some = boxes[first : first + _BATCH_TILES]
-        found += finder.predict([image[y0:y1, x0:x1] for x0, y0, x1, y1 in some])
+        found += find([image[y0:y1, x0:x1] for x0, y0, x1, y1 in some])
     tile_N = np.repeat(np.arange(len(found)), [len(each) for each in found])
     return _join(_moved(found, boxes, (height, width)), tile_N, boxes)
 

@@ -13,6 +13,7 @@ from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference.image_files import Finder
 from polarmask.inference.model_folder import ModelCard, is_model_folder
 from polarmask.inference.predictor import Predictor
+from polarmask.inference.tiles import TileSize
 from polarmask.network.detector import PolarMask
 from polarmask.system.device import find_device
 from polarmask.system.files import check_zip
@@ -25,7 +26,11 @@ _NO_CLIENT = "install this project with its extra `serving`"
 
 
 def open_model(
-    source: str | Path, *, device: str | torch.device | None = "cpu", threads: int | None = None
+    source: str | Path,
+    *,
+    device: str | torch.device | None = "cpu",
+    threads: int | None = None,
+    tile: TileSize = None,
 ) -> Predictor:
     """Open a model.
 
@@ -34,6 +39,7 @@ def open_model(
             `checkpoint.pt`, or TorchServe archive (`.mar`).
         device: "cpu" or "cuda"; None takes CUDA where there is one.
         threads: CPU threads; None leaves torch's choice.
+        tile: Side of the tiles of large images, see `Predictor.load`.
 
     Raises:
         ModelFormatError: None of these, or a damaged one.
@@ -41,18 +47,20 @@ def open_model(
     """
     path = Path(source)
     if path.suffix == ".mar":
-        return _open_archive(path, device, threads)
+        return _open_archive(path, device, threads, tile)
     if path.is_dir() and not is_model_folder(path):
         if is_model_folder(path / "model"):
             path = path / "model"
         elif (path / CHECKPOINT).is_file():
             path = path / CHECKPOINT
     if path.is_file():
-        return _open_checkpoint(path, device)
-    return Predictor.load(path, device=device, threads=threads)
+        return _open_checkpoint(path, device, tile)
+    return Predictor.load(path, device=device, threads=threads, tile=tile)
 
 
-def _open_archive(path: Path, device: str | torch.device | None, threads: int | None) -> Predictor:
+def _open_archive(
+    path: Path, device: str | torch.device | None, threads: int | None, tile: TileSize
+) -> Predictor:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(path) as archive:
@@ -65,17 +73,17 @@ def _open_archive(path: Path, device: str | torch.device | None, threads: int | 
                 f"{path} is not an archive of a model ({error}); "
                 "build one with `python -m polarmask_serving archive`"
             ) from error
-        return Predictor.load(Path(folder) / "model", device=device, threads=threads)
+        return Predictor.load(Path(folder) / "model", device=device, threads=threads, tile=tile)
 
 
-def _open_checkpoint(path: Path, device: str | torch.device | None) -> Predictor:
+def _open_checkpoint(path: Path, device: str | torch.device | None, tile: TileSize) -> Predictor:
     """Load the averaged weights if the run averages, else the current ones."""
     state = load_checkpoint(path)
     detector = PolarMask(state.config.model)
     detector.load_state_dict(state.weights())
     own = find_device(device)
     card = ModelCard(state.config, state.categories, {}, {"steps": state.step})
-    return Predictor(Eager(detector.to(own).eval()), card, own)
+    return Predictor(Eager(detector.to(own).eval()), card, own, tile=tile)
 
 
 def open_server(url: str, *, token: str | None = None) -> Finder:

@@ -80,6 +80,10 @@ class TrainingImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def longest_side(self) -> int:
+        """Return the longer side of the largest image in pixels."""
+        return max(max(record.width, record.height) for record in self.records)
+
     def view(self, source: EpochImage) -> tuple[RunConfig, Symmetry]:
         """Return the run at this epoch's input size, and how the image is mirrored and turned."""
         config = self._config

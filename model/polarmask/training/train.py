@@ -246,6 +246,7 @@ def _write_model(
         "steps": run.step,
         "epochs": run.step * data.config.optim.batch_size / len(data.images),
         "images": len(data.images),
+        "image_side": data.images.longest_side(),
         "processes": world_size(),
         "seconds": progress.seconds(),
     }

@@ -8,7 +8,7 @@ from PIL import Image
 
 from polarmask.cli import main
 from polarmask.data.images import read_image
-from polarmask.errors import DataError, ModelFormatError
+from polarmask.errors import ModelFormatError, ServerError
 from polarmask.inference.predictor import Predictor
 from polarmask.model_sources.open_model import open_model, open_server
 from polarmask.training.train import TrainOptions, train
@@ -49,7 +49,7 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
 
 
 def test_a_server_that_is_not_there_is_named(image):
-    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/predictions"):
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/predictions"):
         open_server("http://127.0.0.1:9/predictions/polarmask").predict([image])
 
 

@@ -68,13 +68,13 @@ def predict_images(
     if any(out.resolve() == path.resolve() for path in images):
         raise DataError(f"{out} is one of the images; give another file for the predictions")
     looked = Looked()
-    with GrowingJson(out) as entries, _progress_in_errors(looked, images, out):
+    with GrowingJson(out) as entries, progress_in_errors(looked, images, out):
 
         def fail(path: str, reason: str) -> None:
             entries.append({"image": path, "error": reason})
             looked.failed[path] = reason
 
-        for path, _, found in _found_in(finder, images, max_pixels, fail):
+        for path, _, found in found_in(finder, images, max_pixels, fail):
             entry = _to_json(path, found, min_score)
             entries.append(entry)
             looked.counts[str(path)] = len(entry["instances"])
@@ -108,8 +108,8 @@ def visualize_images(
         raise DataError(f"{out} is the folder of the images; give another one for the overlays")
     looked = Looked()
     overlays: list[NDArray[np.uint8]] = []
-    with _progress_in_errors(looked, images, out):
-        for path, image, found in _found_in(finder, images, max_pixels, looked.failed.__setitem__):
+    with progress_in_errors(looked, images, out):
+        for path, image, found in found_in(finder, images, max_pixels, looked.failed.__setitem__):
             if rays and np.isnan(found.centers).any():
                 raise DataError("this server returns no centres and no rays; give the model itself")
             shapes = found.shapes(min_score=min_score, rays=rays)
@@ -126,7 +126,7 @@ def visualize_images(
     return looked
 
 
-def _found_in(
+def found_in(
     finder: Finder,
     images: Iterable[Path],
     max_pixels: int | None,
@@ -146,7 +146,7 @@ def _found_in(
 
 
 @contextmanager
-def _progress_in_errors(looked: Looked, images: Sequence[Path], out: Path) -> Iterator[None]:
+def progress_in_errors(looked: Looked, images: Sequence[Path], out: Path) -> Iterator[None]:
     """Tell what is done already, when Ctrl-C or a server ends the block."""
     try:
         yield

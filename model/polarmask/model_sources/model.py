@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from polarmask.data.find_images import find_images
 from polarmask.data.images import Pixels, read_image
 from polarmask.errors import DataError
-from polarmask.inference.find_images import find_images
 from polarmask.inference.image_files import Finder
 from polarmask.inference.instances import Instances
 from polarmask.inference.tiles import TileSize

@@ -5,6 +5,7 @@ Kubeflow misreads five fields without an error.
 
 import re
 from dataclasses import dataclass
+from datetime import date, timedelta
 
 from polarmask_pipelines.errors import CronError
 
@@ -26,8 +27,9 @@ _FIELDS = (
     _Field("month", 1, 12, _MONTHS),
     _Field("day of week", 0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")),
 )
-_PART = re.compile(r"(\*|\w+(?:-\w+)?)(?:/(\d+))?")
-_LONGEST_MONTH_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_PART = re.compile(r"(\*|\w+(?:-\w+)?)(?:/(\d+))?", re.ASCII)
+_DAYS = 5 * 366
+"""Kubeflow looks so far ahead for the next day; without one it starts no run, and says nothing."""
 
 
 def with_seconds(expression: str) -> str:
@@ -43,12 +45,25 @@ def with_seconds(expression: str) -> str:
             "month, month, day of week, as in '0 2 * * *' for every day at two"
         )
     values = [_values(text, field) for text, field in zip(fields, _FIELDS, strict=True)]
-    _, _, days, months, _ = values
-    if fields[4] == "*" and all(
-        day > _LONGEST_MONTH_DAYS[month - 1] for day in days for month in months
+    if not any(
+        _matches(date.today() + timedelta(days=ahead), fields, values) for ahead in range(_DAYS)
     ):
-        raise CronError(f"cron {expression!r}: no such month has a day {min(days)}")
+        raise CronError(f"cron {expression!r}: no day of the next five years is such a day")
     return " ".join(["0", *fields])
+
+
+def _matches(day: date, fields: list[str], values: list[set[int]]) -> bool:
+    """Return whether runs start on a day.
+
+    Both day of month and day of week have to match if one of them begins with a star, also in
+    part or with a step; otherwise one of them is enough.
+    """
+    _, _, days, months, weekdays = values
+    matches = (day.day in days, (day.weekday() + 1) % 7 in weekdays)
+    has_star = any(
+        part.startswith("*") for text in (fields[2], fields[4]) for part in text.split(",")
+    )
+    return day.month in months and (all(matches) if has_star else any(matches))
 
 
 def _values(text: str, field: _Field) -> set[int]:

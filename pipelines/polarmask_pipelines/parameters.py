@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin
 
@@ -66,6 +66,45 @@ def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def check_parameters(values: Mapping[str, Any]) -> None:
+    """Raise an error for values that preflight would refuse without a look at a cluster.
+
+    Args:
+        values: Of parameters; the others have their defaults.
+
+    Raises:
+        ConfigError, ArchiveError, PreflightError: As preflight; names the parameter.
+    """
+    from polarmask_components.checks.planned_run import PlannedRun
+    from polarmask_components.checks.run_checks import check_settings
+    from polarmask_components.parameters.job_settings import read_job_settings
+    from polarmask_components.parameters.training_request import TrainingRequest
+
+    known = {name: each.default for name, each in pipeline_parameters().items()} | dict(values)
+    request = TrainingRequest(
+        preset=known["train_preset"],
+        overrides=known["train_set"],
+        on=known["train_on"],
+        nodes=known["train_nodes"],
+        min_nodes=known["train_min_nodes"],
+        processes_per_node=known["train_processes_per_node"],
+        storage=known["train_storage"],
+        job=read_job_settings(known["train_job"]),
+    )
+    check_settings(
+        PlannedRun(
+            training_request=request,
+            registry=known["deploy_registry"],
+            target=known["deploy_target"],
+            model_name=known["deploy_model_name"],
+            floor_ap=known["eval_floor_ap"],
+            trial=known["deploy_trial"],
+            label_pods=known["label_pods"],
+            webhook=known["notify_webhook"],
+        )
+    )
+
+
 def write_value(value: object) -> str:
     """Return a value as `read_parameters` reads it."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -74,8 +113,15 @@ def write_value(value: object) -> str:
 def _read(text: str, kind: type) -> Any:  # noqa: ANN401  # of the kind given
     if kind is str:
         return text
-    value = float(text) if kind is float else json.loads(text)
+    if kind is float and not text.isascii():  # float() reads the digits of every script
+        raise ValueError(text)
+    value = float(text) if kind is float else json.loads(text, parse_constant=_refuse)
     finite = kind is not float or math.isfinite(value)
     if type(value) is not kind or not finite:
         raise ValueError(text)
     return value
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and Infinity, which are no JSON, though Python reads them."""
+    raise ValueError(constant)

@@ -86,7 +86,8 @@ def use(data_repository, **changes):
         training = training_request(
             **{"storage": "s3://polarmask/training"} | {name: changes.pop(name) for name in names}
         )
-    planned = {"revision": "main", "registry": "runs/shared/registry"} | changes
+    registry = "s3://polarmask/registry" if "target" in changes else "runs/shared/registry"
+    planned = {"revision": "main", "registry": registry} | changes
     return PlannedRun(training_request=training, repository=str(data_repository), **planned)
 
 

@@ -135,6 +135,8 @@ def test_a_node_has_a_process_for_each_gpu_or_one(server):
         ({"processes_per_node": -1}, "train_processes_per_node is -1"),
         ({"nodes": 0}, "train_nodes is 0"),
         ({"nodes": 3}, "does not divide among 3 nodes"),
+        ({"job": {"deadline_hours": float("nan")}}, r"train_job\.deadline_hours: .* finite"),
+        ({"job": {"start_timeout_minutes": "inf"}}, r"train_job\.start_timeout_minutes: .* finite"),
         ({"job": {"cpus": 3}}, r"train_job\.cpus is not a setting"),
         ({"data": "runs/artifacts/data"}, "pods on a cluster share no disk"),
     ],

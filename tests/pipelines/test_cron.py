@@ -14,6 +14,8 @@ from polarmask_pipelines.errors import CronError
         "5,35 */6 1,15 jan-mar MON",
         "0 0 29 2 *",
         "0 0 30 2 0",  # also on Sundays
+        "0 0 30 2 0-6",  # every day of February
+        "0 0 */31 2 *",
         "30 1 1/7 * *",
     ],
 )
@@ -46,8 +48,14 @@ def test_spaces_do_not_matter():
         pytest.param("0 2 ? * *", "can't be read", id="question-mark"),
         pytest.param("0 2 * * 1#2", "can't be read", id="second-monday"),
         pytest.param("1,,2 * * * *", "can't be read", id="empty-part"),
-        pytest.param("0 0 30 2 *", "no such month has a day 30", id="30-february"),
-        pytest.param("0 0 31 4,6,9,11 *", "no such month has a day 31", id="31-of-short-months"),
+        pytest.param("0 0 30 2 *", "no day of the next five years", id="30-february"),
+        pytest.param("0 0 31 4,6,9,11 *", "no day of the next", id="31-of-short-months"),
+        pytest.param("0 0 30 2 */2", "no day of the next", id="a-weekday-too-not-or"),
+        pytest.param("0 0 31 2 1,*", "no day of the next", id="a-star-in-a-list"),
+        pytest.param("\u0663 2 * * *", "can't be read", id="arabic-digit"),
+        pytest.param("0 \uff12 * * *", "can't be read", id="wide-digit"),
+        pytest.param("*/\u0665 * * * *", "can't be read", id="arabic-step"),
+        pytest.param("0 2 * * \u017fun", "can't be read", id="long-s"),
     ],
 )
 def test_schedule_that_kubeflow_would_misread_is_refused(expression, expected_text):

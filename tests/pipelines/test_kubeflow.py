@@ -351,6 +351,33 @@ def test_wrong_cron_is_reported_before_any_request(kfp_server, capsys):
     assert kfp_server.requests == []
 
 
+@pytest.mark.parametrize(
+    ("parameter", "expected_text"),
+    [
+        ("train_preset=tyni", "tyni"),
+        ("eval_floor_ap=7", "eval_floor_ap is 7.0: mask AP is in [0, 1]"),
+        ("label_pods=-3", "label_pods is -3"),
+        ("train_nodes=0", "train_nodes is 0"),
+        ("train_set=optim.lr=x", "optim.lr"),
+        ('train_job={"cpus": 1}', "train_job.cpus is not a setting"),
+        ('deploy_trial={"copies": 2}', "deploy_trial.copies is 2"),
+        ("deploy_model_name=a/b", "deploy_model_name"),
+        ("deploy_target=kubernetes://polarmask", "give kubernetes://NAMESPACE/NAME"),
+        ("train_storage=runs", "train_storage is 'runs', and pods share no disk"),
+        ("notify_webhook=chat", "notify_webhook is no web address"),
+    ],
+)
+@pytest.mark.parametrize("command", [["submit"], NIGHTLY, ["compile", "--out", "team.yaml"]])
+def test_a_value_that_can_never_work_is_refused_before_any_request(
+    kfp_server, capsys, tmp_path, monkeypatch, command, parameter, expected_text
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--param", parameter]) == 2
+    assert expected_text in capsys.readouterr().err
+    assert kfp_server.requests == []
+    assert list(tmp_path.glob("*.yaml")) == []
+
+
 # connecting
 
 

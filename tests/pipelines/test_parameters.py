@@ -44,6 +44,10 @@ def test_last_of_two_values_is_used():
         ("only_if=True", "write true or false"),
         ("job=[1]", "write a JSON object"),
         ("job={", "write a JSON object"),
+        ('job={"deadline_hours": NaN}', "write a JSON object"),
+        ('job={"deadline_hours": -Infinity}', "write a JSON object"),
+        ("ratio=\u0660.\u0665", "not of type float"),
+        ("number=\u0663", "not of type int"),
     ],
 )
 def test_wrong_assignment_is_reported(assignment, expected_text):

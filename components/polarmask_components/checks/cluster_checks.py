@@ -74,10 +74,10 @@ def check_cluster(run: PlannedRun) -> list[str]:
     """
     request, findings = run.training_request, Findings()
     findings.add(partial(_check_data, run.repository, run.revision))
-    shared = run.deploys_to_cluster
-    findings.add(partial(_check_storage, "deploy_registry", run.registry, shared=shared))
+    findings.add(run.problems_of_places)
+    findings.add(partial(_check_storage, run.registry))
     if request.on_cluster:
-        findings.add(partial(_check_storage, "train_storage", request.storage, shared=True))
+        findings.add(partial(_check_storage, request.storage))
     if request.on_cluster or run.deploys_to_cluster:
         _check_kubernetes(run, findings)
     if findings.problems:
@@ -91,11 +91,9 @@ def _check_data(repository: str, revision: str) -> Iterator[str]:
     yield from ()
 
 
-def _check_storage(parameter: str, uri: str, *, shared: bool) -> Iterator[str]:
+def _check_storage(uri: str) -> Iterator[str]:
     if uri.startswith("s3://"):
         yield from problems_of_bucket(uri)
-    elif shared:
-        yield f"{parameter} is {uri!r}, and pods share no disk; write s3://bucket/prefix"
 
 
 def _check_kubernetes(run: PlannedRun, findings: Findings) -> None:
@@ -234,10 +232,9 @@ def _wanted(job: JobSettings) -> dict[str, str]:
 
 def _check_deployment(api: ApiClient, target: str) -> Iterator[str]:
     namespace, _, name = target.removeprefix(CLUSTER).partition("/")
-    if not namespace or not name or "/" in name:
-        yield f"deploy_target {target!r} is no Deployment; give kubernetes://NAMESPACE/NAME"
-        return
-    yield from _check_objects(api, DEPLOYMENT_ACCESS, namespace, name, ("Deployment", "Service"))
+    if name and "/" not in name:
+        kinds = ("Deployment", "Service")
+        yield from _check_objects(api, DEPLOYMENT_ACCESS, namespace, name, kinds)
 
 
 def _check_trial(api: ApiClient, target: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The parameters of the pipeline that preflight checks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,22 @@ class PlannedRun:
     floor_ap: float = 0.0
     trial: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrialSettings`."""
+    label_pods: int = 1
+    webhook: str = ""
 
     @property
     def deploys_to_cluster(self) -> bool:
         """Whether the model is served in a cluster."""
         return self.target.startswith(CLUSTER)
+
+    def problems_of_places(self) -> Iterator[str]:
+        """Yield which places a run on a cluster can't use, whatever is there."""
+        namespace, _, name = self.target.removeprefix(CLUSTER).partition("/")
+        if self.deploys_to_cluster and (not namespace or not name or "/" in name):
+            yield f"deploy_target {self.target!r} is no Deployment; give {CLUSTER}NAMESPACE/NAME"
+        shared = {"deploy_registry": self.registry} if self.deploys_to_cluster else {}
+        if self.training_request.on_cluster:
+            shared["train_storage"] = self.training_request.storage
+        for parameter, uri in shared.items():
+            if not uri.startswith("s3://"):
+                yield f"{parameter} is {uri!r}, and pods share no disk; write s3://bucket/prefix"

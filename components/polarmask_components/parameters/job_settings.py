@@ -29,7 +29,7 @@ Quantity = Annotated[str, BeforeValidator(_quantity)]
 class JobSettings:
     """The pods of a training job; one pod a node."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     namespace: str = ""
     """Empty: that of the step itself."""

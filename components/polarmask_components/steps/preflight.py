@@ -67,15 +67,12 @@ def preflight(
 
     from polarmask_components.checks.planned_run import PlannedRun
     from polarmask_components.checks.run_checks import check_run
-    from polarmask_components.notification import check_webhook
     from polarmask_components.parameters.job_settings import read_job_settings
     from polarmask_components.parameters.label_work import label_settings_text, label_shards
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.last_run import settings_id
     from polarmask_components.registry.registry import open_registry
 
-    check_webhook(webhook)
-    shards = label_shards(label_pods)
     training_request = TrainingRequest(
         preset=preset,
         overrides=overrides,
@@ -96,6 +93,8 @@ def preflight(
             model_name=model_name,
             floor_ap=floor_ap,
             trial=trial,
+            label_pods=label_pods,
+            webhook=webhook,
         )
     )
     opened = open_registry(registry)
@@ -112,4 +111,5 @@ def preflight(
         "Checked", ("training_request", "label_settings", "label_shards", "settings_id")
     )
     labels = label_settings_text(training_request.config)
+    shards = label_shards(label_pods)
     return Checked(training_request.to_json(), labels, shards, deciding)

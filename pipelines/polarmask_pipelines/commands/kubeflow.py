@@ -19,7 +19,7 @@ from polarmask_pipelines.commands.command import (
 from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.kfp_client import Kubeflow
 from polarmask_pipelines.package import Package, compile_package
-from polarmask_pipelines.parameters import read_parameters, write_value
+from polarmask_pipelines.parameters import check_parameters, read_parameters, write_value
 from polarmask_pipelines.schedule import Schedule, is_ours, make_plan
 
 _NOTHING_CHANGED = "nothing was changed (--dry-run)"
@@ -55,6 +55,7 @@ _ACCOUNT = argument("--service-account", "account of the steps (default: Kubeflo
 def submit(options: argparse.Namespace) -> int:
     """Run the pipeline on Kubeflow."""
     parameters = read_parameters(options.param)
+    check_parameters(parameters)
     package = compile_package({})
     kubeflow = _connect(options)
     name = options.name or f"{package.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
@@ -118,6 +119,7 @@ def apply(options: argparse.Namespace) -> int:
         service_account=options.service_account,
         enabled=not options.paused,
     )
+    check_parameters(wanted.parameters)
     package = compile_package({})
     kubeflow = _connect(options)
     version_id = _print_plan(kubeflow, options.experiment, package, wanted.parameters)

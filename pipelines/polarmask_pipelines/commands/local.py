@@ -20,7 +20,7 @@ from polarmask_pipelines.commands.command import (
 )
 from polarmask_pipelines.local_run import LOG, run
 from polarmask_pipelines.package import compile_package
-from polarmask_pipelines.parameters import read_parameters
+from polarmask_pipelines.parameters import check_parameters, read_parameters
 from polarmask_pipelines.summary import SUMMARY, Summary
 
 _COMPILED = Path("pipelines/compiled/train_and_deploy.yaml")
@@ -35,7 +35,9 @@ _PRESET = "tiny"
 )
 def compile(options: argparse.Namespace) -> int:
     """Write the pipeline as Kubeflow reads it."""
-    write_text(options.out, compile_package(read_parameters(options.param)).text)
+    parameters = read_parameters(options.param)
+    check_parameters(parameters)
+    write_text(options.out, compile_package(parameters).text)
     print(f"written: {options.out}")
     return 0
 

@@ -15,6 +15,7 @@ from polarmask_components.training.torchrun import (
     run_to_end,
     training_command,
 )
+from started import started
 
 
 def python(code):
@@ -68,29 +69,23 @@ except KeyboardInterrupt:
     ],
 )
 def test_signal_to_the_launcher_ends_the_training(number, expected_text):
-    launcher = subprocess.Popen(
-        python(_LAUNCHER),
-        stdout=subprocess.PIPE,
-        text=True,
-        # Shells let background jobs ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert launcher.stdout.readline() == "up\n"
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    assert children
-    launcher.send_signal(number)
-    out, _ = launcher.communicate(timeout=30)
+    with started(python(_LAUNCHER), stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout.readline() == "up\n"
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        assert children
+        launcher.send_signal(number)
+        out, _ = launcher.communicate(timeout=30)
     assert expected_text in out
     assert not any(child.is_running() for child in children)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel signals children on Linux only")
 def test_training_does_not_outlive_a_launcher_that_was_killed():
-    launcher = subprocess.Popen(python(_LAUNCHER), stdout=subprocess.PIPE, text=True)
-    assert launcher.stdout.readline() == "up\n"
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    launcher.kill()
-    launcher.communicate(timeout=30)
+    with started(python(_LAUNCHER), stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout.readline() == "up\n"
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        launcher.communicate(timeout=30)
     assert children
     assert not psutil.wait_procs(children, timeout=10)[1]
 
@@ -105,15 +100,14 @@ with run_lock(Path(sys.argv[1])):
 
 
 def test_training_does_not_outlive_a_run_that_was_killed(tmp_path):
-    run = subprocess.Popen(
-        [*python(_RUN), str(tmp_path / ".lock"), _LAUNCHER], stdout=subprocess.PIPE, text=True
-    )
-    assert run.stdout.readline() == "up\n"
-    children = psutil.Process(run.pid).children(recursive=True)
-    run.kill()
-    assert len(children) == 2  # launcher and training
-    assert not psutil.wait_procs(children, timeout=10)[1]
-    assert "ended by SIGTERM" in run.communicate(timeout=10)[0]
+    command = [*python(_RUN), str(tmp_path / ".lock"), _LAUNCHER]
+    with started(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "up\n"
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.kill()
+        assert len(children) == 2  # launcher and training
+        assert not psutil.wait_procs(children, timeout=10)[1]
+        assert "ended by SIGTERM" in run.communicate(timeout=10)[0]
 
 
 def test_one_folder_holds_one_run_at_a_time(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from polarmask_components.training import training_pod as pod
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.run_snapshots import restore_newest_snapshot, upload_snapshots
 from polarmask_components.training.training_pod import main as training_pod
+from started import started
 
 SMALL = ("--preset=tiny", "--set=model.channels=32", "--set=model.tower_depth=1")
 
@@ -80,17 +80,11 @@ def test_a_pod_that_is_asked_to_end_leaves_its_last_step_to_another(place, tmp_p
     storage = JobStorage(place, "job")
     command = [sys.executable, "-m", "polarmask_components.training.training_pod"]
     log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *flags_of(place, tmp_path / "first", 500)], stdout=output, stderr=output
-        )
-    try:
+    command += flags_of(place, tmp_path / "first", 500)
+    with log.open("wb") as output, started(command, stdout=output, stderr=output) as process:
         wait_for(storage.snapshots, process, log)
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode != 0
     last = load_checkpoint(tmp_path / "first" / "run" / "checkpoint.pt").step
     assert storage.snapshots()[0].step == last

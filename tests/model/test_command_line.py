@@ -1,16 +1,19 @@
 """How commands end: errors, Ctrl-C, output that nobody reads, missing extras."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from polarmask.cli import main
 from polarmask.system.command_line import run_command
 from polarmask_pipelines.__main__ import main as pipelines
 from polarmask_serving.__main__ import main as serving
+from started import started
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +80,31 @@ def test_a_full_disk_is_an_error(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["presets"]) == 2
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_process_ends_with_the_test_that_started_it():
+    sleeper = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+    parent = [sys.executable, "-c", f"import subprocess; subprocess.run({sleeper})"]
+    processes = []
+
+    def fail_meanwhile():
+        with started(parent, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            processes.extend([*psutil.Process(process.pid).children(), process])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_meanwhile()
+    child, process = processes
+    assert process.returncode == -signal.SIGKILL
+    assert not psutil.wait_procs([child], timeout=10)[1]
+
+
+def test_children_of_tests_have_the_default_signals():
+    """Whatever this process inherited, as of nohup."""
+    code = "import signal as s; print(s.getsignal(s.SIGHUP), s.getsignal(s.SIGINT).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{signal.SIG_DFL} default_int_handler\n"
 
 
 @pytest.mark.parametrize("package", ["polarmask", "polarmask_serving", "polarmask_pipelines"])

@@ -12,6 +12,7 @@ from polarmask.cli import main
 from polarmask.errors import TrainingStopped
 from polarmask.system.signals import no_interrupts_in_children, stop_request
 from polarmask.training.checkpoint import load_checkpoint
+from started import started
 
 CPU = torch.device("cpu")
 SETTINGS = ["model.channels=32", "model.tower_depth=1", "optim.batch_size=4", "optim.epochs=500"]
@@ -24,7 +25,7 @@ def start(data, labels, out, *launcher, flags=()):
         *("--data", str(data), "--labels", str(labels), "--out", str(out), *flags),
     ]
     # A session of its own: signals can go to the whole group, as schedulers send them.
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return started(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def steps_of(out):

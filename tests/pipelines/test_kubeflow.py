@@ -16,6 +16,7 @@ from kube.kfp_server import KfpServer
 from polarmask_pipelines.__main__ import main
 from polarmask_pipelines.commands import kubeflow
 from polarmask_pipelines.package import compile_package
+from started import started
 
 NIGHTLY = ["schedule", "apply", "nightly", "--cron", "0 2 * * *"]
 
@@ -119,19 +120,13 @@ def test_wait_continues_after_a_restart_of_the_server(kfp_server, capsys):
 
 
 def test_interrupted_wait_leaves_the_run_alone(kfp_server):
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "polarmask_pipelines", "submit", "--wait"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    command = [sys.executable, "-m", "polarmask_pipelines", "submit", "--wait"]
+    with started(command, stdout=subprocess.PIPE, text=True) as waiting:
         for line in waiting.stdout:
             if "pending" in line:
                 break
         waiting.send_signal(2)
         rest, _ = waiting.communicate(timeout=30)
-    finally:
-        waiting.kill()
     assert waiting.returncode == 130
     assert "the run continues" in rest
     assert only(kfp_server.runs)["state"] == "PENDING"

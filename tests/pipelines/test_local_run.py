@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from polarmask_components.deploy.local_target import ask_champion, is_serving, s
 from polarmask_components.deploy.register_model import register_model
 from polarmask_components.registry.registry import open_registry
 from registries import promotions_of
+from started import started
 
 SETTINGS = "optim.epochs=3 optim.batch_size=4 optim.warmup_steps=1"
 
@@ -227,32 +229,30 @@ def test_failing_step_is_named_with_its_error_and_leaves_the_champion(place, cha
     assert {"name": "train", "seconds": 0.0, "status": "skipped"} in summary["steps"]
 
 
-def start_training(place, name):
-    """Start a run that would train for long; return it and its processes once it trains."""
-    running = subprocess.Popen(
-        command_for(place, name, "optim.epochs=1000 optim.batch_size=4"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log = place.runs / name / "run.log"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "step=" in log.read_text()):
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    processes = psutil.Process(running.pid).children(recursive=True)
-    assert len(processes) >= 3  # step, torchrun, trainer
-    return running, processes
+@contextmanager
+def training(place, name):
+    """Start a run that would train for long; yield it and its processes once it trains."""
+    command = command_for(place, name, "optim.epochs=1000 optim.batch_size=4")
+    pipe = subprocess.PIPE
+    with started(command, stdout=pipe, stderr=pipe, text=True) as running:
+        log = place.runs / name / "run.log"
+        deadline = time.monotonic() + 120
+        while not (log.exists() and "step=" in log.read_text()):
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        processes = psutil.Process(running.pid).children(recursive=True)
+        assert len(processes) >= 3  # step, torchrun, trainer
+        yield running, processes
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 )
 def test_signal_ends_the_run_and_all_its_processes(place, champion, number):
-    running, processes = start_training(place, number.name)
-    running.send_signal(number)
-    steps, errors = running.communicate(timeout=60)
+    with training(place, number.name) as (running, processes):
+        running.send_signal(number)
+        steps, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "interrupted" in errors
     assert not [process for process in processes if process.is_running()]
@@ -263,9 +263,9 @@ def test_signal_ends_the_run_and_all_its_processes(place, champion, number):
 
 @pytest.mark.slow
 def test_killed_run_leaves_no_training_behind(place, champion):
-    running, processes = start_training(place, "killed")
-    running.kill()
-    running.communicate(timeout=60)
+    with training(place, "killed") as (running, processes):
+        running.kill()
+        running.communicate(timeout=60)
     assert not psutil.wait_procs(processes, timeout=30)[1]
     assert is_serving(place.server)
 

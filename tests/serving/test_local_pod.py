@@ -21,6 +21,7 @@ from polarmask_serving.proxy.config import Limits
 from polarmask_serving.torchserve.launch import PORT_NAMES, free_ports
 from polarmask_serving.torchserve.probe import Target
 from proxy_process import ProxyProcess, running_proxy
+from started import started
 
 FINDS_NOTHING = """
 def initialize(self, context):
@@ -155,14 +156,8 @@ def test_the_command_restarts_a_dead_server_and_ends_with_its_terminal(random_mo
     scratch = tmp_path / ("long" * 25)  # a path of a Unix socket has at most 107 bytes
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=handle_signals,
-    ) as process:
+    pipe = subprocess.PIPE
+    with started(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         ready, line = process.stdout.readline(), process.stdout.readline()
         assert ready.startswith("ready")
         url = re.search(r"curl .* (http://\S+)", line).group(1)
@@ -183,12 +178,6 @@ def test_the_command_restarts_a_dead_server_and_ends_with_its_terminal(random_mo
         assert process.returncode == 0
     assert not processes_of(str(tmp_path))
     assert not list(scratch.glob("polarmask-*"))
-
-
-def handle_signals():
-    """Undo what background jobs inherit from their shells: that signals are ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def answers(url, png):

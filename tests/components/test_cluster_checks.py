@@ -437,6 +437,15 @@ def test_data_in_the_remote_is_enough(repository):
     check_reachable(str(repository), "v1")
 
 
+def test_a_file_that_was_not_pushed_is_reported(repository):
+    shutil.rmtree(repository / ".dvc" / "cache")
+    png = next((repository / "data" / "images").iterdir()).read_bytes()
+    objects = [path for path in (repository / ".dvc" / "bundled").rglob("*") if path.is_file()]
+    next(path for path in objects if path.read_bytes() == png).unlink()
+    with pytest.raises(MissingObjectsError, match="run `dvc push`"):
+        check_reachable(str(repository), "main")
+
+
 def test_data_that_cache_and_remote_lack_is_reported(repository):
     for place in ("bundled", "cache"):
         shutil.rmtree(repository / ".dvc" / place)

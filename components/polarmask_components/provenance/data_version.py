@@ -27,6 +27,8 @@ from polarmask_components.provenance.git import SECONDS_TO_ANSWER, git, run_git
 
 POINTER = "data.dvc"
 _FOLDER = "data"
+_LOOKED_AT = 16
+"""Files that preflight opens, at most."""
 _CONFIG = ".dvc/config"
 """Names the remotes."""
 
@@ -187,7 +189,7 @@ def _hash_of(md5: Mapping[str, str]) -> str:
 
 
 def check_reachable(repository: str, revision: str) -> None:
-    """Check that the data can be fetched, with the list of its files and one of them.
+    """Check that the data can be fetched, with the list of its files and some of them.
 
     Raises:
         DataVersionError: No such data, or the remote can't be reached or lacks it.
@@ -197,7 +199,8 @@ def check_reachable(repository: str, revision: str) -> None:
         _checkout(repository, version.commit) as path,
         dvc_files(path, version.commit, what=f"the data of {revision} in {repository}") as files,
     ):
-        for name in files.find(_FOLDER)[:1]:
+        names = files.find(_FOLDER)
+        for name in names[:: 1 + len(names) // _LOOKED_AT]:
             with files.open(name) as file:
                 file.read(1)
 

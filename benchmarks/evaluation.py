@@ -93,7 +93,9 @@ def scene(count, rng, detections=DETECTIONS):
         objects=objects,
         crowds=0,
     )
-    return CocoData(PHOTOS, "simulated", categories, tuple(records), (), summary), found
+    return CocoData(
+        PHOTOS, "simulated", categories, tuple(records), (), (1,) * len(categories), summary
+    ), found
 
 
 def record(image_id, objects, shapes, rng):

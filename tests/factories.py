@@ -136,7 +136,10 @@ def coco_annotation(annotation_id, image_id, category_id, polygon, **fields):
 
 def coco_data(folder, categories, images):
     """Return a val split of these images and nothing else."""
-    crowds = [annotation.crowd for image in images for annotation in image.annotations]
+    annotations = [annotation for image in images for annotation in image.annotations]
+    crowds = [annotation.crowd for annotation in annotations]
+    objects = [annotation.category for annotation in annotations if not annotation.crowd]
+    counts = tuple(objects.count(index) for index in range(len(categories)))
     summary = SplitSummary(
         split="val",
         listed_images=len(images),
@@ -145,7 +148,7 @@ def coco_data(folder, categories, images):
         objects=crowds.count(False),
         crowds=crowds.count(True),
     )
-    return CocoData(folder, "val", categories, tuple(images), (), summary)
+    return CocoData(folder, "val", categories, tuple(images), (), counts, summary)
 
 
 def make_instances(image_hw, objects):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
 from polarmask.data.intensity import shown
+from polarmask.data.summary import SplitSummary, summary_counts
 from polarmask.evaluation.evaluate import Evaluation
 from polarmask.inference.drawing import contact_sheet, draw_shapes
 from polarmask.inference.instances import Instances
@@ -69,14 +70,22 @@ def label_metrics(summaries: Mapping[str, LabelSummary]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def log_metrics(artifact: MetricsArtifact, values: Mapping[str, float]) -> None:
+def log_metrics(
+    artifact: MetricsArtifact, values: Mapping[str, float], *, data: Sequence[SplitSummary]
+) -> None:
     """Log scalars for Kubeflow's pages and write them to the artifact's file as JSON.
 
     The file is needed: the local runner reuses a step only if the file of each artifact exists.
+
+    Args:
+        artifact: Gets the scalars.
+        values: Under stable names.
+        data: What they were computed on; numbers of used and left-out items are logged, too.
     """
-    for name, value in values.items():
+    scalars = {**values, **summary_counts(data)}
+    for name, value in scalars.items():
         artifact.log_metric(name, value)
-    write_text(Path(artifact.path), json.dumps(dict(values), indent=1) + "\n")
+    write_text(Path(artifact.path), json.dumps(scalars, indent=1) + "\n")
 
 
 def overlay_sheet(

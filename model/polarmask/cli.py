@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from polarmask.commands.outcome import Outcome
 from polarmask.errors import PolarMaskError
 from polarmask.system.command_line import run_command
 
@@ -19,8 +20,8 @@ class Command(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
         """Add the command's arguments."""
 
-    def run(self, options: argparse.Namespace, /) -> int | None:
-        """Run the command with parsed arguments; return its exit code, None for 0."""
+    def run(self, options: argparse.Namespace, /) -> Outcome:
+        """Run the command with parsed arguments."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,10 +40,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return run_command(
-        lambda: commands()[options.command].run(options),
+        lambda: _show(commands()[options.command].run(options)),
         prefix=f"polarmask {options.command}",
         errors=(PolarMaskError, OSError),
     )
+
+
+def _show(outcome: Outcome) -> int:
+    """Print what was left out of the data that a command used; return the exit code."""
+    for summary in outcome.data:
+        print(summary.describe())
+    return outcome.exit_code
 
 
 def commands() -> Mapping[str, Command]:

@@ -119,8 +119,12 @@ def describe(result: TaskResult) -> str:
             return Path(outputs["note"].path).read_text(encoding="utf-8").strip()
         case "ingest-coco":
             facts = outputs["dataset"].metadata
-            problems = int(facts["train_problems"] + facts["val_problems"])
-            found = f", {problems} problems" if problems else ""
+            images, objects = (
+                facts[f"train_left_out_{items}"] + facts[f"val_left_out_{items}"]
+                for items in ("images", "objects")
+            )
+            found = f"; {images:g} images and {objects:g} objects left out"
+            found = found if images or objects else ""
             return f"{facts['train_images']:g} train and {facts['val_images']:g} val images{found}"
         case "precompute-shards":
             return f"shards {outputs['shards'].metadata['shard']}: {outputs['Output']:g}"

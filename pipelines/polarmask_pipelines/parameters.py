@@ -98,6 +98,7 @@ def check_parameters(values: Mapping[str, Any]) -> None:
             target=known["deploy_target"],
             model_name=known["deploy_model_name"],
             floor_ap=known["eval_floor_ap"],
+            max_problems=known["data_max_problems"],
             trial=known["deploy_trial"],
             label_pods=known["label_pods"],
             webhook=known["notify_webhook"],

@@ -79,6 +79,7 @@ def _reach_storage(secret: str, *tasks: PipelineTask, and_keys: Sequence[str] = 
     description="DVC data -> ray labels -> training -> mask AP -> gate -> TorchServe",
 )
 def train_and_deploy(
+    data_max_problems: float = 0.02,
     data_repository: str = ".",
     data_revision: str = "HEAD",
     deploy_model_name: str = "polarmask",
@@ -104,6 +105,8 @@ def train_and_deploy(
     Steps whose inputs did not change are reused; a code change counts as a changed input.
 
     Args:
+        data_max_problems: Largest share of images, and of objects, that may be left out as
+            unusable, in [0, 1].
         data_repository: Git checkout or URL that holds data.dvc.
         data_revision: Commit, tag or branch of it.
         deploy_model_name: In the server's URLs.
@@ -146,6 +149,7 @@ def train_and_deploy(
             storage=train_storage,
             label_pods=label_pods,
             trial=deploy_trial,
+            max_problems=data_max_problems,
         )
         _present(checked, "Preflight", cached=False)
 
@@ -171,6 +175,7 @@ def train_and_deploy(
                 data_commit=resolved.outputs["data_commit"],
                 data_hash=data_hash,
                 code_version=code_version,
+                max_problems=data_max_problems,
             )
             _present(ingested, "Ingest COCO data")
             dataset = ingested.outputs["dataset"]

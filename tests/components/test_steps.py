@@ -26,6 +26,7 @@ from polarmask.system.files import sha256_of_file
 from polarmask_components import notification
 from polarmask_components.deploy.register_model import register_model
 from polarmask_components.errors import (
+    DamagedObjectError,
     LaunchError,
     NotARepositoryError,
     OtherCategoriesError,
@@ -35,6 +36,7 @@ from polarmask_components.errors import (
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.registry.champion import check_same_task, measure_champion
 from polarmask_components.registry.registry import open_registry
+from polarmask_components.step_inputs import folder_of, record_contents
 from polarmask_components.step_outputs import sample_image
 from polarmask_components.steps.check_champion import check_champion
 from polarmask_components.steps.evaluate import evaluate
@@ -170,6 +172,7 @@ def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
         pytest.param({"model_name": "a b"}, "deploy_model_name 'a b' fits no URL", id="name"),
         pytest.param({"registry": __file__}, "may write to", id="unwritable"),
         pytest.param({"floor_ap": 25.0}, "eval_floor_ap is 25", id="percent"),
+        pytest.param({"max_problems": 2.0}, "data_max_problems is 2", id="share"),
         pytest.param({"label_pods": 0}, "label_pods is 0", id="no-pods"),
         pytest.param({"label_pods": 101}, "label_pods is 101: give 1 to 100", id="pods"),
         pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
@@ -217,7 +220,7 @@ def test_resolve_data_gives_commit_hash_and_code_version(data_repository):
 def ingest(data_repository, tmp_path):
     """Run ingest_coco on a checkout; return the two artifacts."""
 
-    def ingest(repository=data_repository):
+    def ingest(repository=data_repository, **limits):
         commit, data_hash, code_version = resolve_data.python_func(
             repository=str(repository), revision="HEAD"
         )
@@ -231,6 +234,7 @@ def ingest(data_repository, tmp_path):
             data_hash=data_hash,
             code_version=code_version,
             **vars(outputs),
+            **limits,
         )
         return outputs
 
@@ -242,7 +246,7 @@ def test_ingest_brings_the_data_and_says_where_it_is_from(ingest, data_repositor
     images = sorted(path.name for path in Path(outputs.dataset.path, "images").iterdir())
     assert images == sorted(path.name for path in (data_repository / "data" / "images").iterdir())
     facts = outputs.dataset.metadata
-    assert (facts["train_images"], facts["val_images"], facts["train_problems"]) == (8, 4, 0)
+    assert (facts["train_images"], facts["val_images"], facts["train_left_out_images"]) == (8, 4, 0)
     assert facts["data_commit"] in Path(outputs.page.path).read_text()
 
 
@@ -254,7 +258,36 @@ def test_ingest_counts_what_is_wrong(ingest, data_repository, tmp_path):
         ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "break an image"],
     ):
         subprocess.run(command, cwd=mine, check=True)
-    assert ingest(mine).dataset.metadata["train_problems"] == 1
+    with pytest.raises(DataError, match=r"1 of 8 images .*data_max_problems=0\.1 allows"):
+        ingest(mine, max_problems=0.1)
+    facts = ingest(mine, max_problems=0.2).dataset.metadata
+    assert (facts["train_images"], facts["train_left_out_images"]) == (7, 1)
+
+
+def test_no_step_trains_on_a_cached_dataset_that_lost_files(dataset, labelled, tmp_path):
+    folder = shutil.copytree(dataset.path, tmp_path / "dataset")
+    mine = artifact(dsl.Dataset, folder, **dataset.metadata)
+    record_contents(mine)
+    assert folder_of(mine) == folder
+    for path in sorted((folder / "images").iterdir())[:5]:
+        path.unlink()
+    with pytest.raises(DamagedObjectError, match=r"6 files .* had 11 of .* caching switched off"):
+        train.python_func(
+            dataset=mine,
+            labels=labelled.labels,
+            training_request=TrainingRequest(preset="tiny", overrides=SHORT).to_json(),
+            code_version="v1",
+            model=artifact(dsl.Model, tmp_path / "model"),
+            run=artifact(dsl.Artifact, tmp_path / "run"),
+        )
+
+
+def test_each_step_checks_the_dataset_that_it_reads():
+    for path in PACKAGE.glob("*.py"):
+        text = path.read_text()
+        if "dataset: dsl.Input" in text:
+            assert "folder_of(dataset)" in text, path.name
+            assert "dataset.path" not in text, path.name
 
 
 def test_ingest_names_a_repository_that_went_away(tmp_path):

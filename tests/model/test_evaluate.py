@@ -26,7 +26,12 @@ from polarmask.config.settings import ModelConfig
 from polarmask.data.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.errors import DataError
 from polarmask.evaluation.coco_ap import score_predictions
-from polarmask.evaluation.evaluate import evaluate, evaluate_predictions, predict_split
+from polarmask.evaluation.evaluate import (
+    evaluate,
+    evaluate_predictions,
+    evaluate_split,
+    predict_split,
+)
 from polarmask.geometry.outlines import read_outline
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.inference.predictor import Predictor
@@ -332,7 +337,7 @@ def test_every_image_is_predicted_in_its_own_size(untrained, drawn):
 def test_a_model_whose_category_ids_mean_something_else_is_refused(untrained, drawn):
     other = replace(drawn, categories=(Category(2, "egg"), *drawn.categories[1:]))
     with pytest.raises(DataError, match="category 2 is 'egg', for the model it is 'ellipse'"):
-        predict_split(Predictor.load(untrained), other)
+        evaluate_split(Predictor.load(untrained), other)
 
 
 def test_two_processes_find_what_one_finds(untrained, drawn, tmp_path):

@@ -15,10 +15,10 @@ from polarmask.data.coco import load_coco
 from polarmask.evaluation.inspect_data import (
     RAY_COUNTS,
     UpperBound,
-    describe,
     inspect_data,
     recommend,
 )
+from polarmask.evaluation.inspection_text import describe
 from polarmask.report.inspection import inspection_page, worst_overlays
 
 

@@ -70,14 +70,22 @@ def test_the_data_page_counts_draws_and_names_problems(splits):
         *(Problem("object", "zero_area", f"annotation {number}", "flat") for number in range(5)),
     )
     page = data_page(
-        {**splits, "val": replace(splits["val"], problems=problems)}, provenance=PROVENANCE
+        {**splits, "val": replace(splits["val"], summary=splits["val"].summary.plus(problems))},
+        provenance=PROVENANCE,
     )
     reader = assert_self_contained(page)
     assert reader.tags.count("img") == 4 + 6
     assert reader.tags.count("svg") == 2
     assert "<b>bold" not in page
     assert "image 3 (<b>bold</b>.png)" in reader.text
-    for word in ("missing image", "zero area", "crescent", "128 x 96", "data commit", "0a1b2c"):
+    for word in (
+        "missing_image: 1 image left out",
+        "zero_area: 5",
+        "crescent",
+        "128 x 96",
+        "data commit",
+        "0a1b2c",
+    ):
         assert word in reader.text
     assert "code version" not in reader.text
     assert "in more than one split" not in reader.text

@@ -35,12 +35,13 @@ def measured(run):
 def scored(monkeypatch):
     """Give each measurement an AP of our choice, so that the best is known."""
     aps = []
-    original = validation.evaluate_predictions
+    original = validation.evaluate_together
 
-    def score(data, found):
-        return replace(original(data, found), mask_ap=aps.pop(0))
+    def score(predictor, data):
+        evaluation, found = original(predictor, data)
+        return replace(evaluation, mask_ap=aps.pop(0)), found
 
-    monkeypatch.setattr(validation, "evaluate_predictions", score)
+    monkeypatch.setattr(validation, "evaluate_together", score)
     return aps
 
 
@@ -87,16 +88,16 @@ def test_the_best_survives_an_interruption(config, options, scored):
 
 
 def test_a_measurement_that_was_cut_short_is_taken_again(config, options, scored, monkeypatch):
-    predict = validation.predict_together
+    measure = validation.evaluate_together
 
     def stop(predictor, data):
         raise TrainingStopped("stopped", 15)
 
-    monkeypatch.setattr(validation, "predict_together", stop)
+    monkeypatch.setattr(validation, "evaluate_together", stop)
     with pytest.raises(TrainingStopped):
         train(config, options)
     assert load_checkpoint(options.out / "checkpoint.pt").step == 2
-    monkeypatch.setattr(validation, "predict_together", predict)
+    monkeypatch.setattr(validation, "evaluate_together", measure)
     scored += [0.4, 0.2, 0.3]
     train(config, options)
     assert measured(options.out) == {2: 0.4, 4: 0.2, 6: 0.3}

@@ -22,6 +22,8 @@ class PlannedRun:
     """kubernetes://NAMESPACE/NAME of the Deployment, or a folder for the pod of this machine."""
     model_name: str = "polarmask"
     floor_ap: float = 0.0
+    max_problems: float = 0.02
+    """Largest share of images, and of objects, that may be left out."""
     trial: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrialSettings`."""
     label_pods: int = 1

@@ -57,6 +57,8 @@ def _check_values(run: PlannedRun) -> None:
     read_trial(run.trial, run.target)
     if not 0 <= run.floor_ap <= 1:
         raise ConfigError(f"eval_floor_ap is {run.floor_ap}: mask AP is in [0, 1]")
+    if not 0 <= run.max_problems <= 1:
+        raise ConfigError(f"data_max_problems is {run.max_problems}: a share is in [0, 1]")
     check_url_name("deploy_model_name", run.model_name)
     if not run.deploys_to_cluster:
         local_folder(run.target)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from polarmask.errors import ModelFormatError
+from polarmask.errors import DataError, ModelFormatError
 from polarmask_components.errors import (
     OtherCategoriesError,
     UnknownVersionError,
@@ -85,19 +85,23 @@ def check_same_task(registry: Registry, data: Path) -> str:
     if version is None:
         return "there is no champion yet"
 
-    from polarmask.data.coco import Category, load_coco
+    from polarmask.data.coco import Category, read_categories
+    from polarmask.data.match_categories import require_same_meaning
 
     try:
         known = [Category(**each) for each in registry.record(version).facts.categories]
     except (*_UNUSABLE, TypeError) as error:
         return f"champion {version} can't be compared: {error}"
-    categories = load_coco(data, "val").categories
-    unknown = [category.name for category in known if category not in categories]
-    if unknown:
+    categories = read_categories(data, "val")
+    try:
+        require_same_meaning(known, categories, known_by="the champion", place=str(data))
+        unknown = [category.name for category in known if category not in categories]
+        if unknown:
+            raise DataError(f"{data} does not have {unknown[0]!r}, which the champion finds")
+    except DataError as error:
         raise OtherCategoriesError(
-            f"the champion of {registry.where} finds {unknown[0]!r}, which this data does not "
-            f"have under the same id; it has {', '.join(each.name for each in categories[:5])}. "
-            "Give this data a registry and a server of its own: "
+            f"{error}. If the champion of {registry.where} is for another task, give this data a "
+            "registry and a server of its own: "
             "--param deploy_registry=FOLDER --param deploy_target=FOLDER"
-        )
+        ) from error
     return f"champion {version} finds the same categories"

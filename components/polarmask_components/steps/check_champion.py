@@ -16,9 +16,8 @@ def check_champion(dataset: dsl.Input[dsl.Dataset], registry: str) -> str:
     Returns:
         A sentence about the champion.
     """
-    from pathlib import Path
-
     from polarmask_components.registry.champion import check_same_task
     from polarmask_components.registry.registry import open_registry
+    from polarmask_components.step_inputs import folder_of
 
-    return check_same_task(open_registry(registry), Path(dataset.path))
+    return check_same_task(open_registry(registry), folder_of(dataset))

@@ -32,10 +32,11 @@ def evaluate(
     from pathlib import Path
 
     from polarmask.data.coco import load_coco
-    from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
+    from polarmask.evaluation.evaluate import evaluate_split
     from polarmask.inference.predictor import Predictor
     from polarmask.report import evaluation_page
     from polarmask.system.files import write_text
+    from polarmask_components.step_inputs import folder_of
     from polarmask_components.step_outputs import (
         evaluation_metrics,
         log_metrics,
@@ -46,14 +47,13 @@ def evaluate(
 
     predictor = Predictor.load(Path(model.path))
     images = predictor.card.config.input
-    data = load_coco(Path(dataset.path), "val", check_pixels=True, config=images)
-    predictions = predict_split(predictor, data)
-    result = evaluate_predictions(data, predictions)
+    data = load_coco(folder_of(dataset), "val", check_pixels=True, config=images)
+    result, predictions = evaluate_split(predictor, data)
     provenance = predictor.card.provenance | {"code_version": code_version}
     html = evaluation_page(result, data, predictions, provenance=provenance)
     write_text(Path(page.path), html)
     sheet = overlay_sheet(data, predictions, min_score=result.operating_score)
     write_png(Path(overlay.path), sheet)
     write_png(Path(sample.path), sample_image(data))
-    log_metrics(metrics, evaluation_metrics(result))
+    log_metrics(metrics, evaluation_metrics(result), data=[result.data])
     return result.mask_ap

@@ -34,10 +34,11 @@ def evaluate_champion(
     from polarmask.system.files import write_text
     from polarmask_components.registry.champion import measure_champion
     from polarmask_components.registry.registry import open_registry
+    from polarmask_components.step_inputs import folder_of
 
     found = measure_champion(
         open_registry(registry),
-        data=Path(dataset.path),
+        data=folder_of(dataset),
         data_hash=dataset.metadata["data_hash"],
         code_version=code_version,
     )

@@ -13,6 +13,7 @@ def ingest_coco(
     code_version: str,
     dataset: dsl.Output[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
+    max_problems: float = 0.02,
 ) -> None:
     """Fetch COCO data through DVC; check every image and annotation.
 
@@ -23,24 +24,30 @@ def ingest_coco(
         code_version: Hash of the installed code.
         dataset: Folder with `images/` and `annotations/instances_{train,val}.json`.
         page: Statistics and problems of the data.
+        max_problems: Largest share of images, and of objects, that may be left out, in [0, 1].
     """
+    import logging
     from pathlib import Path
 
-    from polarmask.data.coco import load_coco
+    from polarmask.data.summary import summary_counts
+    from polarmask.labels.precompute import load_splits
     from polarmask.report import data_page
     from polarmask.system.files import write_text
     from polarmask_components.provenance.data_version import DataVersion, fetch
+    from polarmask_components.step_inputs import record_contents
 
     fetch(repository, DataVersion(data_commit, data_hash), Path(dataset.path))
-    splits = {
-        split: load_coco(Path(dataset.path), split, check_pixels=True) for split in ("train", "val")
-    }
+    loaded = load_splits(Path(dataset.path), ("train", "val"), check_pixels=True)
     provenance = {
         "data_commit": data_commit,
         "data_hash": data_hash,
         "code_version": code_version,
     }
+    splits = {data.split: data for data in loaded}
     write_text(Path(page.path), data_page(splits, provenance=provenance))
-    problems = {f"{split}_problems": len(data.problems) for split, data in splits.items()}
-    images = {f"{split}_images": len(data.images) for split, data in splits.items()}
-    dataset.metadata.update(provenance | images | problems)
+    for data in loaded:
+        logging.getLogger(__name__).info("%s", data.summary.describe())
+        data.summary.check(max_problems, setting=f"data_max_problems={max_problems:g}")
+    counts = summary_counts(data.summary for data in loaded)
+    dataset.metadata.update(provenance | counts)
+    record_contents(dataset)

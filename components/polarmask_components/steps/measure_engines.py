@@ -33,9 +33,10 @@ def measure_engines(
 
     from polarmask.evaluation.measure_engines import measure_engines, ranking_table
     from polarmask.system.files import write_text
+    from polarmask_components.step_inputs import folder_of
 
     torch.set_num_threads(1)
-    measured = measure_engines(Path(model.path), data=Path(dataset.path))
+    measured = measure_engines(Path(model.path), data=folder_of(dataset))
     logging.getLogger(__name__).info("%s", ranking_table(measured))
     write_text(Path(ranking.path), measured.to_json())
     ranking.metadata["code_version"] = code_version

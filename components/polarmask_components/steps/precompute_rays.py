@@ -36,15 +36,21 @@ def precompute_rays(
     from polarmask.report import labels_page
     from polarmask.system.files import write_text
     from polarmask_components.parameters.label_work import choose_workers, config_for_labels
+    from polarmask_components.step_inputs import folder_of, record_contents
     from polarmask_components.step_outputs import label_metrics, log_metrics
 
-    data = Path(dataset.path)
+    data = folder_of(dataset)
     config = config_for_labels(label_settings)
-    made = [Path(each.path) for each in shards]
+    made = [Path(each.path) for each in shards]  # lost ones are made again
     workers = Workers(choose_workers(data))
     store = precompute(data, Path(labels.path), config, workers=workers, made=made)
     splits = {split: load_coco(data, split) for split in ("train", "val")}
     provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}
     write_text(Path(page.path), labels_page(store, splits, config=config, provenance=provenance))
-    log_metrics(metrics, label_metrics({split: store.summary(split) for split in splits}))
+    log_metrics(
+        metrics,
+        label_metrics({split: store.summary(split) for split in splits}),
+        data=[store.data(split) for split in splits],
+    )
     labels.metadata.update(provenance)
+    record_contents(labels)

@@ -30,11 +30,12 @@ def precompute_shards(
     from polarmask.labels.precompute import EveryNth, Workers
     from polarmask.labels.precompute import precompute_shards as make_shards
     from polarmask_components.parameters.label_work import choose_workers, config_for_labels
+    from polarmask_components.step_inputs import folder_of
 
-    data, out = Path(dataset.path), Path(shards.path)
+    data, out = folder_of(dataset), Path(shards.path)
     config, workers = config_for_labels(label_settings), Workers(choose_workers(data))
     number, of = map(int, shard.split("/"))
-    count = make_shards(data, out, config, EveryNth(number, of), workers=workers)
+    made = make_shards(data, out, config, EveryNth(number, of), workers=workers)
     (out / "shard.txt").write_text(f"{shard}\n")  # object storage keeps no empty folder
     shards.metadata["shard"] = shard
-    return count
+    return made.count

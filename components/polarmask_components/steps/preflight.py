@@ -26,6 +26,7 @@ def preflight(
     storage: str = "",
     label_pods: int = 1,
     trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+    max_problems: float = 0.02,
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
     training_request=str,
@@ -56,6 +57,7 @@ def preflight(
         storage: s3://bucket/prefix for checkpoints and result of the training job.
         label_pods: Pods that make the ray labels.
         trial: How to try the model on live requests: fields of `trial_settings.TrialSettings`.
+        max_problems: Largest share of images, and of objects, that may be left out, in [0, 1].
 
     Returns:
         training_request: What to train and where, as JSON, for `train`.
@@ -95,6 +97,7 @@ def preflight(
             trial=trial,
             label_pods=label_pods,
             webhook=webhook,
+            max_problems=max_problems,
         )
     )
     opened = open_registry(registry)

@@ -27,10 +27,14 @@ def train(
         run_id: For a job on the cluster: the same each time this run is retried, to find its job
             again. Empty takes the name of the workflow that the step is in; caching still works.
     """
+    import json
     from pathlib import Path
 
+    from polarmask.data.summary import SplitSummary, summary_counts
+    from polarmask.training.run_folder import DATA
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.code_version import code_commit
+    from polarmask_components.step_inputs import folder_of
     from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
     from polarmask_components.training.train_model import train_model
 
@@ -42,10 +46,12 @@ def train(
     }
     train_model(
         TrainingRequest.from_json(training_request),
-        data=StoredFolder(dataset.uri, Path(dataset.path)),
-        labels=StoredFolder(labels.uri, Path(labels.path)),
+        data=StoredFolder(dataset.uri, folder_of(dataset)),
+        labels=StoredFolder(labels.uri, folder_of(labels)),
         provenance=provenance,
         outputs=TrainingOutputs(model=Path(model.path), run=Path(run.path)),
         run_id=run_id,
     )
-    model.metadata.update(provenance)
+    summaries = json.loads((Path(run.path) / DATA).read_text(encoding="utf-8")).values()
+    counts = summary_counts(SplitSummary.from_json(each) for each in summaries)
+    model.metadata.update(provenance | counts)

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polarmask.commands.outcome import Outcome
 from polarmask.config.overrides import override
 from polarmask.config.presets import PRESETS, preset
 from polarmask.config.settings import InputConfig, RunConfig
+from polarmask.data.summary import Problem, results_cut, summary_of_files
 from polarmask.errors import DataError
 from polarmask.system.argument_types import at_least, between
 
@@ -49,6 +51,13 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="folder with images/ and annotations/instances_{train,val}.json",
+    )
+
+
+def add_strict_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--strict`."""
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse data of which an image or object is left out"
     )
 
 
@@ -144,14 +153,23 @@ def print_counts(looked: "Looked") -> None:
         print(f"{path}: {count} instances")
 
 
-def report_failed(looked: "Looked") -> int:
-    """Print which images failed and why; return the exit code, 1 if any did."""
+def outcome_of(looked: "Looked", finder: "Finder") -> Outcome:
+    """Print which images failed and why; the exit code is 1 if any did."""
+    limit = finder.max_instances
+    problems = [Problem("image", "failed", path, text) for path, text in looked.failed.items()]
+    if limit is not None:
+        problems += [results_cut(path, limit) for path, n in looked.counts.items() if n >= limit]
+    _print_failed(looked)
+    summary = summary_of_files(len(looked.counts) + len(looked.failed), problems)
+    return Outcome([summary], exit_code=1 if looked.failed else 0)
+
+
+def _print_failed(looked: "Looked") -> None:
     if not looked.failed:
-        return 0
+        return
     total = len(looked.counts) + len(looked.failed)
     lines = [
         f"{path}: {reason}".replace(f"{path}: {path}", path)
         for path, reason in looked.failed.items()
     ]
     print(f"{len(looked.failed)} of {total} images failed:", *lines, sep="\n  ", file=sys.stderr)
-    return 1

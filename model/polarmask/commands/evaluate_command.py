@@ -7,8 +7,10 @@ from polarmask.commands.arguments import (
     add_data_argument,
     add_device_arguments,
     add_max_pixels_argument,
+    add_strict_argument,
     add_tile_argument,
 )
+from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import output_folder
 
 HELP = "compute COCO mask AP"
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_argument(parser)
     parser.add_argument("--split", default="val", help="which annotations (default: val)")
+    add_strict_argument(parser)
     add_device_arguments(parser)
     add_tile_argument(parser)
     add_max_pixels_argument(parser, default=None)
@@ -30,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Outcome:
     """Evaluate in the process group that torchrun describes; the first process prints."""
     from polarmask.data.coco import load_coco
-    from polarmask.evaluation.evaluate import evaluate_predictions, predict_together
+    from polarmask.evaluation.evaluate import evaluate_together
     from polarmask.model_sources.open_model import open_model
-    from polarmask.system.distributed import is_first, process_group
+    from polarmask.system.distributed import process_group
     from polarmask.system.files import write_text
 
     with process_group(options.device) as device:
@@ -46,10 +49,11 @@ def run(options: argparse.Namespace) -> None:
         if options.max_pixels:
             images = replace(images, max_pixels=options.max_pixels)
         data = load_coco(options.data, options.split, check_pixels=True, config=images)
-        predictions = predict_together(predictor, data)
-        if not is_first():
-            return
-    evaluation = evaluate_predictions(data, predictions)
+        data.summary.require_complete(strict=options.strict)
+        judged = evaluate_together(predictor, data)
+    if judged is None:
+        return Outcome([])
+    evaluation, predictions = judged
     print(
         f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
         f"AP75 {evaluation.mask_ap75:.4f}  ({evaluation.num_images} images, "
@@ -63,3 +67,4 @@ def run(options: argparse.Namespace) -> None:
         page = evaluation_page(evaluation, data, predictions, provenance=provenance)
         write_text(options.out / "report.html", page)
         print(f"report: {options.out / 'report.html'}")
+    return Outcome([evaluation.data])

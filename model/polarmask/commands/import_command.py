@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polarmask.commands.outcome import Outcome
 from polarmask.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Outcome:
     """Import, read the result back, and print what it holds and the next command."""
     from polarmask.data.coco import load_coco
     from polarmask.data.summary import describe_problems
@@ -53,11 +54,10 @@ def run(options: argparse.Namespace) -> None:
     source, val_share = _source_of(options)
     choice = write_coco(source, options.out, val_share=val_share, copy=options.copy)
     print(f"{source.kind}; split: {choice.reason}")
-    for split in SPLITS:
-        print(load_coco(options.out, split).summary.describe())
     if source.problems:
         print(f"not imported:\n{describe_problems(source.problems)}")
     print(f"next: polarmask inspect {options.out} --preset tiny --out {options.out}-inspection")
+    return Outcome([load_coco(options.out, split).summary for split in SPLITS])
 
 
 def _source_of(options: argparse.Namespace) -> "tuple[Source, float | None]":

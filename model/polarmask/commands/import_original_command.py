@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import output_folder
 
 HELP = "make a model folder from a checkpoint of the paper's code"
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Outcome:
     """Import the checkpoint, and print its preset and ray order."""
     from polarmask.model_sources.import_original import import_original
 
@@ -40,3 +41,4 @@ def run(options: argparse.Namespace) -> None:
         ray_order=None if options.ray_order == "auto" else options.ray_order,
     )
     print(f"model: {options.out} ({card.config.name}, {card.provenance['ray_order']} ray order)")
+    return Outcome([])

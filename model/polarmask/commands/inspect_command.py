@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from polarmask.commands.arguments import add_config_arguments, config_of
+from polarmask.commands.arguments import add_config_arguments, add_strict_argument, config_of
+from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "look at data before training: sizes, levels, upper bounds, what to set"
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="train", help="which annotations (default: train)")
     add_config_arguments(parser)
+    add_strict_argument(parser)
     parser.add_argument(
         "--max-images", type=at_least(1), default=2000, help="images to look at (default: 2000)"
     )
@@ -25,16 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Outcome:
     """Print the inspection of a split, and write it as a page with `--out`."""
     from polarmask.data.coco import load_coco
-    from polarmask.evaluation.inspect_data import describe, inspect_data
+    from polarmask.evaluation.inspect_data import inspect_data
+    from polarmask.evaluation.inspection_text import describe
 
     config = config_of(options)
     data = load_coco(options.data, options.split, config=config.input)
+    data.summary.require_complete(strict=options.strict)
     inspection = inspect_data(data, config, max_images=options.max_images)
     print(describe(inspection))
-    print(data.summary.describe())
     if options.out:
         from polarmask.inference.drawing import write_jpeg
         from polarmask.report.inspection import inspection_page, worst_overlays, worst_sheet
@@ -44,3 +47,4 @@ def run(options: argparse.Namespace) -> None:
         write_text(options.out / "inspection.html", page)
         write_jpeg(options.out / "worst.jpg", worst_sheet(worst_overlays(inspection, data)))
         print(f"page: {options.out / 'inspection.html'}")
+    return Outcome([inspection.data])

@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from polarmask.commands.arguments import add_config_arguments, add_data_argument, config_of
+from polarmask.commands.arguments import (
+    add_config_arguments,
+    add_data_argument,
+    add_strict_argument,
+    config_of,
+)
+from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "check the data and make its ray labels; resumes where it was interrupted"
@@ -15,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     parser.add_argument("--out", type=output_folder, required=True, help="label store folder")
     add_config_arguments(parser)
+    add_strict_argument(parser)
     parser.add_argument(
         "--workers", type=at_least(0), default=0, help="processes (default: this one)"
     )
@@ -47,7 +54,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Outcome:
     """Make the labels and print a summary per split."""
     from polarmask.labels.precompute import (
         EveryNth,
@@ -64,13 +71,21 @@ def run(options: argparse.Namespace) -> None:
     workers = Workers(options.workers, device)
     if options.shard is not None:
         shards = EveryNth(*options.shard)
-        count = precompute_shards(data, out, config, shards, splits=splits, workers=workers)
-        print(
-            f"{count} shards of {shards.first}/{shards.n} are in {out}; when all shards are made,"
+        made = precompute_shards(
+            data, out, config, shards, splits=splits, workers=workers, strict=options.strict
         )
+        print(f"{made.count} shards of {shards.first}/{shards.n} are in {out}; when all are made,")
         print("run the same command without --shard to finish the store (--made FOLDER ...)")
-        return
-    store = precompute(data, out, config, splits=splits, workers=workers, made=options.made)
+        return Outcome(made.data)
+    store = precompute(
+        data,
+        out,
+        config,
+        splits=splits,
+        workers=workers,
+        made=options.made,
+        strict=options.strict,
+    )
     if "val" not in splits:
         print(f"val: {options.data} has no instances_val.json, labels are for training only")
     for split in splits:
@@ -80,3 +95,4 @@ def run(options: argparse.Namespace) -> None:
             f"{summary.positives} positives, {summary.without_positive} instances without one, "
             f"{summary.ignored} ignored, reachable mask IoU {summary.mean_iou:.3f}"
         )
+    return Outcome([store.data(split) for split in splits])

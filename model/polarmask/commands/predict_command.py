@@ -6,9 +6,10 @@ from pathlib import Path
 from polarmask.commands.arguments import (
     add_finder_arguments,
     finder_of,
+    outcome_of,
     print_counts,
-    report_failed,
 )
+from polarmask.commands.outcome import Outcome
 from polarmask.errors import DataError
 from polarmask.system.argument_types import output_file, output_folder
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_finder_arguments(parser)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Outcome:
     """Write the predictions, and print how many instances each image has."""
     from polarmask.data.find_images import find_images
     from polarmask.inference.image_files import predict_images
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     total = sum(looked.counts.values())
     failed = f", {len(looked.failed)} failed" if looked.failed else ""
     print(f"{len(looked.counts):,} images, {total:,} instances{failed}: {out}")
-    return report_failed(looked)
+    return outcome_of(looked, finder)
 
 
 def _checked(text: str, *, folder: bool) -> Path:

@@ -1,6 +1,7 @@
 """`polarmask train`: train a model, or resume training it."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from polarmask.commands.arguments import (
     add_config_arguments,
     add_data_argument,
     add_device_arguments,
+    add_strict_argument,
     config_of,
 )
+from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "train a model; resumes if the run folder holds a checkpoint"
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--labels", type=Path, help="label store (default: made in the run folder)")
     add_config_arguments(parser)
+    add_strict_argument(parser)
     add_device_arguments(parser)
     parser.add_argument(
         "--loader-workers",
@@ -76,11 +80,13 @@ def _fact(text: str) -> tuple[str, str]:
     return key, value
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Outcome:
     """Train in the process group that torchrun describes, and print the model folder."""
     import torch
 
+    from polarmask.data.summary import SplitSummary
     from polarmask.system.distributed import is_first, process_group, world_size
+    from polarmask.training.run_folder import DATA
     from polarmask.training.train import TrainOptions, train
 
     if options.threads:
@@ -98,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
                 data=options.data,
                 out=options.out,
                 labels=options.labels,
+                strict=options.strict,
                 device=device,
                 loader_workers=options.loader_workers,
                 passes=options.passes,
@@ -107,5 +114,8 @@ def run(options: argparse.Namespace) -> None:
                 provenance=dict(options.provenance),
             ),
         )
-        if is_first():
-            print(f"model: {folder}")
+        if not is_first():
+            return Outcome([])
+    print(f"model: {folder}")
+    summaries = json.loads((options.out / DATA).read_text(encoding="utf-8"))
+    return Outcome([SplitSummary.from_json(each) for each in summaries.values()])

@@ -5,9 +5,10 @@ import argparse
 from polarmask.commands.arguments import (
     add_finder_arguments,
     finder_of,
+    outcome_of,
     print_counts,
-    report_failed,
 )
+from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import output_folder
 
 HELP = "draw what a model finds in images, and a contact sheet"
@@ -21,14 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_finder_arguments(parser)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Outcome:
     """Write the overlays, and print how many instances each image has."""
     from polarmask.data.find_images import find_images
     from polarmask.inference.image_files import visualize_images
 
     images = find_images(options.images)
+    finder = finder_of(options)
     looked = visualize_images(
-        finder_of(options),
+        finder,
         images,
         options.out,
         min_score=options.score,
@@ -38,4 +40,4 @@ def run(options: argparse.Namespace) -> int:
     print_counts(looked)
     if looked.counts:
         print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
-    return report_failed(looked)
+    return outcome_of(looked, finder)

@@ -109,6 +109,8 @@ class CocoData:
     images: Sequence[ImageRecord]
     """Each access reads from disk: iterate once if possible."""
     problems: tuple[Problem, ...]
+    object_counts: tuple[int, ...]
+    """Objects of each category, crowd regions not counted."""
     summary: SplitSummary
     """What the file lists and what of it is used; stays when only some images are looked at."""
     input_settings: tuple[str, ...] = ()
@@ -118,14 +120,36 @@ class CocoData:
         """Return the path of the image."""
         return self.root / "images" / record.file_name
 
-    def only(self, ids: Collection[int], summary: SplitSummary) -> "CocoData":
-        """Return the data with only the images of these ids; `summary` is theirs."""
-        kept = [n for n, image in enumerate(self.images) if image.id in ids]
+    def only(self, ids: Collection[int], looked: SplitSummary) -> "CocoData":
+        """Return the data with only the images of these ids.
+
+        Args:
+            ids: Of the images.
+            looked: Summary of the look at the same file that chose them.
+        """
+        kept, crowds, objects = [], 0, 0
+        for place, image in enumerate(self.images):
+            if image.id in ids:
+                kept.append(place)
+                crowds += sum(annotation.crowd for annotation in image.annotations)
+                objects += len(image.annotations)
+        summary = replace(
+            self.summary.merged(looked), images=len(kept), objects=objects - crowds, crowds=crowds
+        )
         if isinstance(self.images, DiskList):
             images: Sequence[ImageRecord] = self.images.take(np.array(kept, dtype=np.int64))
         else:
             images = tuple(self.images[n] for n in kept)
         return replace(self, images=images, summary=summary)
+
+
+def read_categories(data: Path, split: str) -> tuple[Category, ...]:
+    """Read only the categories of a split.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    return _read_categories(_read_document(data, annotation_file(data, split))["categories"], [])
 
 
 def annotation_file(data: Path, split: str) -> Path:
@@ -157,7 +181,7 @@ def load_coco(
     raw_of_image = index_annotations(
         document["annotations"], _image_ids(document["images"]), problems
     )
-    images, counts = DiskListWriter[ImageRecord](), Counter[str]()
+    images, crowds, objects = DiskListWriter[ImageRecord](), 0, Counter[int]()
     entries = _read_images(document["images"], problems)
     checks = ImageChecks(config, pixels=check_pixels)
     for entry in _check_files(
@@ -169,25 +193,35 @@ def load_coco(
             if (annotation := _read_annotation(own, raw, entry, index_of_category, problems))
         )
         images.add(replace(entry, annotations=annotations))
-        counts.update("crowds" if annotation.crowd else "objects" for annotation in annotations)
+        crowds += sum(annotation.crowd for annotation in annotations)
+        objects.update(each.category for each in annotations if not each.crowd)
     found = images.finish()
-    if not counts["objects"]:
-        crowds = f"; all {counts['crowds']:,} are crowds: set iscrowd to 0 for single objects"
+    if not objects:
+        cause = f"; all {crowds:,} are crowds: set iscrowd to 0 for single objects"
         reasons = describe_problems(problems) if problems else ""
         raise DataError(
             f"{path}: no usable {'object' if found else 'image'} is left"
-            f"{crowds if counts['crowds'] else ''}; repair the data. {reasons}"
+            f"{cause if crowds else ''}; repair the data. {reasons}"
         )
     summary = SplitSummary(
         split=split,
         listed_images=len(document["images"]),
         listed_objects=len(document["annotations"]),
         images=len(found),
-        objects=counts["objects"],
-        crowds=counts["crowds"],
+        objects=objects.total(),
+        crowds=crowds,
         problems=count_problems(problems),
     )
-    return CocoData(data, split, categories, found, tuple(problems), summary, checks.recommended())
+    return CocoData(
+        data,
+        split,
+        categories,
+        found,
+        tuple(problems),
+        tuple(objects[index] for index in range(len(categories))),
+        summary,
+        checks.recommended(),
+    )
 
 
 def _read_document(data: Path, path: Path) -> Mapping[str, DiskList[Any]]:

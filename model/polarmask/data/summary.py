@@ -3,8 +3,8 @@
 Every command, page, JSON file and pipeline step shows a `SplitSummary` (ADR 0024).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -56,9 +56,7 @@ class ProblemCount:
         return f"{self.kind}: {self.count:,} {items} {action} - {places}"
 
 
-def count_problems(
-    problems: Iterable[Problem], *, examples: int = _EXAMPLES
-) -> tuple[ProblemCount, ...]:
+def count_problems(problems: Iterable[Problem]) -> tuple[ProblemCount, ...]:
     """Count problems by kind: what is left out first, then the most frequent."""
 
     def kind_of(problem: Problem) -> tuple[Any, ...]:
@@ -67,8 +65,12 @@ def count_problems(
     counts = []
     for (kept, item, kind), group in groupby(sorted(problems, key=kind_of), kind_of):
         found = list(group)
-        first = tuple(f"{problem.where}: {problem.detail}" for problem in found[:examples])
+        first = tuple(f"{problem.where}: {problem.detail}" for problem in found[:_EXAMPLES])
         counts.append(ProblemCount(item, kind, kept, len(found), first))
+    return _ordered(counts)
+
+
+def _ordered(counts: Iterable[ProblemCount]) -> tuple[ProblemCount, ...]:
     return tuple(sorted(counts, key=lambda each: (each.kept, -each.count)))
 
 
@@ -105,16 +107,37 @@ class SplitSummary:
         """Number of objects and crowd regions left out, those of left-out images included."""
         return self.listed_objects - self.objects - self.crowds
 
+    def plus(self, problems: Iterable[Problem]) -> "SplitSummary":
+        """Return the summary with further problems; the caller corrects the counts."""
+        found = {(each.item, each.kind, each.kept): each for each in self.problems}
+        for new in count_problems(problems):
+            key = (new.item, new.kind, new.kept)
+            old = found.get(key, replace(new, count=0, examples=()))
+            examples = (*old.examples, *new.examples)[:_EXAMPLES]
+            found[key] = replace(new, count=old.count + new.count, examples=examples)
+        return replace(self, problems=_ordered(found.values()))
+
+    def merged(self, other: "SplitSummary") -> "SplitSummary":
+        """Return the summary with the problems of a second look at the same file."""
+        found: dict[tuple[str, str, bool], ProblemCount] = {}
+        for each in (*self.problems, *other.problems):
+            key = (each.item, each.kind, each.kept)
+            found[key] = max(found.get(key, each), each, key=lambda count: count.count)
+        return replace(self, problems=_ordered(found.values()))
+
     def describe(self) -> str:
         """Return the counts, and a line for each kind of problem."""
+        nothing = "" if any(not each.kept for each in self.problems) else "; nothing left out"
+        return "\n  ".join([f"{self.split}: {self._counts()}{nothing}", *self.lines()])
+
+    def _counts(self) -> str:
         crowds = f"{self.crowds:,} crowd region{'' if self.crowds == 1 else 's'}"
         images, objects = f"{self.images:,} images", f"{self.objects:,} objects"
         if self.left_out_images or self.left_out_objects:
             images = f"{self.images:,} of {self.listed_images:,} images"
             objects = f"{self.objects + self.crowds:,} of {self.listed_objects:,} objects"
             crowds = f"{crowds} among them"
-        nothing = "" if any(not each.kept for each in self.problems) else "; nothing left out"
-        return "\n".join([f"{self.split}: {images}, {objects}, {crowds}{nothing}", *self.lines()])
+        return f"{images}, {objects}, {crowds}" if self.listed_objects else images
 
     def lines(self) -> list[str]:
         """Return a line for each kind of problem."""
@@ -123,14 +146,14 @@ class SplitSummary:
         lines = [each.describe() for each in self.problems]
         if with_images > 0:
             lines.append(f"{with_images:,} objects left out with their images")
-        return [f"  {line}" for line in lines]
+        return lines
 
     def check(self, max_left_out: float, *, setting: str) -> None:
         """Refuse a split of which too much was left out.
 
         Args:
             max_left_out: Largest share of the images, and of the objects, in [0, 1].
-            setting: Name of the flag or parameter that sets it, for the message.
+            setting: Flag or parameter that asks for it, for the message.
 
         Raises:
             DataError: More was left out.
@@ -141,11 +164,16 @@ class SplitSummary:
         )
         if max(shares) > max_left_out:
             raise DataError(
-                f"{self.left_out_images:,} of {self.listed_images:,} images and "
-                f"{self.left_out_objects:,} of {self.listed_objects:,} objects of the split "
-                f"{self.split} are left out; {setting} allows {max_left_out:.3g}. Repair the "
-                "data, or change it:\n" + "\n".join(self.lines())
+                f"split {self.split}: {self.left_out_images:,} of {self.listed_images:,} images "
+                f"and {self.left_out_objects:,} of {self.listed_objects:,} objects are left out, "
+                f"more than {setting} allows; repair the data or change that: "
+                + "; ".join(self.lines())
             )
+
+    def require_complete(self, *, strict: bool) -> None:
+        """Raise DataError if something was left out, and `--strict` refuses that."""
+        if strict:
+            self.check(0, setting="--strict")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""
@@ -159,3 +187,34 @@ class SplitSummary:
         counts = [{**each, "examples": tuple(each["examples"])} for each in values["problems"]]
         values["problems"] = tuple(ProblemCount(**each) for each in counts)
         return cls(**values)
+
+
+def results_cut(where: str, limit: int) -> Problem:
+    """Return the note that an image may have more instances than a model returns."""
+    detail = f"more than {limit:,} instances; raise postprocess.max_instances"
+    return Problem("image", "results_cut", where, detail, kept=True)
+
+
+def summary_of_files(given: int, problems: Sequence[Problem]) -> SplitSummary:
+    """Return the summary of image files without annotations.
+
+    Args:
+        given: Number of files.
+        problems: One for each file that was left out, and notes.
+    """
+    used = given - sum(not problem.kept for problem in problems)
+    return SplitSummary(
+        split="image files",
+        listed_images=given,
+        listed_objects=0,
+        images=used,
+        objects=0,
+        crowds=0,
+        problems=count_problems(problems),
+    )
+
+
+def summary_counts(summaries: Iterable[SplitSummary]) -> dict[str, int]:
+    """Return numbers under stable names, such as `val_left_out_images`, for pipeline artifacts."""
+    names = ("images", "objects", "crowds", "left_out_images", "left_out_objects")
+    return {f"{each.split}_{name}": getattr(each, name) for each in summaries for name in names}

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polarmask.data.coco import Category, CocoData, ImageRecord, load_coco
+from polarmask.data.coco import CocoData, ImageRecord, load_coco
 from polarmask.data.images import read_image
-from polarmask.errors import DataError
+from polarmask.data.match_categories import match_categories
+from polarmask.data.summary import SplitSummary, results_cut
 from polarmask.evaluation.coco_ap import CocoScores, score_predictions
 from polarmask.inference.instances import Instances
 from polarmask.inference.predictor import Predictor
@@ -95,10 +96,13 @@ class Evaluation:
     """(3, 101): precision at IoU .5, .75 and averaged, at recall 0, 0.01, ... 1."""
     score_histogram: NDArray[np.int64]
     """(2, HISTOGRAM_BINS): true and false detections at IoU .5 by score."""
+    data: SplitSummary
+    """What was evaluated, and what was left out of it."""
 
     def to_json(self) -> str:
         """Return strict JSON; NaN becomes null."""
-        return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+        plain = asdict(self) | {"data": self.data.to_json()}
+        return json.dumps(_plain(plain), indent=1, allow_nan=False)
 
 
 def _plain(value: object) -> object:
@@ -115,32 +119,74 @@ def evaluate(predictor: Predictor, data: Path, split: str = "val") -> Evaluation
     """Evaluate a model on a split of a COCO folder.
 
     Raises:
-        DataError: Nothing usable in the split, or the model's category ids have other names.
+        DataError: Nothing usable in the split, or its categories are not those of the model.
     """
-    coco_data = load_coco(data, split, check_pixels=True, config=predictor.card.config.input)
-    return evaluate_predictions(coco_data, predict_split(predictor, coco_data))
+    images = predictor.card.config.input
+    return evaluate_split(predictor, load_coco(data, split, check_pixels=True, config=images))[0]
 
 
-def predict_together(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
-    """Predict a split with all processes of a group, each with every n-th image.
+def evaluate_split(predictor: Predictor, data: CocoData) -> tuple[Evaluation, dict[int, Instances]]:
+    """Evaluate a model on a loaded split; return the instances of each image id, too.
+
+    Raises:
+        DataError: The split's categories are not those of the model, or an image can't be decoded.
+    """
+    data = match_model(predictor, data)
+    predictions = predict_split(predictor, data)
+    return _evaluate_matched(predictor, data, predictions), predictions
+
+
+def evaluate_together(
+    predictor: Predictor, data: CocoData
+) -> tuple[Evaluation, dict[int, Instances]] | None:
+    """Do as `evaluate_split`, with each process of a group predicting every n-th image.
 
     Returns:
-        On the first process the instances of all images with their masks, on the others nothing.
+        None on all processes but the first.
     """
-    own = replace(data, images=data.images[rank() :: world_size()])
-    found = predict_split(predictor, own)
-    for instances in found.values():
+    data = match_model(predictor, data)
+    own = predict_split(predictor, replace(data, images=data.images[rank() :: world_size()]))
+    for instances in own.values():
         instances.rle()  # cached here, so that the first process need not make them all
-    return {image_id: one for part in gather_to_first(found) for image_id, one in part.items()}
+    predictions = {key: one for part in gather_to_first(own) for key, one in part.items()}
+    if not is_first():
+        return None
+    return _evaluate_matched(predictor, data, predictions), predictions
+
+
+def match_model(predictor: Predictor, data: CocoData) -> CocoData:
+    """Compare a split's categories with the model's; see `match_categories`."""
+    return match_categories(predictor.card.categories, data, known_by="the model")
+
+
+def _evaluate_matched(
+    predictor: Predictor, data: CocoData, predictions: Mapping[int, Instances]
+) -> Evaluation:
+    """Evaluate, and note in the summary where the model's limit of instances counts."""
+    evaluation = evaluate_predictions(data, predictions)
+    limit = predictor.max_instances
+    if limit is None:
+        return evaluation
+    cut = [
+        results_cut(f"image {image.image_id} ({image.file_name})", limit)
+        for image in evaluation.per_image
+        if image.objects > limit
+        or _is_cut(predictions[image.image_id], limit, evaluation.operating_score)
+    ]
+    return replace(evaluation, data=evaluation.data.plus(cut))
+
+
+def _is_cut(found: Instances, limit: int, operating_score: float) -> bool:
+    """Return whether the instances left out by the limit might score enough to matter."""
+    return len(found) >= limit and float(found.scores.min()) >= operating_score
 
 
 def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
     """Return the instances of every image, by image id.
 
     Raises:
-        DataError: The model's category ids have other names, or an image can't be decoded.
+        DataError: An image can't be decoded.
     """
-    _check_same_meaning(predictor.card.categories, data)
     predictions: dict[int, Instances] = {}
     with tqdm(
         total=len(data.images),
@@ -156,16 +202,6 @@ def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
             }
             progress.update(len(records))
     return predictions
-
-
-def _check_same_meaning(known: tuple[Category, ...], data: CocoData) -> None:
-    names = {category.id: category.name for category in known}
-    for category in data.categories:
-        if names.get(category.id, category.name) != category.name:
-            raise DataError(
-                f"{data.root}: category {category.id} is {category.name!r}, for the model it is "
-                f"{names[category.id]!r}; evaluate on data with the model's categories"
-            )
 
 
 def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
@@ -206,6 +242,7 @@ def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -
                 for chosen_D in (is_true_D, ~is_true_D)
             ]
         ),
+        data=data.summary,
     )
 
 

@@ -23,6 +23,7 @@ from polarmask.config.overrides import override
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
 from polarmask.data.preprocess import input_scale
+from polarmask.data.summary import SplitSummary, results_cut
 from polarmask.errors import ConfigError
 from polarmask.evaluation.evaluate import Evaluation, evaluate_predictions
 from polarmask.geometry import masks
@@ -128,6 +129,8 @@ class Inspection:
     """Image id, row in its predictions and mask IoU of the objects with the lowest IoU."""
     recommendation: Recommendation
     recommended_levels: Levels
+    data: SplitSummary
+    """What was left out, and which of the images hold more objects than the run returns."""
 
 
 def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -> Inspection:
@@ -146,7 +149,8 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
         num_rays: _draw_from_rays(part, num_rays, config.labels.parts)
         for num_rays in dict.fromkeys((*RAY_COUNTS, config.model.num_rays))
     }
-    bounds = tuple(_bound(part, num_rays, *drawn[num_rays]) for num_rays in RAY_COUNTS)
+    limit = config.postprocess.max_instances
+    bounds = tuple(_bound(part, num_rays, *drawn[num_rays], limit) for num_rays in RAY_COUNTS)
     predictions, iou_of = drawn[config.model.num_rays]
     recommendation = recommend(side_G, reach_G, [b for b in bounds if _can_run(config, b.num_rays)])
     recommendation = replace(recommendation, input_settings=data.input_settings)
@@ -162,11 +166,16 @@ def inspect_data(data: CocoData, config: RunConfig, *, max_images: int = 2000) -
         size_counts=tuple(np.histogram(side_G, bins=SIDE_EDGES)[0].tolist()),
         levels=_levels(part, config),
         bounds=bounds,
-        evaluation=evaluate_predictions(part, predictions),
+        evaluation=evaluate_predictions(part, _best(predictions, iou_of, limit)),
         predictions=predictions,
         worst=tuple((image, row, iou) for iou, image, row in ranked),
         recommendation=recommendation,
         recommended_levels=_levels(part, recommendation.apply(config)),
+        data=data.summary.plus(
+            results_cut(f"image {image.id} ({image.file_name})", limit)
+            for image in part.images
+            if image.id in predictions and len(predictions[image.id]) > limit
+        ),
     )
 
 
@@ -263,8 +272,9 @@ def _bound(
     num_rays: int,
     predictions: dict[int, Instances],
     iou_of: dict[tuple[int, int], float],
+    limit: int,
 ) -> UpperBound:
-    result = evaluate_predictions(data, predictions)
+    result = evaluate_predictions(data, _best(predictions, iou_of, limit))
     return UpperBound(
         num_rays=num_rays,
         mean_iou=float(np.mean(list(iou_of.values()))),
@@ -272,6 +282,20 @@ def _bound(
         mask_ap50=result.mask_ap50,
         mask_ap75=result.mask_ap75,
     )
+
+
+def _best(
+    predictions: dict[int, Instances], iou_of: dict[tuple[int, int], float], limit: int
+) -> dict[int, Instances]:
+    """Return the instances of each image that fit best, as many as a model returns."""
+    return {
+        image_id: found.select(
+            sorted(range(len(found)), key=lambda row: -iou_of[image_id, row])[:limit]
+        )
+        if len(found) > limit
+        else found
+        for image_id, found in predictions.items()
+    }
 
 
 def _levels(data: CocoData, config: RunConfig) -> Levels:
@@ -327,52 +351,6 @@ def recommend(
     return Recommendation(strides, tuple(zip(lows, highs, strict=True)), rays.num_rays, reason)
 
 
-def describe(inspection: Inspection) -> str:
-    """Return the inspection as text for a terminal."""
-    low, middle, high = inspection.side_quantiles
-    lines = [
-        f"{inspection.split}: {inspection.images} of {inspection.total_images} images, "
-        f"{inspection.instances} objects ({inspection.in_parts} in several parts), "
-        f"{inspection.crowds} crowd regions",
-        f"size (square root of area at the network's input): median {middle:.0f} px, "
-        f"80 % from {low:.0f} to {high:.0f} px",
-        *_describe_sizes(inspection.size_counts),
-        *_describe_levels("levels as configured", inspection.levels),
-        *_describe_levels("levels as recommended", inspection.recommended_levels),
-        "upper bound, every centre and ray exact:",
-        "  rays  mean IoU     AP   AP50   AP75",
-        *(
-            f"  {bound.num_rays:4d}     {bound.mean_iou:.3f}  {bound.mask_ap:.3f}  "
-            f"{bound.mask_ap50:.3f}  {bound.mask_ap75:.3f}"
-            for bound in inspection.bounds
-        ),
-        f"recommended, because {inspection.recommendation.reason}:",
-        *(f"  --set '{setting}'" for setting in inspection.recommendation.overrides()),
-    ]
-    return "\n".join(lines)
-
-
 def range_labels(edges: Sequence[float]) -> list[str]:
     """Return a name for each bin between two edges, such as "8-16" or "512+"."""
     return [f"{low:g}-{high:g}" if isfinite(high) else f"{low:g}+" for low, high in pairwise(edges)]
-
-
-def _describe_sizes(counts: Sequence[int]) -> list[str]:
-    most = max(counts)
-    return [
-        f"  {label:>8s} {count:7d} {'#' * round(40 * count / most)}".rstrip()
-        for label, count in zip(range_labels(SIDE_EDGES), counts, strict=True)
-        if count
-    ]
-
-
-def _describe_levels(title: str, levels: Levels) -> list[str]:
-    return [
-        f"{title} ({levels.without_positive:.1%} of the objects without a positive):",
-        *(
-            f"  stride {stride:3d}: {instances} objects, {positives} positives"
-            for stride, instances, positives in zip(
-                levels.strides, levels.instances, levels.positives, strict=True
-            )
-        ),
-    ]

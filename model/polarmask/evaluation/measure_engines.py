@@ -40,7 +40,7 @@ from polarmask.engines.machine import cpu_name
 from polarmask.engines.quantize import Calibration, calibrate, quantize_program
 from polarmask.engines.ranking import EngineRanking, EngineResult
 from polarmask.engines.torch_engines import Eager
-from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
+from polarmask.evaluation.evaluate import evaluate_split, match_model
 from polarmask.evaluation.gate import Verdict
 from polarmask.inference.model_folder import WEIGHTS_FILE, load_model
 from polarmask.inference.predictor import Predictor
@@ -156,7 +156,8 @@ def _write_programs(
 def _take_sample(predictor: Predictor, data: Path | None, max_images: int) -> _Sample:
     if data is None:
         return _Sample("1 drawn image", [predictor.network_input(_drawn(predictor))], None, [])
-    whole = load_coco(data, "val", config=predictor.card.config.input)
+    loaded = load_coco(data, "val", config=predictor.card.config.input)
+    whole = match_model(predictor, loaded)
     part = replace(whole, images=whole.images[:max_images])
     images = [read_image(part.image_path(record)) for record in part.images[:_COMPARED_IMAGES]]
     batches = [predictor.network_input(image) for image in images]
@@ -277,7 +278,7 @@ def _time(engines: dict[str, Engine], batch: Tensor) -> dict[str, float]:
 def _mask_ap(predictor: Predictor, data: CocoData | None) -> float:
     if data is None:
         return math.nan
-    return evaluate_predictions(data, predict_split(predictor, data)).mask_ap
+    return evaluate_split(predictor, data)[0].mask_ap
 
 
 def admit(

@@ -37,6 +37,10 @@ class Looked:
 class Finder(Protocol):
     """Finds instances in images: a `Predictor`, or a client of a server."""
 
+    @property
+    def max_instances(self) -> int | None:
+        """Instances that an image gets at most; None if that is not known."""
+
     def predict(self, images: Sequence[Pixels]) -> list[Instances]:
         """Return what is in each (H, W, 3) RGB image."""
 

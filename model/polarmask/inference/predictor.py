@@ -100,6 +100,11 @@ class Predictor:
         runs = load_engine(model, detector, device=own, name=engine, threads=threads)
         return cls(runs, card, own, tile=tile)
 
+    @property
+    def max_instances(self) -> int | None:
+        """Instances that an image gets at most; None with tiles, each of which gets that many."""
+        return None if self._tile else self.card.config.postprocess.max_instances
+
     def predict(
         self, images: Sequence[Pixels], *, clock: StageClock | None = None
     ) -> list[Instances]:

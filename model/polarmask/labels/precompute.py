@@ -31,7 +31,8 @@ from polarmask.data.coco import (
 )
 from polarmask.data.image_checks import ImageChecks
 from polarmask.data.labels import ImageLabels
-from polarmask.data.summary import Problem, count_problems, describe_problems
+from polarmask.data.match_categories import match_categories
+from polarmask.data.summary import Problem, SplitSummary
 from polarmask.errors import DataError
 from polarmask.labels.image_labels import label_images
 from polarmask.labels.store import (
@@ -92,6 +93,7 @@ def precompute(
     splits: tuple[str, ...] = ("train", "val"),
     workers: Workers = Workers(),
     made: Sequence[Path] = (),
+    strict: bool = False,
 ) -> LabelStore:
     """Make the labels of every split, or reuse those already there.
 
@@ -102,6 +104,7 @@ def precompute(
         splits: Names of annotation files.
         workers: Processes and device.
         made: Folders that `precompute_shards` wrote elsewhere: whole shards are copied from them.
+        strict: Refuse data of which an image or object is left out.
 
     Returns:
         The finished store.
@@ -112,14 +115,52 @@ def precompute(
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.json").unlink(missing_ok=True)
     entries = {}
-    for split in splits:
-        coco = load_coco(data, split, config=_ANY_IMAGE)
+    for coco in load_splits(data, splits, strict=strict, config=_ANY_IMAGE):
         jobs = list(_jobs(coco, out, config))
         for job in jobs:
             _take(job, made)
-        _run(jobs, workers, split)
-        entries[split] = _gather(coco, jobs, data_hash(data, split))
+        _run(jobs, workers, coco.split)
+        entries[coco.split] = _gather(coco, jobs, data_hash(data, coco.split), strict=strict)
     return LabelStore.write_index(out, label_settings(config), entries)
+
+
+def load_splits(
+    data: Path,
+    splits: Sequence[str],
+    *,
+    strict: bool = False,
+    check_pixels: bool = False,
+    config: InputConfig | None = None,
+) -> list[CocoData]:
+    """Load splits, and compare the categories of the others with those of the first.
+
+    Args:
+        data: COCO folder.
+        splits: Names of annotation files.
+        strict: Refuse data of which an image or object is left out.
+        check_pixels: As for `load_coco`.
+        config: As for `load_coco`.
+
+    Raises:
+        DataError: A split can't be used, or categories contradict each other.
+    """
+    first, *others = (
+        load_coco(data, split, check_pixels=check_pixels, config=config) for split in splits
+    )
+    known_by = f"the {first.split} split"
+    loaded = [first, *(match_categories(first.categories, o, known_by=known_by) for o in others)]
+    for each in loaded:
+        each.summary.require_complete(strict=strict)
+    return loaded
+
+
+@dataclass(frozen=True)
+class ShardsMade:
+    """What `precompute_shards` made, and of which data."""
+
+    count: int
+    data: tuple[SplitSummary, ...]
+    """Of the whole splits; images whose pixels can't be read are found with the shards."""
 
 
 def precompute_shards(
@@ -130,21 +171,21 @@ def precompute_shards(
     *,
     splits: tuple[str, ...] = ("train", "val"),
     workers: Workers = Workers(),
-) -> int:
-    """Make every n-th shard and return how many that are; `precompute` then finishes the store.
+    strict: bool = False,
+) -> ShardsMade:
+    """Make every n-th shard; `precompute` then finishes the store.
 
     The other arguments are those of `precompute`. Machines may share one folder `out`, or each
     writes its own and `precompute` gets all of them as `made`.
     """
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for split in splits:
-        jobs = list(_jobs(load_coco(data, split, config=_ANY_IMAGE), out, config))[
-            shards.first - 1 :: shards.n
-        ]
-        _run(jobs, workers, split)
+    loaded = load_splits(data, splits, strict=strict, config=_ANY_IMAGE)
+    for coco in loaded:
+        jobs = list(_jobs(coco, out, config))[shards.first - 1 :: shards.n]
+        _run(jobs, workers, coco.split)
         count += len(jobs)
-    return count
+    return ShardsMade(count, tuple(coco.summary for coco in loaded))
 
 
 @dataclass(frozen=True)
@@ -296,7 +337,7 @@ def _facts_of(record: ImageRecord, labels: ImageLabels) -> _Facts:
     )
 
 
-def _gather(coco: CocoData, jobs: Sequence[_Job], data: str) -> dict[str, Any]:
+def _gather(coco: CocoData, jobs: Sequence[_Job], data: str, *, strict: bool) -> dict[str, Any]:
     """Return a split's entry of the index."""
     total, shards = _Facts(), []
     for job in jobs:
@@ -305,19 +346,18 @@ def _gather(coco: CocoData, jobs: Sequence[_Job], data: str) -> dict[str, Any]:
         shards.append(
             {"file": job.path.name, "sha256": sha256_of_file(job.path), "images": facts.images}
         )
-    problems = [*coco.problems, *(Problem(*each) for each in total.problems)]
+    place = str(annotation_file(coco.root, coco.split))
     used = replace(
-        coco.summary,
+        coco.summary.plus(Problem(*each) for each in total.problems),
         images=len(total.images),
         objects=total.annotations - total.crowds,
         crowds=total.crowds,
-        problems=count_problems(problems),
     )
     if not total.images:
         raise DataError(
-            f"{annotation_file(coco.root, coco.split)}: no usable image is left; repair the data. "
-            + describe_problems(problems)
+            f"{place}: no usable image is left; repair the data. " + "; ".join(used.lines())
         )
+    used.require_complete(strict=strict)
     names = category_labels(coco.categories)
     categories = sorted(total.count_of_category, key=int)
     summary = LabelSummary(
@@ -332,6 +372,7 @@ def _gather(coco: CocoData, jobs: Sequence[_Job], data: str) -> dict[str, Any]:
         per_category_instances={names[int(c)]: total.count_of_category[c] for c in categories},
         worst=tuple((name, number, iou) for iou, name, number in total.worst),
     )
+    summary.require_learnable(place)
     return {
         "shards": shards,
         "data_hash": data,

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from polarmask.config.settings import RunConfig, to_dict
 from polarmask.data.labels import ImageLabels
 from polarmask.data.summary import SplitSummary
-from polarmask.errors import LabelStoreError
+from polarmask.errors import DataError, LabelStoreError
 from polarmask.system.files import atomic_path, leaves_folder, sha256_of_file, write_text
 from polarmask.system.formats import JsonFormat
 
@@ -151,6 +151,21 @@ class LabelSummary:
             for name, count in self.per_category_instances.items()
         )
         return sum(weighted) / self.instances if self.instances else 0.0
+
+    def require_learnable(self, place: str) -> None:
+        """Raise DataError if no object would be learned."""
+        if self.positives:
+            return
+        cause = (
+            f"no location of the network learns one of its {self.instances:,} objects"
+            if self.instances
+            else "all objects are too small at the network's input"
+        )
+        raise DataError(
+            f"{place}: nothing can be learned: {cause}. Outlines may be in other units than pixels "
+            "of the image, or input.short_side, model.strides or labels.min_area do not fit them; "
+            "`polarmask inspect` shows sizes"
+        )
 
 
 class LabelStore:

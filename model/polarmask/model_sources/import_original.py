@@ -19,7 +19,7 @@ from polarmask.data.coco import Category, load_coco
 from polarmask.data.coco_categories import COCO_CATEGORIES
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import ConfigError, ModelFormatError
-from polarmask.evaluation.evaluate import evaluate_predictions, predict_split
+from polarmask.evaluation.evaluate import evaluate_split
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.inference.predictor import Predictor
 from polarmask.network.backbone_weights import backbone_part, read_state_dict
@@ -196,7 +196,7 @@ def better_order(
     for order in orders:
         detector = detector_from(state, card.config, order)
         predictor = Predictor(Eager(detector), card, torch.device("cpu"))
-        mask_ap[order] = evaluate_predictions(coco, predict_split(predictor, coco)).mask_ap
+        mask_ap[order] = evaluate_split(predictor, coco)[0].mask_ap
     logger.info(
         "mask AP on %d images: %.4f in new ray order, %.4f in old",
         len(coco.images),

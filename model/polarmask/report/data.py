@@ -1,6 +1,6 @@
 """The data page: contents, samples and problems of a data set."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
-from polarmask.data.summary import Problem
 from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels, spread
 from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart
@@ -19,7 +18,6 @@ from polarmask.report.page import Figure, Tile, make_figures, render
 _SAMPLES = 12
 _SAMPLE_SIDE = 720
 _SIZES_LISTED = 8
-_EXAMPLES = 3
 _COUNT_EDGES = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, np.inf)
 
 
@@ -59,7 +57,7 @@ def data_page(
         splits=list(data_by_split),
         sizes=_sizes(contents),
         categories=_categories(contents),
-        problems=_problems(data_by_split),
+        data=[data.summary for data in data_by_split.values()],
         samples={
             split: _samples(data, contents[split], _SAMPLES // len(data_by_split))
             for split, data in data_by_split.items()
@@ -109,9 +107,9 @@ def _tiles(held: _Contents, data: CocoData) -> list[Tile]:
             f"median; {max(held.annotations):,} at most",
         ),
         Tile(
-            "problems",
-            f"{len(data.problems):,}",
-            "see below" if data.problems else "none found",
+            "left out",
+            f"{data.summary.left_out_images:,}",
+            f"images; {data.summary.left_out_objects:,} objects",
         ),
     ]
 
@@ -162,15 +160,6 @@ def _categories(contents: Mapping[str, _Contents]) -> list[tuple[int, str, list[
     most = max(map(sum, counts.values()), default=0) or 1
     ordered = sorted(counts.items(), key=lambda item: (-sum(item[1]), item[0]))
     return [(*key, count, 100 * sum(count) / most) for key, count in ordered]
-
-
-def _problems(data_by_split: Mapping[str, CocoData]) -> list[tuple[str, str, int, list[Problem]]]:
-    """Return split, kind, count and the first examples."""
-    groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
-    for split, data in data_by_split.items():
-        for problem in data.problems:
-            groups[split, problem.kind].append(problem)
-    return [(*key, len(group), group[:_EXAMPLES]) for key, group in groups.items()]
 
 
 def _samples(data: CocoData, held: _Contents, number: int) -> list[Figure]:

@@ -50,6 +50,7 @@ def evaluation_page(
         "evaluation.html",
         title=title,
         provenance=provenance,
+        data=[evaluation.data],
         evaluation=evaluation,
         headline=_headline(evaluation),
         operating=_operating(evaluation, true, false, missed),

@@ -51,6 +51,7 @@ def inspection_page(
         "inspection.html",
         title=title,
         provenance={"data": str(data.root), "split": inspection.split, "preset": config.name},
+        data=[inspection.data],
         tiles=tiles,
         sizes=bar_chart(
             range_labels(SIDE_EDGES),

@@ -47,6 +47,7 @@ def labels_page(
         "labels.html",
         title=title,
         provenance=provenance,
+        data=[store.data(split) for split in summaries],
         num_rays=config.model.num_rays,
         tiles={split: _tiles(summary) for split, summary in summaries.items()},
         splits=list(summaries),

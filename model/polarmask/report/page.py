@@ -1,7 +1,7 @@
 """What all pages share: the template environment, number formats, and embedded images."""
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 
@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from polarmask.data.summary import SplitSummary
 from polarmask.inference.drawing import encode_jpeg, resized
 
 _IMAGE_BYTES = 1_200_000
@@ -68,7 +69,23 @@ def _data_uri(image: NDArray[np.uint8], budget: int) -> str:
     return _data_uri(resized(image, max(1, int(max(image.shape[:2]) * 0.7))), budget)
 
 
-def render(template: str, *, title: str, provenance: Mapping[str, str], **values: object) -> str:
-    """Fill a template; entries of `provenance` without a value are left out."""
+def render(
+    template: str,
+    *,
+    title: str,
+    provenance: Mapping[str, str],
+    data: Sequence[SplitSummary],
+    **values: object,
+) -> str:
+    """Fill a template.
+
+    Args:
+        template: Name of its file.
+        title: Headline.
+        provenance: Shown as name and value; empty values are left out.
+        data: The splits that the page is about; each page shows what was left out of them.
+        values: For the template.
+    """
     known = {name: value for name, value in provenance.items() if value}
-    return _ENVIRONMENT.get_template(template).render(title=title, provenance=known, **values)
+    filled = _ENVIRONMENT.get_template(template)
+    return filled.render(title=title, provenance=known, data=data, **values)

@@ -68,11 +68,10 @@ class Batch:
 
 
 class TrainingImages(Dataset[Sample]):
-    """All usable images; those without objects are background."""
+    """All images of a split that have labels; those without objects are background."""
 
     def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
-        split = coco.split
-        self.records = coco.only(set(store.image_ids(split)), store.data(split)).images
+        self.records = coco.images
         self._coco = coco
         self._store = store
         self._config = config

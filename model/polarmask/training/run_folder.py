@@ -11,6 +11,8 @@ BEST = "best"
 """Model folder of the best weights that validation has found."""
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
+DATA = "data.json"
+"""Summaries of the splits, by name."""
 
 _TRIES = 20
 _PAUSE_SECONDS = 0.01

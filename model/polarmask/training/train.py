@@ -7,6 +7,7 @@ Step: `training_run.TrainingRun.advance`. Batches: `dataset.load_steps`.
 """
 
 import json
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from pathlib import Path
 import torch
 
 from polarmask.config.settings import RunConfig, to_dict
-from polarmask.data.coco import CocoData, load_coco
+from polarmask.data.coco import CocoData, read_categories
+from polarmask.data.match_categories import require_same_meaning
+from polarmask.data.summary import SplitSummary
 from polarmask.errors import ConfigError, LabelStoreError
 from polarmask.inference.model_folder import ModelCard, is_model_folder, load_model, save_model
-from polarmask.labels.precompute import data_hash, precompute
+from polarmask.labels.precompute import data_hash, find_splits, load_splits, precompute
 from polarmask.labels.store import LabelStore
 from polarmask.system.device import deterministic
 from polarmask.system.distributed import barrier, is_first, world_size
@@ -25,10 +28,12 @@ from polarmask.system.files import write_text
 from polarmask.system.signals import StopRequest, stop_request
 from polarmask.training.dataset import TrainingImages, load_steps
 from polarmask.training.progress import Progress
-from polarmask.training.run_folder import BEST, CHECKPOINT, METRICS
+from polarmask.training.run_folder import BEST, CHECKPOINT, DATA, METRICS
 from polarmask.training.tensorboard import TensorBoard, open_tensorboard
 from polarmask.training.training_run import TrainingRun
 from polarmask.training.validation import Validator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class TrainOptions:
     out: Path
     labels: Path | None = None
     """Label store; None makes one in the run folder."""
+    strict: bool = False
+    """Refuse data of which an image or object is left out."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loader_workers: int = 0
     """Loader processes per training process; 0 loads in the training process."""
@@ -58,9 +65,9 @@ class TrainOptions:
 def train(config: RunConfig, options: TrainOptions) -> Path:
     """Train, or resume training, and return the model folder.
 
-    Writes `config.json`, `checkpoint.pt` and `metrics.jsonl` to the run folder and at the end
-    `model/`: the last weights (averaged if the run averages) or, in a run with validation, the
-    best ones.
+    Writes `config.json`, `data.json`, `checkpoint.pt` and `metrics.jsonl` to the run folder and at
+    the end `model/`: the last weights (averaged if the run averages) or, in a run with validation,
+    the best ones.
 
     Raises:
         DataError, LabelStoreError: Data or labels can't be used.
@@ -82,6 +89,10 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         run.begin(compiled=options.compiled)
         if is_first():
             write_text(options.out / "config.json", json.dumps(to_dict(data.config), indent=1))
+            summaries = {each.split: each.to_json() for each in data.summaries}
+            write_text(options.out / DATA, json.dumps(summaries, indent=1))
+            for each in data.summaries:
+                logger.info("%s", each.describe())
         first_step = run.step
         progress = Progress(
             options.out / METRICS, run.step, data.total_steps, config.optim.batch_size
@@ -125,21 +136,27 @@ class _TrainingData:
     def open(cls, config: RunConfig, options: TrainOptions) -> "_TrainingData":
         """Load annotations and labels."""
         splits = ("train", "val") if config.validate_epochs else ("train",)
-        coco = {split: load_coco(options.data, split, config=config.input) for split in splits}
+        loaded = load_splits(options.data, splits, strict=options.strict, config=config.input)
+        if "val" not in splits and "val" in find_splits(options.data):
+            _compare_later_split(loaded[0], options.data)
         store, hashes = _open_labels(config, options, splits)
+        store.summary("train").require_learnable(str(options.data))
+        # Images that can't be decoded were left out when the labels were made.
+        coco = {
+            each.split: each.only(set(store.image_ids(each.split)), store.data(each.split))
+            for each in loaded
+        }
+        for each in coco.values():
+            each.summary.require_complete(strict=options.strict)
         categories = len(coco["train"].categories)
         config = replace(config, model=replace(config.model, num_classes=categories))
-        validation = coco.get("val")
-        if validation is not None:
-            # Images that can't be decoded were left out when the labels were made.
-            validation = validation.only(set(store.image_ids("val")), store.data("val"))
-        return cls(
-            config,
-            coco["train"],
-            TrainingImages(coco["train"], store, config),
-            validation,
-            hashes["train"],
-        )
+        images = TrainingImages(coco["train"], store, config)
+        return cls(config, coco["train"], images, coco.get("val"), hashes["train"])
+
+    @property
+    def summaries(self) -> list[SplitSummary]:
+        """What of each split is used."""
+        return [each.summary for each in (self.coco, self.validation) if each is not None]
 
     @property
     def total_steps(self) -> int:
@@ -153,6 +170,16 @@ class _TrainingData:
         return len(self.images) / self.config.optim.batch_size
 
 
+def _compare_later_split(train_data: CocoData, data: Path) -> None:
+    """Find now what an evaluation after the training would: other categories in the val split."""
+    require_same_meaning(
+        train_data.categories,
+        read_categories(data, "val"),
+        known_by="the train split",
+        place=f"{data}, split val",
+    )
+
+
 def _open_labels(
     config: RunConfig, options: TrainOptions, splits: tuple[str, ...]
 ) -> tuple[LabelStore, dict[str, str]]:
@@ -161,7 +188,7 @@ def _open_labels(
     folder = options.labels or options.out / "labels"
     if options.labels is None:
         if is_first():
-            precompute(options.data, folder, config, splits=splits)
+            precompute(options.data, folder, config, splits=splits, strict=options.strict)
         barrier()
     try:
         store = LabelStore.open(folder)
@@ -247,6 +274,8 @@ def _write_model(
         "epochs": run.step * data.config.optim.batch_size / len(data.images),
         "images": len(data.images),
         "image_side": data.images.longest_side(),
+        "left_out_images": data.coco.summary.left_out_images,
+        "left_out_objects": data.coco.summary.left_out_objects,
         "processes": world_size(),
         "seconds": progress.seconds(),
     }

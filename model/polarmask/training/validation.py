@@ -9,7 +9,7 @@ import torch
 
 from polarmask.data.coco import CocoData
 from polarmask.engines.torch_engines import Eager
-from polarmask.evaluation.evaluate import Evaluation, evaluate_predictions, predict_together
+from polarmask.evaluation.evaluate import Evaluation, evaluate_together
 from polarmask.inference.instances import Instances
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.inference.predictor import Predictor
@@ -60,12 +60,11 @@ class Validator:
     def evaluate(self, detector: PolarMask, step: int, before: Validated) -> Validated:
         """Evaluate the weights of a step; of equal ones the later are kept: they have seen more."""
         predictor = Predictor(Eager(detector.eval()), self._card, self._device)
-        found = predict_together(predictor, self._data)
-        evaluation = evaluate_predictions(self._data, found) if is_first() else None
-        mask_ap = all_gather(evaluation.mask_ap if evaluation else 0.0)[0]
+        judged = evaluate_together(predictor, self._data)
+        mask_ap = all_gather(judged[0].mask_ap if judged else 0.0)[0]
         is_best = mask_ap >= before.best_ap
-        if evaluation is not None:
-            self._record(evaluation, found, step)
+        if judged is not None:
+            self._record(*judged, step)
             if is_best:
                 training = {"kept_step": float(step), "val_mask_ap": mask_ap}
                 save_model(self.best_folder, detector, replace(self._card, training=training))

@@ -17,6 +17,9 @@ _OF_ONE_IMAGE = {400, 413, 415, 422, 500, 504}
 class ServerFinder:
     """Finds instances by asking a server, with no threshold but the model's own."""
 
+    max_instances = None
+    """Clients are not told the model's limit."""
+
     def __init__(self, client: Client) -> None:
         self._client = client
 

@@ -12,11 +12,8 @@ from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import read_job_settings
 from polarmask_components.training import cluster_training
 from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
-from polarmask_components.training.cluster_training import (
-    end_job_of_run,
-    make_job,
-    train_on_cluster,
-)
+from polarmask_components.training.cluster_training import make_job, train_on_cluster
+from polarmask_components.training.job_identity import end_job_of_run
 from polarmask_components.training.pytorchjob import manifest_of
 from training_jobs import training_request
 
@@ -75,17 +72,16 @@ def test_a_job_that_lost_its_train_step_ends_with_the_run(server, own_pod, names
     another = replace(job, name="polarmask-train-another")
     for each in (job, another):
         server.create("PyTorchJob", manifest_of(each), namespace=job.namespace)
-    assert f"{job.namespace}/{job.name}" in end_job_of_run({"namespace": namespace})
+    assert f"{job.namespace}/{job.name}" in end_job_of_run(namespace)
     assert [
         each["metadata"]["name"] for each in server.list("PyTorchJob", namespace=job.namespace)
     ] == [another.name]
-    assert end_job_of_run({"namespace": namespace}) == "no training job is left"
+    assert end_job_of_run(namespace) == "no training job is left"
 
 
 def test_a_cluster_that_cannot_be_asked_fails_no_exit_step(own_pod, monkeypatch):
-    assert "train_job.cpus is not a setting" in end_job_of_run({"cpus": 3})
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
-    assert "is not known: no Kubernetes cluster" in end_job_of_run({})
+    assert "is not known: no Kubernetes cluster" in end_job_of_run("")
 
 
 def test_a_job_that_failed_for_good_is_not_repeated_by_kubeflow_s_retry(

@@ -8,8 +8,8 @@ from kube.server import KubeServer
 from polarmask.errors import ConfigError
 from polarmask_components.parameters.job_settings import JobSettings, read_job_settings
 from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.training.job_identity import job_name
 from polarmask_components.training.pytorchjob import manifest_of, state_of
-from polarmask_components.training.training_job import job_name
 from training_jobs import training_job, training_request
 
 JOB = training_job(nodes=3, processes_per_node=2)

@@ -5,7 +5,8 @@ import pytest
 from manifest_rules import name_of, problems_of
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import JobSettings
-from polarmask_components.training.pytorchjob import GROUP, JOB_LABEL, PLURAL, manifest_of
+from polarmask_components.training.job_identity import GROUP, PLURAL
+from polarmask_components.training.pytorchjob import JOB_LABEL, manifest_of
 from training_jobs import training_job
 
 

@@ -27,12 +27,11 @@ def notify(
     import logging
 
     from polarmask_components.notification import post
-    from polarmask_components.parameters.training_request import HERE
 
-    if on != HERE:
-        from polarmask_components.training.cluster_training import end_job_of_run
+    if on != "here":
+        from polarmask_components.training.job_identity import end_job_of_run
 
-        logging.info(end_job_of_run(job))
+        logging.info(end_job_of_run(job.get("namespace", "")))
     message = {
         "run": status.pipeline_job_resource_name,
         "state": status.state,

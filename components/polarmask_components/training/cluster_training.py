@@ -1,35 +1,24 @@
 """Training on a cluster: from the request to a job, and from the job to the results."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
-from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client import ApiClient
 
-from polarmask.errors import ConfigError, PolarMaskError
+from polarmask.errors import ConfigError
 from polarmask_components.cluster.connection import (
-    call_api,
     connect,
     own_namespace,
-    refusal_of,
 )
-from polarmask_components.errors import ClusterError, ComponentError, LaunchError, StorageError
-from polarmask_components.images import TRAINER_IMAGE
-from polarmask_components.parameters.job_settings import read_job_settings
+from polarmask_components.errors import LaunchError, StorageError
 from polarmask_components.parameters.training_request import TrainingRequest
-from polarmask_components.retry import SHORT_DEADLINE_SECONDS
 from polarmask_components.storage.client import split_uri
 from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
+from polarmask_components.training.job_identity import job_name, of_own_pod
 from polarmask_components.training.job_launcher import PACE, Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.pytorchjob import GROUP, PLURAL, VERSION
-from polarmask_components.training.training_job import TrainingJob, job_name
-
-_OWN_POD = "KFP_POD_NAME"
-"""Set by Kubeflow in the containers of steps."""
+from polarmask_components.training.training_job import TrainingJob
 
 
 def train_on_cluster(
@@ -95,7 +84,7 @@ def make_job(
     _require_object_storage(request.storage, "train_storage")
     for uri in (data, labels):
         _require_object_storage(uri, "an input of training on a cluster")
-    image, owner = _of_own_pod(api)
+    image, owner = of_own_pod(api)
     run_id = run_id or (owner["name"] if owner else "")
     if not run_id:
         raise ConfigError(
@@ -116,56 +105,8 @@ def make_job(
     )
 
 
-def end_job_of_run(job: Mapping[str, Any]) -> str:
-    """Delete the training job of the workflow that this step is in; return a line for the log.
-
-    For the exit step, when no train step can follow the job any more. Raises no error.
-
-    Args:
-        job: The pipeline's parameter `train_job`.
-    """
-    try:
-        namespace = read_job_settings(job).namespace or own_namespace()
-        api = connect()
-        _, owner = _of_own_pod(api)
-        if owner is None:
-            return "this step is in no workflow, so it has no training job"
-        name = job_name(owner["name"])
-        call_api(
-            CustomObjectsApi(api).delete_namespaced_custom_object,
-            *(GROUP, VERSION, namespace, PLURAL, name),
-            deadline_seconds=SHORT_DEADLINE_SECONDS,
-        )
-    except ApiException as error:
-        if error.status == 404:
-            return "no training job is left"
-        return f"whether a training job is left is not known: {refusal_of(error)}"
-    except (ComponentError, PolarMaskError) as error:
-        return f"whether a training job is left is not known: {error}"
-    return f"PyTorchJob {namespace}/{name} was left without its train step, and is deleted"
-
-
 def _require_object_storage(uri: str, what: str) -> None:
     try:
         split_uri(uri)
     except StorageError as error:
         raise ConfigError(f"{what}: {error}; pods on a cluster share no disk") from error
-
-
-def _of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
-    """Return this step's image, and a reference to the workflow it belongs to, if any.
-
-    A job that belongs to the workflow is deleted with it.
-    """
-    name = os.environ.get(_OWN_POD)
-    if not name:
-        return TRAINER_IMAGE, None
-    try:
-        pod = call_api(CoreV1Api(api).read_namespaced_pod, name, own_namespace())
-    except ApiException as error:
-        raise ClusterError(f"this step's own pod {name} can't be read: {error.reason}") from error
-    images = {container.name: container.image for container in pod.spec.containers}
-    plain = api.sanitize_for_serialization(pod.metadata.owner_references or [])
-    fields = ("apiVersion", "kind", "name", "uid")
-    owners = [{name: each[name] for name in fields} for each in plain if each["kind"] == "Workflow"]
-    return images.get("main", TRAINER_IMAGE), owners[0] if owners else None

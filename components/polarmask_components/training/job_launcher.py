@@ -15,17 +15,11 @@ from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.errors import ClusterError, LaunchError
 from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_components.signals import on_stop_signal
+from polarmask_components.training.job_identity import GROUP, PLURAL, VERSION
 from polarmask_components.training.job_logs import JobLog
 from polarmask_components.training.job_pods import JobPods
 from polarmask_components.training.job_storage import JobStorage, Result
-from polarmask_components.training.pytorchjob import (
-    GROUP,
-    PLURAL,
-    SPEC_ANNOTATION,
-    VERSION,
-    manifest_of,
-    state_of,
-)
+from polarmask_components.training.pytorchjob import SPEC_ANNOTATION, manifest_of, state_of
 from polarmask_components.training.training_job import TrainingJob
 
 logger = logging.getLogger(__name__)

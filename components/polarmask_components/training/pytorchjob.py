@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from polarmask_components.training.job_identity import GROUP, VERSION
 from polarmask_components.training.training_job import LABELS, TrainingJob
 
-GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 JOB_LABEL = "training.kubeflow.org/job-name"
 SPEC_ANNOTATION = "polarmask.io/spec-sha256"
 

@@ -126,8 +126,3 @@ class TrainingJob:
         if settings.secret:
             container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
         return container
-
-
-def job_name(run_id: str) -> str:
-    """Return the job's name for a run: the same each time the run is retried."""
-    return f"polarmask-train-{hashlib.sha256(run_id.encode()).hexdigest()[:10]}"

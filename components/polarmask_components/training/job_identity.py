@@ -1,0 +1,76 @@
+"""How the training job of a run is found again: its kind, its name, and the workflow of the run.
+
+No settings of a training are needed, so the exit step can end a job in the small image.
+"""
+
+import hashlib
+import os
+from typing import Any
+
+from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
+from kubernetes.client.exceptions import ApiException
+
+from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
+from polarmask_components.errors import ClusterError
+from polarmask_components.images import TRAINER_IMAGE
+from polarmask_components.retry import SHORT_DEADLINE_SECONDS
+
+GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
+_OWN_POD = "KFP_POD_NAME"
+"""Set by Kubeflow in the containers of steps."""
+
+
+def job_name(run_id: str) -> str:
+    """Return the job's name for a run: the same each time the run is retried."""
+    return f"polarmask-train-{hashlib.sha256(run_id.encode()).hexdigest()[:10]}"
+
+
+def of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
+    """Return this step's image, and a reference to the workflow it belongs to, if any.
+
+    A job that belongs to the workflow is deleted with it.
+
+    Raises:
+        ClusterError: The cluster can't be reached or refuses.
+    """
+    name = os.environ.get(_OWN_POD)
+    if not name:
+        return TRAINER_IMAGE, None
+    try:
+        pod = call_api(CoreV1Api(api).read_namespaced_pod, name, own_namespace())
+    except ApiException as error:
+        raise ClusterError(f"this step's own pod {name} can't be read: {error.reason}") from error
+    images = {container.name: container.image for container in pod.spec.containers}
+    plain = api.sanitize_for_serialization(pod.metadata.owner_references or [])
+    fields = ("apiVersion", "kind", "name", "uid")
+    owners = [{name: each[name] for name in fields} for each in plain if each["kind"] == "Workflow"]
+    return images.get("main", TRAINER_IMAGE), owners[0] if owners else None
+
+
+def end_job_of_run(namespace: str) -> str:
+    """Delete the training job of the workflow that this step is in; return a line for the log.
+
+    For the exit step, when no train step can follow the job any more. Raises no error.
+
+    Args:
+        namespace: Of the job; empty for that of this step.
+    """
+    namespace = namespace or own_namespace()
+    try:
+        api = connect()
+        _, owner = of_own_pod(api)
+        if owner is None:
+            return "this step is in no workflow, so it has no training job"
+        name = job_name(owner["name"])
+        call_api(
+            CustomObjectsApi(api).delete_namespaced_custom_object,
+            *(GROUP, VERSION, namespace, PLURAL, name),
+            deadline_seconds=SHORT_DEADLINE_SECONDS,
+        )
+    except ApiException as error:
+        if error.status == 404:
+            return "no training job is left"
+        return f"whether a training job is left is not known: {refusal_of(error)}"
+    except ClusterError as error:
+        return f"whether a training job is left is not known: {error}"
+    return f"PyTorchJob {namespace}/{name} was left without its train step, and is deleted"

@@ -262,3 +262,13 @@ def test_a_secret_with_other_entries_does_not_open_the_door(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert expected_text in done.stderr
+
+
+def test_an_origin_that_no_browser_sends_is_refused(server, tmp_path):
+    server.target.write(tmp_path)
+    command = [sys.executable, "-m", "polarmask_serving.proxy.main", "--server", tmp_path]
+    environment = os.environ | {"POD_IP": "127.0.0.1", "CORS_ORIGINS": "https://a.example lab/"}
+    command += ["--scratch", tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "CORS_ORIGINS has 'lab/'" in done.stderr

@@ -26,11 +26,11 @@ def model():
 def start_proxy(model, tmp_path):
     port = urlsplit(model.url).port
     ports = dict.fromkeys(("inference_port", "management_port", "metrics_port"), port)
-    target = Target(ports=ports, name="polarmask", version="1", workers=1)
     (tmp_path / "proxy").mkdir()
 
-    def start(**front):
+    def start(name="polarmask", **front):
         model.seen.clear()
+        target = Target(ports=ports, name=name, version="1", workers=1)
         return running_proxy(tmp_path / "proxy", target, **front)
 
     return start
@@ -249,6 +249,11 @@ def test_kserve_asks_for_readiness_at_the_models_own_address(start_proxy):
         assert code_of(other) == (404, "not_found")
         answer = requests.post(f"{proxy.url}/v1/models/polarmask", timeout=10)
         assert code_of(answer) == (405, "method_not_allowed")
+
+
+def test_a_models_name_may_be_long(start_proxy):
+    with start_proxy(name="m" * 100) as proxy:
+        assert ask(proxy).ok
 
 
 # Connections

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from polarmask.inference.tiles import TileSize
 
 
+_PRESET = "coco-r50-1x"
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--preset` and `--set`; `config_of` reads them."""
     parser.add_argument(
         "--preset",
-        default="coco-r50-1x",
         metavar="PRESET",
-        help=f"config name: {', '.join(sorted(PRESETS))} (default: coco-r50-1x)",
+        help=f"config name: {', '.join(sorted(PRESETS))} (default: {_PRESET})",
     )
     parser.add_argument(
         "--set",
@@ -35,13 +37,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(options: argparse.Namespace) -> RunConfig:
-    """Return the preset with every `--set` applied.
+def config_of(options: argparse.Namespace, *, like: RunConfig | None = None) -> RunConfig:
+    """Return the preset with every `--set` applied; without `--preset` that of another run.
 
     Raises:
         ConfigError: Unknown preset or setting, or a value that can't work.
     """
-    return override(preset(options.preset), options.set)
+    base = like if like and options.preset is None else preset(options.preset or _PRESET)
+    return override(base, options.set)
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:

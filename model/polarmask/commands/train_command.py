@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tensorboard", action="store_true", help="write curves and overlays to OUT/tensorboard"
     )
     parser.add_argument(
+        "--init-from",
+        metavar="MODEL",
+        help="fine-tune: start from the weights of a model folder, run folder, checkpoint.pt, "
+        "archive (.mar) or its URL; without --preset with its settings, too",
+    )
+    parser.add_argument(
         "--backbone-weights",
         metavar="FILE|URL|NAME",
         help="start from a state dict file, its URL or a torchvision name (default: the preset's)",
@@ -85,13 +91,15 @@ def run(options: argparse.Namespace) -> Outcome:
     import torch
 
     from polarmask.data.summary import SplitSummary
+    from polarmask.model_sources.open_model import open_weights
     from polarmask.system.distributed import is_first, process_group, world_size
     from polarmask.training.run_folder import DATA
     from polarmask.training.train import TrainOptions, train
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = config_of(options)
+    initial = open_weights(options.init_from) if options.init_from else None
+    config = config_of(options, like=initial.config if initial else None)
     if options.backbone_weights:
         config = replace(config, backbone_weights=options.backbone_weights)
     with process_group(options.device) as device:
@@ -111,7 +119,8 @@ def run(options: argparse.Namespace) -> Outcome:
                 compiled=options.compile,
                 deterministic=options.deterministic,
                 tensorboard=options.tensorboard,
-                provenance=dict(options.provenance),
+                initial=initial,
+                provenance=_provenance(options),
             ),
         )
         if not is_first():
@@ -119,3 +128,8 @@ def run(options: argparse.Namespace) -> Outcome:
     print(f"model: {folder}")
     summaries = json.loads((options.out / DATA).read_text(encoding="utf-8"))
     return Outcome([SplitSummary.from_json(each) for each in summaries.values()])
+
+
+def _provenance(options: argparse.Namespace) -> dict[str, str]:
+    start = {"init_from": options.init_from} if options.init_from else {}
+    return start | dict(options.provenance)

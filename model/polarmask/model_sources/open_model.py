@@ -3,6 +3,8 @@
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,14 +13,16 @@ import torch
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError, ModelFormatError
 from polarmask.inference.image_files import Finder
-from polarmask.inference.model_folder import ModelCard, is_model_folder
+from polarmask.inference.model_folder import ModelCard, is_model_folder, load_model
 from polarmask.inference.predictor import Predictor
 from polarmask.inference.tiles import TileSize
+from polarmask.network.backbone_weights import download
 from polarmask.network.detector import PolarMask
 from polarmask.system.device import find_device
 from polarmask.system.files import check_zip
 from polarmask.system.redaction import redact
 from polarmask.training.checkpoint import load_checkpoint
+from polarmask.training.initial import InitialWeights
 from polarmask.training.run_folder import CHECKPOINT
 
 _CLIENTS = "polarmask.clients"  # entry points: this area must not know the serving area (ADR 0016)
@@ -45,35 +49,60 @@ def open_model(
         ModelFormatError: None of these, or a damaged one.
         CheckpointError: The checkpoint can't be read.
     """
+    with _located(source) as path:
+        if path.is_file():
+            return _open_checkpoint(path, device, tile)
+        return Predictor.load(path, device=device, threads=threads, tile=tile)
+
+
+def open_weights(source: str | Path) -> InitialWeights:
+    """Open the weights of a model, to start a training from.
+
+    Args:
+        source: As for `open_model`, or the URL of an archive.
+
+    Raises:
+        ModelFormatError, CheckpointError: As for `open_model`.
+        ConfigError: The URL can't be read.
+    """
+    local = download(str(source)) if str(source).startswith(("http://", "https://")) else source
+    with _located(local) as path:
+        if path.is_file():
+            state = load_checkpoint(path)
+            return InitialWeights(str(source), state.config, state.weights(), state.categories)
+        detector, card = load_model(path)
+        return InitialWeights(str(source), card.config, detector.state_dict(), card.categories)
+
+
+@contextmanager
+def _located(source: str | Path) -> Iterator[Path]:
+    """Yield a model folder, which need not exist, or a checkpoint; archives are unpacked."""
     path = Path(source)
     if path.suffix == ".mar":
-        return _open_archive(path, device, threads, tile)
+        with tempfile.TemporaryDirectory() as folder:
+            yield _unpacked(path, Path(folder))
+        return
     if path.is_dir() and not is_model_folder(path):
         if is_model_folder(path / "model"):
             path = path / "model"
         elif (path / CHECKPOINT).is_file():
             path = path / CHECKPOINT
-    if path.is_file():
-        return _open_checkpoint(path, device, tile)
-    return Predictor.load(path, device=device, threads=threads, tile=tile)
+    yield path
 
 
-def _open_archive(
-    path: Path, device: str | torch.device | None, threads: int | None, tile: TileSize
-) -> Predictor:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                check_zip(archive, size=path.stat().st_size)
-                names = [name for name in archive.namelist() if name.startswith("model/")]
-                archive.extractall(folder, names)
-        # RuntimeError: encrypted, or packed in an unknown way.
-        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ModelFormatError(
-                f"{path} is not an archive of a model ({error}); "
-                "build one with `python -m polarmask_serving archive`"
-            ) from error
-        return Predictor.load(Path(folder) / "model", device=device, threads=threads, tile=tile)
+def _unpacked(path: Path, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive, size=path.stat().st_size)
+            names = [name for name in archive.namelist() if name.startswith("model/")]
+            archive.extractall(folder, names)
+    # RuntimeError: encrypted, or packed in an unknown way.
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelFormatError(
+            f"{path} is not an archive of a model ({error}); "
+            "build one with `python -m polarmask_serving archive`"
+        ) from error
+    return folder / "model"
 
 
 def _open_checkpoint(path: Path, device: str | torch.device | None, tile: TileSize) -> Predictor:

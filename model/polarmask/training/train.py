@@ -27,6 +27,7 @@ from polarmask.system.distributed import barrier, is_first, world_size
 from polarmask.system.files import write_text
 from polarmask.system.signals import StopRequest, stop_request
 from polarmask.training.dataset import TrainingImages, load_steps
+from polarmask.training.initial import InitialWeights
 from polarmask.training.progress import Progress
 from polarmask.training.run_folder import BEST, CHECKPOINT, DATA, METRICS
 from polarmask.training.tensorboard import TensorBoard, open_tensorboard
@@ -57,6 +58,8 @@ class TrainOptions:
     """Bitwise reproducible on the same machine; slower on CUDA."""
     tensorboard: bool = False
     """Write curves and overlays to `tensorboard/` in the run folder."""
+    initial: InitialWeights | None = None
+    """Weights to start from; None starts afresh."""
     provenance: dict[str, str] | None = None
     stop_after: int | None = None
     """Stop at this step, as if interrupted; the next call resumes."""
@@ -86,7 +89,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
             checkpoint=options.out / CHECKPOINT,
             device=options.device,
         )
-        run.begin(compiled=options.compiled)
+        run.begin(initial=options.initial, compiled=options.compiled)
         if is_first():
             write_text(options.out / "config.json", json.dumps(to_dict(data.config), indent=1))
             summaries = {each.split: each.to_json() for each in data.summaries}

@@ -24,6 +24,7 @@ from polarmask.system.device import half_precision
 from polarmask.system.distributed import all_gather, all_sum, is_first, world_size
 from polarmask.training.checkpoint import TrainingState, Validated, save_checkpoint
 from polarmask.training.dataset import Batch
+from polarmask.training.initial import InitialWeights, start_from
 from polarmask.training.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from polarmask.training.resume import newest_state
 
@@ -81,18 +82,22 @@ class TrainingRun:
         self._replicas: DistributedDataParallel | None = None
         self._network: nn.Module = self._detector
 
-    def begin(self, *, compiled: bool = False) -> None:
+    def begin(self, *, initial: InitialWeights | None = None, compiled: bool = False) -> None:
         """Resume from the newest checkpoint, if there is one; then join the other processes.
 
         Args:
+            initial: Weights to start from if there is no checkpoint; None takes the backbone's.
             compiled: Compile the network with torch.compile.
 
         Raises:
             CheckpointError: A checkpoint is unreadable or belongs to another run.
+            ConfigError: The initial weights are of another network.
         """
         state = newest_state(self._checkpoint.parent, self._require_own)
         if state is not None:
             self._resume(state)
+        elif initial is not None:
+            logger.info("%s", start_from(self._detector, initial, self._categories))
         elif self._config.backbone_weights is not None:
             load_backbone_weights(self._detector.pyramid, self._config.backbone_weights)
         if world_size() > 1:

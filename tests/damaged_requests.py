@@ -1,15 +1,15 @@
 """Requests as nobody should send them: real images and bodies, damaged by chance but repeatably."""
 
 import base64
-import io
 import json
 import random
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 
-import numpy as np
-from PIL import Image
+import costly_requests
+from damaged_images import damaged_file
 
 OPTIONS = ("score_threshold", "max_instances", "categories", "mask", "return_rays", "maks")
 ODD_VALUES = (
@@ -42,34 +42,11 @@ class Damaged:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def real_images(picture):
-    """Return an image in the forms people have, from (H, W, 3) RGB."""
-    image = Image.fromarray(picture)
-    exif = Image.Exif()
-    exif[0x112] = 6
-    deep = Image.fromarray(picture[..., 0].astype(np.uint16) << 8)
-    return [
-        _file(image, "PNG"),
-        _file(image, "JPEG", quality=90),
-        _file(image, "JPEG", progressive=True, exif=exif),
-        _file(image.convert("CMYK"), "JPEG"),
-        _file(image.convert("L"), "JPEG"),
-        _file(image.convert("P"), "PNG", transparency=0),
-        _file(image.convert("RGBA"), "PNG", exif=exif),
-        _file(deep, "PNG"),
-    ]
-
-
-def _file(image, form, **options):
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
-
-
 def damaged_requests(images, number, seed=0):
     """Yield so many requests, the same ones for the same seed."""
     rng = random.Random(seed)
-    kinds = [_raw, _raw, _raw, _raw, _options, _json, _json_text, _form, _garbage]
+    kinds = [_raw, _raw, _raw, _raw, _file, _file, _file, _file]
+    kinds += [_options, _json, _json_text, _form, _garbage, _costly]
     for index in range(number):
         yield kinds[index % len(kinds)](rng, images)
 
@@ -129,6 +106,36 @@ _WAYS = (_flip_bits, _flip_header, _break_off, _cut_out, _paste, _lie_about_size
 def _raw(rng, images):
     kind = rng.choice(("image/png", "image/jpeg", "application/octet-stream", "text/plain"))
     return Damaged("image", damaged_image(rng, images), {"Content-Type": kind})
+
+
+def _file(rng, images):
+    return Damaged("file", damaged_file(rng, images), {"Content-Type": "image/jpeg"})
+
+
+def _costly(rng, images):
+    """Return a request that takes far longer than its size tells, if it is not refused."""
+    build, sizes = rng.choice(_COSTLY)
+    body = build(rng.choice(sizes))
+    form = build is costly_requests.form_of_fields
+    kind = "costly form" if form else "costly"
+    return Damaged(kind, body, costly_requests.FORM_HEADERS if form else {})
+
+
+@cache
+def _exif(copies):
+    return costly_requests.jpeg_of_exif(costly_requests.jpeg_of_scans(1), copies)
+
+
+_COSTLY = [
+    (cache(costly_requests.jpeg_of_scans), (10, 499, 501, 12_000)),
+    (_exif, (1, 20, 200)),
+    (cache(costly_requests.png_of_chunks), (1000, 49_000, 60_000)),
+    (cache(costly_requests.png_of_texts), (1, 30)),
+    (cache(costly_requests.png_with_long_pixels), (1, 300)),
+    (costly_requests.form_of_fields, (2, 40, 3000, 100_000)),
+    (costly_requests.deep_json, (100, 100_000)),
+    (costly_requests.wide_json, (100, 1_000_000)),
+]
 
 
 def _options(rng, images):

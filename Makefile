@@ -54,8 +54,11 @@ test-slow: .venv/.ready data ## run the tests that take minutes
 test-faults: .venv/.ready ## break a cluster on purpose, about seventy times (docs/reference/faults.md)
 	$(TEST) -m faults
 
-test-fuzz: .venv/.ready data ## send ten thousand damaged images and requests to a real server
+test-fuzz: .venv/.ready data ## send ten thousand damaged images and requests to a real server (FUZZ=300: fewer)
 	$(TEST) -m fuzz -s
+
+test-load: .venv/.ready ## three minutes of load on a pod whose worker and Java are killed
+	$(TEST) -m slow -s tests/e2e/test_load.py
 
 test-browser: .venv/.ready ## test the page at /demo in a real Chromium (Debian: chromium-headless-shell)
 	$(TEST) -m browser

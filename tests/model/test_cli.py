@@ -92,10 +92,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--out", out])
-    assert stop.value.code == 2
+    assert exit_code_of([*command, "--out", out]) == 2
     assert message in capsys.readouterr().err
+
+
+def exit_code_of(arguments):
+    """Return it whether the parser or the command finds the mistake."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return stop.code
 
 
 def test_a_model_replaces_a_model_and_nothing_else(run_folder, tmp_path):

@@ -10,7 +10,7 @@ from polarmask_pipelines.summary import Summary
 @pytest.mark.parametrize(
     ("assignment", "expected_text"),
     [
-        ("train_sets=x", "names: data_repository"),
+        ("train_sets=x", "data_repository, data_revision"),
         ("train_set", "write NAME=VALUE"),
         ("eval_floor_ap=high", "not of type float"),
         ("train_nodes=1.5", "not of type int"),

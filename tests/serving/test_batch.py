@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import costly_requests as costly
 from polarmask.inference.predictor import Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer.batch import STAGES, Request, answer_batch, predict_each, prepare_each
 from polarmask_serving.errors import (
+    CostlyImageError,
     DamagedImageError,
     EmptyRequestError,
     ImageTooLargeError,
@@ -99,6 +101,30 @@ def test_the_pixel_limit_holds_for_all_images_of_a_request_together(predictor):
     assert first.given_hw == (4_000, 4_000)
     assert isinstance(second, ImageTooLargeError)
     assert isinstance(third, DamagedImageError)
+
+
+@pytest.mark.parametrize(
+    ("image", "fits"),
+    [
+        pytest.param(costly.jpeg_of_scans(250), 2, id="scans"),
+        pytest.param(costly.jpeg_of_scans(250, 1_264), 2, id="scans-times-pixels"),
+        pytest.param(costly.png_with_long_pixels(100), 2, id="pixels-after-the-last"),
+    ],
+)
+def test_the_limits_of_cost_hold_for_all_images_of_a_request_together(predictor, png, image, fits):
+    *costly_ones, usual = prepare_each(predictor, [image] * 8 + [png])
+    assert [isinstance(each, Prepared) for each in costly_ones] == [True] * fits + [False] * (
+        8 - fits
+    )
+    assert all(isinstance(each, CostlyImageError) for each in costly_ones[fits:])
+    assert isinstance(usual, Prepared)
+
+
+def test_a_damaged_image_pays_for_its_scans_too(predictor):
+    damaged = costly.jpeg_of_scans(400).replace(b"\xff\xdb", b"\xff\xdc", 1)
+    first, second = prepare_each(predictor, [damaged, costly.jpeg_of_scans(400)])
+    assert isinstance(first, DamagedImageError)
+    assert isinstance(second, CostlyImageError)
 
 
 def test_an_empty_image_is_an_error_of_that_image(predictor, png):

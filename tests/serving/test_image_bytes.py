@@ -14,7 +14,7 @@ import costly_requests as costly
 from polarmask.data.images import read_image
 from polarmask_serving import errors
 from polarmask_serving.answer.image_bytes import decode_image
-from polarmask_serving.answer.image_file import read_image_file
+from polarmask_serving.answer.image_file import Budget, read_image_file
 
 
 def pillow(image, form, **options):
@@ -198,11 +198,11 @@ def test_decoders_get_no_texts_profiles_and_only_one_usual_exif(jpeg):
     """Each text of a PNG is unpacked, each EXIF of a JPEG searched: 20 MB of them take minutes."""
     plain = costly.png_with(b"")
     for data in (costly.png_of_texts(3), costly.png_of_chunks(3), costly.png_of_exif(1, 70_000)):
-        assert read_image_file(data).data == plain
-    assert read_image_file(costly.png_of_exif(10, 60_000)).data != plain
-    once = read_image_file(costly.jpeg_of_exif(jpeg, 1))
-    assert read_image_file(costly.jpeg_of_exif(jpeg, 250)).data == once.data
-    assert read_image_file(costly.jpeg_of_segments(jpeg, 10)).data == jpeg
+        assert read_image_file(data, Budget()).data == plain
+    assert read_image_file(costly.png_of_exif(10, 60_000), Budget()).data != plain
+    once = read_image_file(costly.jpeg_of_exif(jpeg, 1), Budget())
+    assert read_image_file(costly.jpeg_of_exif(jpeg, 250), Budget()).data == once.data
+    assert read_image_file(costly.jpeg_of_segments(jpeg, 10), Budget()).data == jpeg
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])

@@ -9,7 +9,7 @@ from polarmask.inference.predictor import Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer import wire
 from polarmask_serving.answer.image_bytes import decode_image
-from polarmask_serving.answer.image_file import MAX_PIXELS
+from polarmask_serving.answer.image_file import Budget
 from polarmask_serving.errors import AnswerError, PredictionError, RequestError
 
 _log = logging.getLogger(__name__)
@@ -101,18 +101,16 @@ def _close(
 def prepare_each(predictor: Predictor, encoded: Iterable[object]) -> list[Prepared | AnswerError]:
     """Decode and resize each image alone, so that one large image at a time is in memory.
 
-    The pixel limit holds for all together.
+    The limits of `Budget` hold for all together.
     """
     images: list[Prepared | AnswerError] = []
-    left = MAX_PIXELS
+    budget = Budget()
     for data in encoded:
         if isinstance(data, RequestError):
             images.append(data)
             continue
         try:
-            image = decode_image(data, max_pixels=left)
-            left -= image.shape[0] * image.shape[1]
-            images.append(predictor.prepare(image))
+            images.append(predictor.prepare(decode_image(data, budget)))
         except RequestError as error:
             images.append(error)
     return images

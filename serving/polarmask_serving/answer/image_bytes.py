@@ -6,15 +6,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask_serving.answer.image_file import MAX_PIXELS, read_image_file
+from polarmask_serving.answer.image_file import Budget, read_image_file
 from polarmask_serving.errors import DamagedImageError, EmptyRequestError, NotAnImageError
 
 
-def decode_image(data: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8 | np.uint16]:
+def decode_image(data: object, budget: Budget | None = None) -> NDArray[np.uint8 | np.uint16]:
     """Turn the bytes of a JPEG or PNG into an upright image, (H, W, 3) RGB.
 
     EXIF orientation is applied. Grey is repeated, palettes are looked up, CMYK is
     converted, transparency is dropped, 16 bits stay 16: as training reads its images.
+
+    Args:
+        data: The bytes.
+        budget: Of the request that it comes with; None: it is the only image.
 
     Raises:
         RequestError: Not an image, too large or costly (no pixel is decoded then), damaged.
@@ -23,7 +27,7 @@ def decode_image(data: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
         raise NotAnImageError("send the bytes of a JPEG or PNG file")
     if not data:
         raise EmptyRequestError("the image has no bytes")
-    file = read_image_file(bytes(data), max_pixels=max_pixels)
+    file = read_image_file(bytes(data), Budget() if budget is None else budget)
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
         image = cv2.imdecode(np.frombuffer(file.data, np.uint8), flags)

@@ -23,9 +23,9 @@ MAX_PIXELS = 25_000_000
 MAX_SIDE = 10_000
 """Pixels of the longer side."""
 MAX_SCANS = 500
-"""Of a JPEG. Programs write about ten."""
-_FREE_SCANS = 32
-"""So many, of an image of `MAX_PIXELS`, take about a second."""
+"""Of all JPEGs of one request together. Programs write about ten."""
+_MAX_SCANNED = 32 * MAX_PIXELS
+"""Pixels times scans of one request: a few seconds of work."""
 _MAX_PARTS = 50_000
 """Segments of a JPEG, chunks of a PNG: enough for 20 MiB in chunks of 512 bytes."""
 _MAX_EXIF = 65_527
@@ -33,7 +33,7 @@ _MAX_EXIF = 65_527
 _MAX_RATIO = 1_032
 """Of zlib."""
 _MAX_UNSEEN = 256_000_000
-"""Bytes of pixels after a PNG's last row that need no check: under a second of work."""
+"""Bytes of pixels after the last rows of one request's PNGs: under a second of work."""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
@@ -43,6 +43,47 @@ _SCAN, _END, _APP0, _APP1, _ADOBE, _COMMENT = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xFE
 _UNUSED_SEGMENTS = frozenset([*range(0xE0, 0xF0), _COMMENT]) - {_APP0, _ADOBE}
 _USED_CHUNKS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """What the images of one request may still cost together.
+
+    An image pays before it is decoded, also one that turns out to be damaged then.
+    """
+
+    pixels: int = MAX_PIXELS
+    scans: int = MAX_SCANS
+    scanned: int = _MAX_SCANNED
+    """Pixels times scans."""
+    unseen: int = _MAX_UNSEEN
+    """Bytes of pixels after the last row of a PNG."""
+
+    def pay(self, width: int, height: int, *, scans: int = 1) -> None:
+        """Take what an image costs.
+
+        Raises:
+            DamagedImageError: It has no size.
+            ImageTooLargeError: It has too many pixels.
+            CostlyImageError: It has too many scans.
+        """
+        if not width or not height:
+            raise DamagedImageError("the image's header can't be read")
+        pixels = width * height
+        if pixels > self.pixels or max(width, height) > MAX_SIDE:
+            raise ImageTooLargeError(
+                f"{width} x {height} pixels: a request may hold {MAX_PIXELS} pixels in all, "
+                f"{MAX_SIDE} a side"
+            )
+        most = max(1, min(self.scans, self.scanned // pixels))  # any image has one scan
+        if scans > most:
+            raise CostlyImageError(
+                f"the JPEG has {scans} scans; one of {width} x {height} pixels may have {most} "
+                "in this request: save it again, not progressive"
+            )
+        self.pixels -= pixels
+        self.scans -= scans
+        self.scanned -= scans * pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +96,12 @@ class ImageFile:
     """For the decoder: without texts, profiles and whatever else it makes no pixels of."""
 
 
-def read_image_file(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
+def read_image_file(data: bytes, budget: Budget) -> ImageFile:
     """Read what a JPEG or PNG holds; quick, whatever the bytes are.
+
+    Args:
+        data: The file.
+        budget: Of the request; this image's costs are taken from it.
 
     Raises:
         NotAnImageError: It begins like neither.
@@ -65,23 +110,13 @@ def read_image_file(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
         CostlyImageError: Decoding it would take much longer than its pixels need.
     """
     if data.startswith(_JPEG):
-        return _read_jpeg(data, max_pixels)
+        return _read_jpeg(data, budget)
     if data.startswith(_PNG):
-        return _read_png(data, max_pixels)
+        return _read_png(data, budget)
     raise NotAnImageError("only JPEG and PNG are read")
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if not width or not height:
-        raise DamagedImageError("the image's header can't be read")
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise ImageTooLargeError(
-            f"{width} x {height} pixels: a request may hold {MAX_PIXELS} pixels in all, "
-            f"{MAX_SIDE} a side"
-        )
-
-
-def _read_jpeg(data: bytes, max_pixels: int) -> ImageFile:
+def _read_jpeg(data: bytes, budget: Budget) -> ImageFile:
     height, width, scans, kept, exif = 0, 0, 0, [data[:2]], b""
     for marker, start, end in _jpeg_segments(data):
         scans += marker == _SCAN
@@ -92,13 +127,7 @@ def _read_jpeg(data: bytes, max_pixels: int) -> ImageFile:
         elif not exif and marker == _APP1 and data[start + 4 : start + 10] == b"Exif\0\0":
             exif = data[start:end]
             kept.append(exif)
-    _check_size(width, height, max_pixels)
-    most = min(MAX_SCANS, _FREE_SCANS * MAX_PIXELS // (width * height))
-    if scans > most:
-        raise CostlyImageError(
-            f"the JPEG has {scans} scans, and one of {width} x {height} pixels may have {most}: "
-            "save it again, not progressive"
-        )
+    budget.pay(width, height, scans=scans)
     return ImageFile(width=width, height=height, data=b"".join(kept))
 
 
@@ -121,7 +150,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise CostlyImageError(f"the JPEG has more than {_MAX_PARTS} segments")
 
 
-def _read_png(data: bytes, max_pixels: int) -> ImageFile:
+def _read_png(data: bytes, budget: Budget) -> ImageFile:
     header, kept, exif = b"", [data[: len(_PNG)]], b""
     for kind, start, end in _png_chunks(data):
         if kind == b"IHDR" and header:
@@ -134,9 +163,10 @@ def _read_png(data: bytes, max_pixels: int) -> ImageFile:
             exif = data[start:end]
             kept.append(exif)
     width, height, bits, colours = struct.unpack(">IIBB", header[:10].ljust(10, b"\0"))
-    _check_size(width, height, max_pixels)
+    budget.pay(width, height)
     row_bytes = 1 + (width * bits * _CHANNELS.get(colours, 4) + 7) // 8
-    _check_pixels([each[8:-4] for each in kept if each[4:8] == b"IDAT"], row_bytes * height)
+    packed = [each[8:-4] for each in kept if each[4:8] == b"IDAT"]
+    budget.unseen -= _unseen_bytes(packed, row_bytes * height, budget.unseen)
     return ImageFile(width=width, height=height, data=b"".join(kept))
 
 
@@ -153,15 +183,20 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise CostlyImageError(f"the PNG has more than {_MAX_PARTS} chunks")
 
 
-def _check_pixels(parts: Sequence[bytes], expected: int) -> None:
-    """Raise CostlyImageError if the pixels go on far beyond the last row: libpng unpacks them all.
+def _unseen_bytes(parts: Sequence[bytes], expected: int, most: int) -> int:
+    """Return how many bytes of pixels come after the last row, at most: libpng unpacks them all.
 
     Args:
         parts: Packed by zlib.
         expected: Bytes of the image; interlaced, it may need twice as many.
+        most: Bytes after the last row that are allowed.
+
+    Raises:
+        CostlyImageError: There are more.
     """
-    if sum(map(len, parts)) * _MAX_RATIO <= expected + _MAX_UNSEEN:
-        return
+    possible = sum(map(len, parts)) * _MAX_RATIO - expected
+    if possible <= most:
+        return max(possible, 0)
     unpacker, unpacked = zlib.decompressobj(), 0
     try:
         for part in parts:
@@ -169,7 +204,8 @@ def _check_pixels(parts: Sequence[bytes], expected: int) -> None:
             while left:
                 unpacked += len(unpacker.decompress(left, 1 << 20))
                 left = unpacker.unconsumed_tail
-                if unpacked > 2 * expected + _MAX_UNSEEN:
+                if unpacked > 2 * expected + most:
                     raise CostlyImageError("the PNG has pixels far beyond its last row")
     except zlib.error:
-        return  # the decoder will say so
+        pass  # the decoder will say so
+    return max(unpacked - 2 * expected, 0)

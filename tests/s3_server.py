@@ -1,25 +1,38 @@
-"""A real S3 server, for all tests that store objects."""
+"""Real S3 servers: ours, for all tests that store objects, and Kubeflow's own."""
 
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-_S3_USERS = """{"identities": [{"name": "tests", "actions": ["Admin", "Read", "Write", "List"],
-"credentials": [{"accessKey": "key", "secretKey": "secret"}]}]}"""
+_USERS = """{"identities": [{"name": "tests", "actions": ["Admin", "Read", "Write", "List"],
+"credentials": [{"accessKey": "%s", "secretKey": "%s"}]}]}"""
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """Start SeaweedFS on 127.0.0.1; return the environment that leads boto3 to it."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "users.json").write_text(_S3_USERS)
+    """Start an S3 server with the bucket of the pipeline; return what leads boto3 to it."""
+    with _seaweedfs(tmp_path_factory.mktemp("s3"), "polarmask", "key", "secret") as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def kubeflow_store(tmp_path_factory):
+    """Start another one, as Kubeflow has it: its own address, bucket and keys."""
+    folder = tmp_path_factory.mktemp("kubeflow")
+    with _seaweedfs(folder, "mlpipeline", "minio", "minio123") as environment:
+        yield environment
+
+
+@contextmanager
+def _seaweedfs(folder, bucket, key, secret):
+    (folder / "users.json").write_text(_USERS % (key, secret))
     names = ("master", "volume", "filer", "s3")
     ports = _free_ports(2 * len(names))
     flags = [
@@ -40,9 +53,13 @@ def s3_server(tmp_path_factory):
             stdout=log,
             stderr=log,
         )
-    environment = _KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[-2]}"}
+    environment = {
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[-2]}",
+    }
     try:
-        _make_bucket(environment, process, folder / "log")
+        _make_bucket(environment, bucket, process, folder / "log")
         yield environment
     finally:
         process.kill()  # its data goes with the folder; asked kindly it takes ten seconds
@@ -50,6 +67,17 @@ def s3_server(tmp_path_factory):
         for port in ports:  # it leaves these behind, whatever its settings
             for kind in ("master", "volume", "filer", "s3"):
                 Path(f"/tmp/seaweedfs-{kind}-grpc-{port}.sock").unlink(missing_ok=True)
+
+
+def client_of(environment):
+    """Return a client of a server, whatever this process's own environment says."""
+    return boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
 
 
 def _free_ports(number):
@@ -63,18 +91,12 @@ def _free_ports(number):
             each.close()
 
 
-def _make_bucket(environment, process, log):
-    client = boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
+def _make_bucket(environment, bucket, process, log):
+    client = client_of(environment)
     deadline = time.monotonic() + 30
     while True:
         try:
-            client.create_bucket(Bucket="polarmask")
+            client.create_bucket(Bucket=bucket)
             return
         except (BotoCoreError, ClientError):
             if process.poll() is not None or time.monotonic() > deadline:

@@ -27,8 +27,6 @@ def training_job(kind=TrainingJob, **changes):
         "namespace": "ml",
         "image": "trainer:1",
         "request": training_request(**request),
-        "data": "s3://bucket/data",
-        "labels": "s3://bucket/labels",
         "flags": ("--preset", "tiny"),
     }
     return kind(**fields | changes)

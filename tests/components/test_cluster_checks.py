@@ -134,7 +134,7 @@ def test_all_failures_are_reported_at_once(as_pipeline, data_repository, s3_envi
     for expected_text in (
         "no revision 'no-such-branch'",
         "s3://no-such-bucket/registry: ",
-        "train_storage is 'runs/training', and pods share no disk",
+        "train_storage: 'runs/training' is no place in object storage",
         "namespace other: no right to create, get, delete pytorchjobs.kubeflow.org",
         "namespace other: no right to get pods/log; bind the Role",
         "polarmask-trainer:latest names no version",

@@ -11,7 +11,7 @@ from polarmask_components.errors import LaunchError
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import read_job_settings
 from polarmask_components.training import cluster_training
-from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
+from polarmask_components.training.artifacts import TrainingOutputs
 from polarmask_components.training.cluster_training import make_job, train_on_cluster
 from polarmask_components.training.job_identity import end_job_of_run
 from polarmask_components.training.pytorchjob import manifest_of
@@ -26,14 +26,13 @@ def server(tmp_path, monkeypatch):
         yield running
 
 
-def job_of(data="s3://bucket/data", run_id="run-1", job=None, **changes):
+def job_of(run_id="run-1", job=None, **changes):
     request = training_request(
         **{"overrides": "optim.batch_size=16", "nodes": 2} | changes,
         job=read_job_settings(job or {}),
     )
     flags = ["--preset", "tiny"]
-    labels = "minio://bucket/labels"
-    return make_job(request, connect(), data=data, labels=labels, flags=flags, run_id=run_id)
+    return make_job(request, connect(), flags=flags, run_id=run_id)
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def test_a_job_that_failed_for_good_is_not_repeated_by_kubeflow_s_retry(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("x")
     request = training_request(storage=f"s3://polarmask/{tmp_path.name}")
-    folder = StoredFolder("s3://polarmask/data", tmp_path / "data")
+    folder = tmp_path / "data"
     outputs = TrainingOutputs(model=tmp_path / "model", run=tmp_path / "run")
     for run_id in ("one", "one", "another"):
         with pytest.raises(LaunchError, match="72 hours"):
@@ -134,7 +133,7 @@ def test_a_node_has_a_process_for_each_gpu_or_one(server):
         ({"job": {"deadline_hours": float("nan")}}, r"train_job\.deadline_hours: .* finite"),
         ({"job": {"start_timeout_minutes": "inf"}}, r"train_job\.start_timeout_minutes: .* finite"),
         ({"job": {"cpus": 3}}, r"train_job\.cpus is not a setting"),
-        ({"data": "runs/artifacts/data"}, "pods on a cluster share no disk"),
+        ({"storage": "minio://mlpipeline/x"}, "Kubeflow keeps artifacts.*pods on a cluster share"),
     ],
 )
 def test_a_parameter_that_cannot_work_is_named(server, changes, expected_text):

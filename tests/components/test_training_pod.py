@@ -13,9 +13,6 @@ from factories import make_tiny_coco
 from polarmask.cli import main as polarmask
 from polarmask.training.checkpoint import load_checkpoint
 from polarmask_components.signals import on_stop_signal
-from polarmask_components.storage.manifest import manifest_of
-from polarmask_components.storage.s3_objects import S3Objects
-from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training import training_pod as pod
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.run_snapshots import restore_newest_snapshot, upload_snapshots
@@ -37,18 +34,14 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def place(s3_environment, inputs, request):
     place = f"s3://polarmask/{request.node.name}"
-    for name in ("data", "labels"):
-        files = {path: inputs / name / path for path in manifest_of(inputs / name)}
-        upload_files(S3Objects.from_uri(f"{place}/{name}"), files, what=name)
-    manifests = {name: manifest_of(inputs / name) for name in ("data", "labels")}
-    JobStorage(place, "job").write_inputs(manifests)
+    JobStorage(place, "job").store_inputs({name: inputs / name for name in ("data", "labels")})
     return place
 
 
 def flags_of(place, workspace, epochs):
     return [
-        *("--data", f"{place}/data", "--labels", f"{place}/labels", "--storage", place),
-        *("--job", "job", "--spec", "spec", "--workspace", str(workspace), "--", *SMALL),
+        *("--storage", place, "--job", "job", "--spec", "spec"),
+        *("--workspace", str(workspace), "--", *SMALL),
         *(f"--set=optim.epochs={epochs}", "--set=optim.batch_size=4", "--device=cpu"),
     ]
 

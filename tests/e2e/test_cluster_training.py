@@ -19,9 +19,7 @@ from kube.kubelet import Kubelet
 from kube.operator import TrainingOperator
 from kube.server import KubeServer
 from polarmask.cli import main as polarmask
-from polarmask_components.storage.manifest import manifest_of
 from polarmask_components.storage.s3_objects import S3Objects
-from polarmask_components.storage.transfer import upload_files
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.training_job import job_name
 
@@ -47,7 +45,7 @@ cluster_training.PACE = Pace(look=0.3)
 
 
 def stored(kind, name, **metadata):
-    artifact = kind(name=name, uri=f"{asked['place']}/{name}", metadata=metadata)
+    artifact = kind(name=name, uri=f"minio://mlpipeline/{name}", metadata=metadata)
     artifact._get_path = lambda: str(folder / name)
     return artifact
 
@@ -71,7 +69,7 @@ train.python_func(
 
 @dataclass
 class Machines:
-    """A cluster, and inputs in a folder and in object storage."""
+    """A cluster, and inputs in a folder."""
 
     server: KubeServer
     kubelet: Kubelet
@@ -147,15 +145,11 @@ def machines(tmp_path, s3_environment, monkeypatch, request):
 
 
 def put_inputs(machines, data, preset=PRESET):
-    """Make labels; put both inputs where Kubeflow would have put them, and its copies here."""
+    """Make labels; put both inputs where Kubeflow has its copies for the step."""
     if not (machines.folder / "data").exists():
         (machines.folder / "data").symlink_to(data)
     command = ["precompute", f"--preset={preset}", "--data", str(data)]
     assert polarmask([*command, "--out", str(machines.folder / "labels")]) == 0
-    for name in ("data", "labels"):
-        folder = machines.folder / name
-        remote = S3Objects.from_uri(f"{machines.place}/{name}")
-        upload_files(remote, {path: folder / path for path in manifest_of(folder)}, what=name)
 
 
 def finish(machines, process, timeout):

@@ -358,7 +358,7 @@ def test_wrong_cron_is_reported_before_any_request(kfp_server, capsys):
         ('deploy_trial={"copies": 2}', "deploy_trial.copies is 2"),
         ("deploy_model_name=a/b", "deploy_model_name"),
         ("deploy_target=kubernetes://polarmask", "give kubernetes://NAMESPACE/NAME"),
-        ("train_storage=runs", "train_storage is 'runs', and pods share no disk"),
+        ("train_storage=runs", "train_storage: 'runs' is no place in object storage"),
         ("notify_webhook=chat", "notify_webhook is no web address"),
     ],
 )

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarmask_components.deploy.target import CLUSTER
+from polarmask_components.errors import StorageError
 from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.storage.address import split_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +45,7 @@ class PlannedRun:
         if self.training_request.on_cluster:
             shared["train_storage"] = self.training_request.storage
         for parameter, uri in shared.items():
-            if not uri.startswith("s3://"):
-                yield f"{parameter} is {uri!r}, and pods share no disk; write s3://bucket/prefix"
+            try:
+                split_uri(uri)
+            except StorageError as error:
+                yield f"{parameter}: {error}; pods share no disk"

@@ -35,7 +35,7 @@ def train(
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.code_version import code_commit
     from polarmask_components.step_inputs import folder_of
-    from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
+    from polarmask_components.training.artifacts import TrainingOutputs
     from polarmask_components.training.train_model import train_model
 
     provenance = {
@@ -46,8 +46,8 @@ def train(
     }
     train_model(
         TrainingRequest.from_json(training_request),
-        data=StoredFolder(dataset.uri, folder_of(dataset)),
-        labels=StoredFolder(labels.uri, folder_of(labels)),
+        data=folder_of(dataset),
+        labels=folder_of(labels),
         provenance=provenance,
         outputs=TrainingOutputs(model=Path(model.path), run=Path(run.path)),
         run_id=run_id,

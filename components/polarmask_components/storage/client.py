@@ -1,4 +1,4 @@
-"""The S3 client: connection settings, retries, URIs, and `StorageError` for what fails.
+"""The S3 client: connection settings, retries, and `StorageError` for what fails.
 
 Endpoint and credentials come from the environment: see `storage.environment`. Every call goes
 through `call_s3`: boto3 sends a request up to four times, and `retry` repeats the call while the
@@ -29,8 +29,6 @@ from polarmask_components.storage.environment import OWN_CA, prepare_environment
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-_SCHEMES = ("s3", "minio")
-"""minio is what Kubeflow calls its own store; it speaks S3."""
 _MISSING = {"NoSuchKey", "404"}
 _CONDITION_FAILED = {
     *("PreconditionFailed", "412"),
@@ -84,19 +82,6 @@ def _suspects(error: Exception) -> str:
     if _is_certificate_error(error):
         return f"the server's certificate; {OWN_CA} takes the PEM of an authority of your own"
     return "that it exists, AWS_ENDPOINT_URL and the credentials in the environment"
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of `s3://bucket/key` or `minio://bucket/key`; the key may be "".
-
-    Raises:
-        StorageError: It is something else.
-    """
-    scheme, separator, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if not separator or scheme not in _SCHEMES or not bucket:
-        raise StorageError(f"{uri!r} is no place in object storage; write s3://bucket/prefix")
-    return bucket, key.strip("/")
 
 
 def is_missing(error: ClientError) -> bool:

@@ -15,12 +15,12 @@ from botocore.exceptions import ClientError
 from polarmask.system.files import printable
 from polarmask_components.errors import DamagedObjectError, StorageError
 from polarmask_components.retry import DEADLINE_SECONDS
+from polarmask_components.storage.address import split_uri
 from polarmask_components.storage.client import (
     call_s3,
     is_condition_failed,
     is_missing,
     s3_client,
-    split_uri,
 )
 from polarmask_components.storage.verify import verified
 
@@ -45,7 +45,7 @@ class S3Objects:
 
     @classmethod
     def from_uri(cls, uri: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> Self:
-        """Open `s3://bucket/prefix` or `minio://bucket/prefix`; the bucket has to exist.
+        """Open `s3://bucket/prefix`; the bucket has to exist.
 
         Args:
             uri: The place.

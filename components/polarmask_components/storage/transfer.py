@@ -76,7 +76,9 @@ def download_files(
                 progress=lambda size: progress.add(size=size),
             )
         except DamagedObjectError as error:
-            raise DamagedObjectError(f"{error}; run the step that wrote it again") from error
+            raise DamagedObjectError(
+                f"{error}; delete it if it is there, and run the step that wrote it again"
+            ) from error
         partial.replace(path)
         progress.add(files=1)
 

@@ -1,15 +1,7 @@
-"""Inputs and outputs of the train step."""
+"""Outputs of the train step."""
 
 from dataclasses import dataclass
 from pathlib import Path
-
-
-@dataclass(frozen=True)
-class StoredFolder:
-    """An input of a step: in object storage, and Kubeflow's copy of it on this machine."""
-
-    uri: str
-    path: Path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from kubernetes.client import ApiClient
 
@@ -12,9 +13,8 @@ from polarmask_components.cluster.connection import (
 )
 from polarmask_components.errors import LaunchError, StorageError
 from polarmask_components.parameters.training_request import TrainingRequest
-from polarmask_components.storage.client import split_uri
-from polarmask_components.storage.manifest import manifest_of
-from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
+from polarmask_components.storage.address import split_uri
+from polarmask_components.training.artifacts import TrainingOutputs
 from polarmask_components.training.job_identity import job_name, of_own_pod
 from polarmask_components.training.job_launcher import PACE, Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
@@ -24,8 +24,8 @@ from polarmask_components.training.training_job import TrainingJob
 def train_on_cluster(
     request: TrainingRequest,
     *,
-    data: StoredFolder,
-    labels: StoredFolder,
+    data: Path,
+    labels: Path,
     flags: Sequence[str],
     outputs: TrainingOutputs,
     run_id: str,
@@ -51,10 +51,10 @@ def train_on_cluster(
         StorageError, ClusterError, LaunchError: See there.
     """
     api = connect()
-    job = make_job(request, api, data=data.uri, labels=labels.uri, flags=flags, run_id=run_id)
+    job = make_job(request, api, flags=flags, run_id=run_id)
     storage = JobStorage(request.storage, job.name)
     if storage.result() is None:
-        storage.write_inputs({"data": manifest_of(data.path), "labels": manifest_of(labels.path)})
+        storage.store_inputs({"data": data, "labels": labels})
     if failure := storage.fresh_failure():
         raise LaunchError(failure)
     try:
@@ -68,22 +68,17 @@ def train_on_cluster(
 
 
 def make_job(
-    request: TrainingRequest,
-    api: ApiClient,
-    *,
-    data: str,
-    labels: str,
-    flags: Sequence[str],
-    run_id: str,
+    request: TrainingRequest, api: ApiClient, *, flags: Sequence[str], run_id: str
 ) -> TrainingJob:
     """Return the job for a request.
 
     Raises:
         ConfigError: Names the parameter of the pipeline that can't work.
     """
-    _require_object_storage(request.storage, "train_storage")
-    for uri in (data, labels):
-        _require_object_storage(uri, "an input of training on a cluster")
+    try:
+        split_uri(request.storage)
+    except StorageError as error:
+        raise ConfigError(f"train_storage: {error}; pods on a cluster share no disk") from error
     image, owner = of_own_pod(api)
     run_id = run_id or (owner["name"] if owner else "")
     if not run_id:
@@ -97,16 +92,7 @@ def make_job(
         namespace=namespace,
         image=request.job.image or image,
         request=request,
-        data=data,
-        labels=labels,
         flags=tuple(flags),
         # An owner has to be in the namespace of what it owns.
         owner=owner if namespace == own_namespace() else None,
     )
-
-
-def _require_object_storage(uri: str, what: str) -> None:
-    try:
-        split_uri(uri)
-    except StorageError as error:
-        raise ConfigError(f"{what}: {error}; pods on a cluster share no disk") from error

@@ -1,6 +1,7 @@
 """What a training job keeps in object storage, independent of pods and launcher.
 
-    STORAGE/JOB/inputs.json      what the pods fetch; written by the launcher
+    STORAGE/inputs/SHA256        files that pods fetch, of all jobs: each is stored once
+    STORAGE/JOB/inputs.json      which of them, and under which paths; written by the launcher
     STORAGE/JOB/start.json       the last start of the first node; the others restart with it
     STORAGE/JOB/latest.json      the last two snapshots of the run folder
     STORAGE/JOB/result.json      model and run folder, once the training has ended
@@ -66,24 +67,43 @@ class JobStorage:
     def __init__(
         self, storage: str, job: str, *, deadline_seconds: float = DEADLINE_SECONDS
     ) -> None:
-        place = f"{storage.rstrip('/')}/{job}"
-        self._objects = S3Objects.from_uri(place, deadline_seconds=deadline_seconds)
+        self._objects, self._inputs = (
+            S3Objects.from_uri(f"{storage.rstrip('/')}/{place}", deadline_seconds=deadline_seconds)
+            for place in (job, "inputs")
+        )
         self.where = self._objects.where
 
-    def write_inputs(self, inputs: Mapping[str, Manifest]) -> None:
-        """Store what the pods fetch: a manifest for each input."""
+    def store_inputs(self, folders: Mapping[str, Path]) -> None:
+        """Store what the pods fetch: folders by name. Files that another job stored are not sent.
+
+        Kubeflow's own copy of them may lie in a store whose keys only steps have.
+        """
+        inputs = {name: manifest_of(folder) for name, folder in folders.items()}
+        known = set(self._inputs.names())
+        files = {
+            facts.sha256: folders[name] / path
+            for name, manifest in inputs.items()
+            for path, facts in manifest.items()
+            if facts.sha256 not in known
+        }
+        upload_files(self._inputs, files, what="data and labels")
         self._write(_INPUTS, {name: to_plain(manifest) for name, manifest in inputs.items()})
 
-    def inputs(self) -> dict[str, dict[str, FileFacts]]:
-        """Return what the pods fetch.
+    def fetch_inputs(self, to: Path) -> None:
+        """Fetch the folders that `store_inputs` was given, into a folder of this machine.
 
         Raises:
-            StorageError: The launcher stored no such list.
+            StorageError: The launcher stored none, or they can't be fetched.
         """
         plain = self._read(_INPUTS)
         if plain is None:
             raise StorageError(f"{self.where} holds no {_INPUTS}; start the train step again")
-        return {name: from_plain(manifest) for name, manifest in plain.items()}
+        for name, manifest in plain.items():
+            download_files(
+                *(self._inputs, from_plain(manifest), to / name),
+                what=name,
+                name_of=lambda _, facts: facts.sha256,
+            )
 
     def write_start(self, start: str) -> None:
         """Store the id of a start of the first node."""

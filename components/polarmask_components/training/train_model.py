@@ -1,16 +1,17 @@
 """Training as the step sees it: in the step itself, or as a job on the cluster."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from polarmask_components.parameters.training_request import TrainingRequest
-from polarmask_components.training.artifacts import StoredFolder, TrainingOutputs
+from polarmask_components.training.artifacts import TrainingOutputs
 
 
 def train_model(
     request: TrainingRequest,
     *,
-    data: StoredFolder,
-    labels: StoredFolder,
+    data: Path,
+    labels: Path,
     provenance: Mapping[str, str],
     outputs: TrainingOutputs,
     run_id: str,
@@ -34,8 +35,8 @@ def train_model(
         from polarmask_components.training.torchrun import choose_processes, train_here
 
         train_here(
-            data=data.path,
-            labels=labels.path,
+            data=data,
+            labels=labels,
             flags=flags,
             processes=request.processes_per_node
             or choose_processes(request.config.optim.batch_size),

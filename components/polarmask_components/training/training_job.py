@@ -29,10 +29,6 @@ class TrainingJob:
     namespace: str
     image: str
     request: TrainingRequest
-    data: str
-    """COCO folder in object storage."""
-    labels: str
-    """Label store in object storage."""
     flags: tuple[str, ...]
     """Of `polarmask train`."""
     owner: Mapping[str, Any] | None = None
@@ -42,12 +38,10 @@ class TrainingJob:
     def spec_sha256(self) -> str:
         """Hash of what is learned and how; the same when a step is repeated.
 
-        The place of the inputs may change then, and so may the commit, whose code has a hash of
-        its own among the flags.
+        The commit may change then; its code has a hash of its own among the flags.
         """
         spec = asdict(self)
-        for name in ("data", "labels", "owner"):
-            del spec[name]
+        del spec["owner"]
         spec["flags"] = [flag for flag in self.flags if not flag.startswith("code_commit=")]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
@@ -106,7 +100,6 @@ class TrainingJob:
             "image": self.image,
             "command": ["python", "-m", "polarmask_components.training.training_pod"],
             "args": [
-                *("--data", self.data, "--labels", self.labels),
                 *("--storage", self.request.storage, "--job", self.name),
                 *("--spec", self.spec_sha256, "--workspace", _WORKSPACE, "--", *self.flags),
             ],

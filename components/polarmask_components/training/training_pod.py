@@ -1,6 +1,6 @@
 """What a pod of a training job runs: fetch the inputs, train with torchrun, store the results.
 
-    python -m polarmask_components.training.training_pod --data s3://... --labels s3://... \
+    python -m polarmask_components.training.training_pod \
         --storage s3://bucket/training --job NAME --spec HASH --workspace /workspace \
         -- --preset coco-r50-1x --provenance data_commit=3f2a1bc
 
@@ -24,8 +24,6 @@ from uuid import uuid4
 from polarmask.system.command_line import run_command
 from polarmask_components.errors import ComponentError, LaunchError, StorageError
 from polarmask_components.signals import on_stop_signal
-from polarmask_components.storage.s3_objects import S3Objects
-from polarmask_components.storage.transfer import download_files
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.run_snapshots import upload_snapshots
 from polarmask_components.training.torchrun import run_to_end
@@ -81,8 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="training_pod", description="train as one node of a training job"
     )
-    parser.add_argument("--data", required=True, help="COCO folder in object storage")
-    parser.add_argument("--labels", required=True, help="label store in object storage")
     parser.add_argument("--storage", required=True, help="s3://bucket/prefix of all jobs")
     parser.add_argument("--job", required=True, help="name of this job, its folder there")
     parser.add_argument("--spec", required=True, help="hash of the job's spec")
@@ -96,10 +92,7 @@ def _run(options: argparse.Namespace) -> None:
     if _is_finished(storage, options.spec):
         logger.info("%s holds the result already", storage.where)
         return
-    inputs = storage.inputs()
-    for name in ("data", "labels"):
-        source = S3Objects.from_uri(getattr(options, name))
-        download_files(source, inputs[name], options.workspace / name, what=name)
+    storage.fetch_inputs(options.workspace)
     run = run_folder(options.workspace)
     refusal_file(options.workspace).unlink(missing_ok=True)
     if not (run / "model").is_dir():  # else the pod was killed while it stored the result

@@ -17,6 +17,13 @@ def server(tmp_path, monkeypatch):
         yield running
 
 
+def put_event(server, message, reason="FailedCreatePod", name="a-job", number=0):
+    about = {"kind": "PyTorchJob", "name": name}
+    event = {"metadata": {"name": f"event-{name}-{number}"}, "type": "Warning", "reason": reason}
+    event |= {"message": message, "involvedObject": about}
+    server.create("Event", event | {"lastTimestamp": f"2026-01-01T00:00:0{number}Z"})
+
+
 def put_pod(server, name="a-job-master-0", **status):
     labels = {"training.kubeflow.org/job-name": "a-job"}
     spec = {"containers": [{"name": "pytorch", "image": "trainer:1"}]}
@@ -119,9 +126,112 @@ def test_a_job_without_pods_is_reported(server):
 def test_warnings_about_others_are_left_out(server):
     pods = JobPods(connect(), JOB)
     for name, message in (("a-job", "exceeded quota: gpus"), ("another", "another cause")):
-        event = {
-            **{"metadata": {"name": f"event-{name}"}, "type": "Warning", "reason": "FailedCreate"},
-            **{"message": message, "involvedObject": {"kind": "PyTorchJob", "name": name}},
-        }
-        server.create("Event", event)
-    assert pods.diagnosis() == "event: FailedCreate a-job: exceeded quota: gpus"
+        put_event(server, message, name=name)
+    assert pods.diagnosis() == "event: FailedCreatePod a-job: exceeded quota: gpus"
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (
+            'pods "x" is forbidden: violates PodSecurity "restricted:latest": '
+            'allowPrivilegeEscalation != false (container "init-pytorch" must set '
+            "securityContext.allowPrivilegeEscalation=false)",
+            "--pytorch-init-container-template-file",
+        ),
+        ("error looking up service account ml/x: not found", "train_job.service_account"),
+        ("no PriorityClass with name x was found", "train_job.priority_class"),
+        ("failed quota: q: must specify limits.cpu for: pytorch", "of train_job"),
+        ("maximum cpu usage per Container is 2, but limit is 4", "of train_job"),
+        ('admission webhook "x" denied the request: no bad pods', "no bad pods"),
+    ],
+)
+def test_a_refused_pod_is_no_wait_but_an_error_that_says_what_to_change(server, message, advice):
+    pods = JobPods(connect(), JOB)
+    pods.look()
+    assert pods.stuck(0.0) == ""
+    put_event(server, f"Error creating: {message}")
+    pods.look()
+    assert pods.stuck(0.0).startswith("its pods are refused: FailedCreatePod: Error creating: ")
+    assert advice in pods.stuck(0.0)
+    assert pods.stuck(60.0) == ""
+    put_pod(server)
+    pods.look()
+    assert pods.stuck(0.0) == ""
+
+
+def test_a_full_quota_is_waited_for_and_said(server, caplog):
+    pods = JobPods(connect(), JOB)
+    put_event(server, "Error creating: old cause", number=1)
+    put_event(server, "Error creating: exceeded quota: gpus", number=2)
+    pods.look()
+    assert pods.stuck(0.0) == ""
+    assert "exceeded quota: gpus; wait for other jobs" in pods.why_waiting()
+    assert "exceeded quota: gpus" in caplog.text
+
+
+def test_a_refused_service_is_found_though_the_pods_run(server):
+    pods = JobPods(connect(), JOB)
+    put_event(server, "Error creating: services is forbidden", reason="FailedCreateService")
+    put_pod(server, phase="Running")
+    pods.look(has_state=False)
+    assert "services is forbidden" in pods.stuck(0.0)
+
+
+@pytest.mark.parametrize(("missing", "is_the_end"), [(1, False), (2, True)])
+def test_an_elastic_job_continues_without_pods_that_are_refused(server, missing, is_the_end):
+    pods = JobPods(connect(), training_job(name="a-job", nodes=3, min_nodes=2))
+    for number in range(3 - missing):
+        put_pod(server, f"a-job-worker-{number}", phase="Running")
+    put_event(server, "Error creating: a webhook says no")
+    pods.look()
+    assert bool(pods.stuck(0.0)) is is_the_end
+
+
+def container_status(name, **state):
+    status = {"name": name, "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+    return status | {"state": state}
+
+
+INITIALISING = container_status("pytorch", waiting={"reason": "PodInitializing"})
+
+
+@pytest.mark.parametrize(
+    ("container", "advice"),
+    [
+        ("init-pytorch", "--pytorch-init-container-image"),
+        ("istio-init", "what adds this container"),
+    ],
+)
+def test_a_container_of_others_that_cannot_start_is_named(server, container, advice):
+    pods = JobPods(connect(), JOB)
+    waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling"}
+    init = [container_status(container, waiting=waiting)]
+    put_pod(server, phase="Pending", initContainerStatuses=init, containerStatuses=[INITIALISING])
+    pods.look()
+    assert f"container {container}: ImagePullBackOff: Back-off pulling; " in pods.stuck(0.0)
+    assert advice in pods.stuck(0.0)
+    assert "train_job.image" not in pods.stuck(0.0)
+
+
+def test_the_end_of_an_init_container_rules_out_no_retry(server):
+    pods = JobPods(connect(), JOB)
+    ended = {"exitCode": 2, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}
+    init = [container_status("init-pytorch", terminated=ended)]
+    put_pod(server, phase="Pending", initContainerStatuses=init, containerStatuses=[INITIALISING])
+    pods.look()
+    assert pods.refusal() == ""
+    assert "container init-pytorch, ended with exit code 2" in pods.diagnosis()
+
+
+@pytest.mark.parametrize(
+    ("min_nodes", "begun", "holds"), [(0, 1, False), (0, 2, True), (1, 1, True)]
+)
+def test_training_has_started_when_enough_nodes_train(server, min_nodes, begun, holds):
+    pods = JobPods(connect(), training_job(name="a-job", nodes=2, min_nodes=min_nodes))
+    running = container_status("pytorch", running={"startedAt": "2026-01-01T00:00:00Z"})
+    for number in range(2):
+        status = running if number < begun else INITIALISING
+        put_pod(server, f"a-job-worker-{number}", phase="Running", containerStatuses=[status])
+    pods.look()
+    assert pods.have_started() is holds

@@ -368,6 +368,66 @@ def test_t31_operator_that_does_not_run_has_its_own_error(tmp_path, monkeypatch)
         assert server.list("PyTorchJob") == []
 
 
+def test_t41_worker_whose_init_image_is_missing_ends_the_wait_though_the_master_runs(
+    cluster, launch
+):
+    cluster.kubelet.images = {"trainer:1": []}
+    with pytest.raises(LaunchError) as caught:
+        launch(job_of(FOREVER))
+    message = str(caught.value)
+    assert f"does not start: pod {NAME}-worker-0 can't start: container init-pytorch: Im" in message
+    assert "--pytorch-init-container-image" in message
+    assert f"pod {NAME}-master-0: Running" in message
+
+
+def test_t42_worker_that_pod_security_refuses_is_the_reason_and_not_a_missing_operator(
+    cluster, launch
+):
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.server.update("Namespace", "ml", lambda obj: obj["metadata"].update(labels=restricted))
+    with pytest.raises(LaunchError) as caught:
+        launch(job_of(FOREVER))
+    message = str(caught.value)
+    assert "does not start: its pods are refused: FailedCreatePod: Error creating: pods" in message
+    assert 'violates PodSecurity "restricted:latest"' in message
+    assert "--pytorch-init-container-template-file" in message
+    assert "is training-operator running" not in message
+
+
+def test_t43_worker_without_room_ends_the_wait_though_the_master_runs(cluster, launch):
+    amounts = {"allocatable": {"nvidia.com/gpu": "1"}}
+    cluster.server.update("Node", "node-a", lambda obj: obj["status"].update(amounts), status=True)
+    job = job_of(FOREVER, settings={"gpus_per_node": 1, "start_timeout_minutes": 0.05})
+    with pytest.raises(LaunchError) as caught:
+        launch(job)
+    assert "(train_job.start_timeout_minutes): 1 of 2 nodes started" in str(caught.value)
+    assert "Insufficient nvidia.com/gpu" in str(caught.value)
+
+
+def test_t44_quota_without_room_is_the_reason_at_the_end_of_the_wait(cluster, launch):
+    put_quota(cluster, 1)
+    with pytest.raises(LaunchError) as caught:
+        launch(job_of(FOREVER, settings={"start_timeout_minutes": 0.03}))
+    assert "(train_job.start_timeout_minutes): its pods are refused: FailedC" in str(caught.value)
+    assert "exceeded quota: pods" in str(caught.value)
+
+
+def test_t45_quota_that_gets_room_lets_the_job_train(cluster, launch, good):
+    put_quota(cluster, 1)
+
+    def make_room():
+        cluster.server.wait_for(lambda: any("quota" in each for each in cluster.server.events()))
+        cluster.server.delete("ResourceQuota", "pods")
+
+    with meanwhile(make_room):
+        launch(job_of(good))
+
+
+def put_quota(cluster, pods):
+    quota = {"metadata": {"name": "pods"}, "spec": {"hard": {"pods": str(pods)}}}
+    cluster.server.create("ResourceQuota", quota)
+
+
 _LAUNCHER = """
 import sys
 from pathlib import Path

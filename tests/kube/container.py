@@ -21,9 +21,10 @@ class Container:
         pod: The `PodRunner` that it belongs to.
         spec: Its part of the pod's spec.
         restart: Always, OnFailure or Never.
+        waits_for: Reason in its status before it is prepared.
     """
 
-    def __init__(self, pod, spec, restart):
+    def __init__(self, pod, spec, restart, waits_for="ContainerCreating"):
         self.pod = pod
         self.spec = spec
         self.exit_code = None  # of the last run
@@ -33,7 +34,7 @@ class Container:
         self.ending = ""  # why it was stopped on purpose
         self._restart = restart
         self._restarts = 0
-        self._state = {"waiting": {"reason": "ContainerCreating"}}
+        self._state = {"waiting": {"reason": waits_for}}
         self._last_state = {}
         self._processes = None
         self._lock = threading.Lock()

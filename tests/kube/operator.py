@@ -9,6 +9,8 @@ from kube.training_environment import environment_of, port_of
 
 _LABEL = "training.kubeflow.org"
 _ACTIVE = ("Running", "Pending")
+INIT_IMAGE = "alpine:3.10"
+"""From a public registry, which many clusters can't reach."""
 
 
 class TrainingOperator(Controller):
@@ -43,7 +45,7 @@ class TrainingOperator(Controller):
         status.setdefault("conditions", [])
         if is_true(job, "Succeeded") or is_true(job, "Failed"):
             return self._clean_up(job, policy, pods)
-        if not status["conditions"]:
+        if not status["conditions"]:  # written at the end: never, if a pod is refused
             self._set(job, "Created", f"PyTorchJob {_name(job)} is created.")
         if policy.get("suspend"):
             return self._suspend(job, pods)
@@ -102,7 +104,10 @@ class TrainingOperator(Controller):
             wanted = replicas[type_].get("replicas", 1)
             if type_ == leader and counts.get("active"):
                 self._set(job, "Running", f"PyTorchJob {name} is running.")
-            if type_ == leader and counts.get("succeeded", 0) == wanted:
+            succeeded = counts.get("succeeded", 0)
+            # One worker of an elastic job is enough; the others are cleaned up while they run.
+            is_done = succeeded == wanted or (succeeded and "elasticPolicy" in job["spec"])
+            if type_ == leader and is_done:
                 job["status"].setdefault("completionTime", now())
                 self._set(job, "Succeeded", f"PyTorchJob {name} is successfully completed.")
                 return
@@ -202,7 +207,7 @@ class TrainingOperator(Controller):
             container["env"] = [*container.get("env", []), *extra]
         if type_ == "Worker" and "Master" in _replicas_of(job):
             # Upstream's looks the master's address up; here the kubelet does, before any start.
-            waits = {"name": "init-pytorch", "image": "alpine:3.10", "command": ["sh", "-c", ":"]}
+            waits = {"name": "init-pytorch", "image": INIT_IMAGE, "command": ["sh", "-c", ":"]}
             waits |= {"securityContext": self._init_security} if self._init_security else {}
             pod["spec"]["initContainers"] = [*pod["spec"].get("initContainers", []), waits]
         return pod

@@ -33,7 +33,8 @@ class PodRunner:
         self.grace = spec.get("terminationGracePeriodSeconds", 30)
         init_policy = "Never" if policy == "Never" else "OnFailure"
         self._init = [Container(self, each, init_policy) for each in spec.get("initContainers", [])]
-        self._main = [Container(self, each, policy) for each in spec["containers"]]
+        waits_for = "PodInitializing" if self._init else "ContainerCreating"
+        self._main = [Container(self, each, policy, waits_for) for each in spec["containers"]]
         self._policy = policy
         self._volumes = None
         self._lock = threading.RLock()

@@ -93,6 +93,32 @@ def test_a_job_succeeds_with_its_master_and_cleans_up(server, kubelet, operator)
     assert server.get("PyTorchJob", "a-job")["status"]["completionTime"]
 
 
+def test_an_elastic_job_succeeds_with_any_worker_and_the_others_are_deleted(
+    server, kubelet, operator
+):
+    command = "case $HOSTNAME in *-1) exit 0;; esac; sleep 600"
+    elastic, run = {"minReplicas": 1, "maxReplicas": 2}, {"cleanPodPolicy": "Running"}
+    server.create("PyTorchJob", job_of(command, workers=2, elastic=elastic, run=run))
+    wait_for(server, "Succeeded")
+    server.wait_for(lambda: pods(server) == ["a-job-worker-1"])
+
+
+def test_a_worker_whose_init_image_is_missing_waits_beside_a_running_master(server, operator):
+    with Kubelet(server, images={"trainer:1": []}):
+        server.create("PyTorchJob", job_of("sleep 600", workers=1))
+        wait_for(server, "Running")
+
+        def status():
+            return server.get("Pod", "a-job-worker-0")["status"]
+
+        def reasons(kind):
+            return [each["state"].get("waiting", {}).get("reason") for each in status()[kind]]
+
+        server.wait_for(lambda: reasons("initContainerStatuses") == ["ImagePullBackOff"])
+        assert reasons("containerStatuses") == ["PodInitializing"]
+        assert status()["phase"] == "Pending"
+
+
 def test_pods_carry_labels_an_owner_and_a_service(server, operator):
     job = server.create("PyTorchJob", job_of("true", workers=1))
     server.wait_for(lambda: len(server.list("Pod")) == 2)
@@ -178,6 +204,7 @@ def test_pods_that_are_not_admitted_are_reported_as_events(server, operator):
     template["spec"]["serviceAccountName"] = "nobody"
     server.create("PyTorchJob", job)
     server.wait_for(lambda: any("FailedCreatePod" in event for event in server.events()))
+    assert server.conditions("PyTorchJob", "a-job") == set()  # not even Created
     server.create("ServiceAccount", {"metadata": {"name": "nobody"}})
     server.wait_for(lambda: pods(server) == ["a-job-master-0"])
 

@@ -214,18 +214,20 @@ class _Launched:
             began, started, before = time.monotonic(), False, ""
             while True:
                 existing = self.get()
-                self._pods.look()
+                state, message = state_of(existing or {})
+                self._pods.look(has_state=bool(state))
                 if existing is None:
                     if _finished(self._job, storage) is None:
                         raise self._failure("was deleted while it trained")
                     return  # its time to live was over
-                state, message = state_of(existing)
                 if state != before:
                     logger.info("%s: %s", self.what, state or "seen by no controller yet")
                     before = state
                 if state == "Succeeded":
                     return
-                started = started or state in ("Running", "Restarting")
+                # A master that runs alone waits for its workers.
+                is_running = state in ("Running", "Restarting") and self._pods.have_started()
+                started = started or is_running
                 problem = self._problem(state, message, started, time.monotonic() - began)
                 if problem:
                     raise self._failure(problem)
@@ -248,12 +250,21 @@ class _Launched:
         if not started and seconds > settings.start_timeout_minutes * 60:
             return (
                 f"did not start in {settings.start_timeout_minutes:g} minutes "
-                f"(train_job.start_timeout_minutes){_why_waiting(state, settings.queue)}"
+                f"(train_job.start_timeout_minutes){self._why_waiting(state)}"
             )
         # The operator enforces it; this is for an operator that does not run.
         if seconds > settings.deadline_hours * 3600 + self._pace.removal:
             return f"is not done after {settings.deadline_hours:g} hours (train_job.deadline_hours)"
         return ""
+
+    def _why_waiting(self, state: str) -> str:
+        if state == "Suspended":
+            queue = self._job.request.job.queue
+            return f": the queue {queue!r} (train_job.queue) has not admitted it"
+        why = self._pods.why_waiting()
+        if not why and not state:
+            return ": no controller picked it up; is training-operator running?"
+        return f": {why}" if why else ""
 
     def _failure(self, problem: str) -> LaunchError:
         return LaunchError(f"{self.what} {problem}\n{self._pods.diagnosis()}")
@@ -266,14 +277,6 @@ def _why_refused(error: ApiException) -> str:
     if error.status == 404:
         return f"{reason}; train_job.namespace has to exist"
     return reason
-
-
-def _why_waiting(state: str, queue: str) -> str:
-    if state == "Suspended":
-        return f": the queue {queue!r} (train_job.queue) has not admitted it"
-    if not state:
-        return ": no controller picked it up; is training-operator running?"
-    return ""
 
 
 def _parameter_of(message: str) -> str:

@@ -4,7 +4,6 @@ Afterwards it is too late: the operator removes the pods of a failed job, and th
 """
 
 import logging
-import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +15,12 @@ from kubernetes.client.exceptions import ApiException
 
 from polarmask_components.cluster.connection import call_api
 from polarmask_components.errors import ClusterError
+from polarmask_components.training.pod_problems import (
+    CREATION_REFUSED,
+    Problem,
+    problem_of,
+    refusal_of_event,
+)
 from polarmask_components.training.pytorchjob import JOB_LABEL
 from polarmask_components.training.training_job import CONTAINER, TrainingJob
 from polarmask_components.training.training_pod import REFUSED
@@ -25,33 +30,7 @@ logger = logging.getLogger(__name__)
 _TAIL_LINES = 40
 _CRASHES_SHOWN = 4
 _EVENTS_SHOWN = 6
-_STUCK = {
-    "ErrImagePull": "train_job.image or train_job.image_pull_secret",
-    "ImagePullBackOff": "train_job.image or train_job.image_pull_secret",
-    "InvalidImageName": "train_job.image",
-    "ErrImageNeverPull": "train_job.image",
-    "CreateContainerConfigError": "train_job.secret",
-    "CreateContainerError": "train_job",
-    "RunContainerError": "train_job.image",
-}
-"""Reasons to wait that seldom go away by themselves, and the parameter to change."""
 _FIXES = {"OOMKilled": "raise train_job.memory, or lower optim.batch_size with train_set"}
-_EVICTIONS = (
-    (r'volume "shm"', "raise train_job.shm"),
-    (r"resource: memory|MemoryPressure", "raise train_job.memory, which the node then reserves"),
-    (
-        r"resource: pids|PIDPressure",
-        "the node has too many processes: choose others with train_job.node_selector, or lower "
-        "train_processes_per_node",
-    ),
-    (
-        r"resource: (ephemeral-storage|inodes)|DiskPressure",
-        "the node's disk is full: raise train_job.disk, which the node then reserves, or choose "
-        "other nodes with train_job.node_selector",
-    ),
-    (r"EmptyDir volume|ephemeral.*storage", "raise train_job.disk"),
-)
-"""Words of the kubelet when it evicts a pod, and the setting to change; the first match counts."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +38,7 @@ class Crash:
     """One end of a container with an error."""
 
     pod: str
+    container: str
     exit_code: int
     reason: str
     finished: str
@@ -69,7 +49,8 @@ class Crash:
     def __str__(self) -> str:
         """Return it with its last lines."""
         fix = f"; {_FIXES[self.reason]}" if self.reason in _FIXES else ""
-        head = f"pod {self.pod} ended with exit code {self.exit_code} ({self.reason}){fix}"
+        which = "" if self.container == CONTAINER else f", container {self.container},"
+        head = f"pod {self.pod}{which} ended with exit code {self.exit_code} ({self.reason}){fix}"
         lines = [f"  | {line}" for line in self.tail.splitlines()]
         return "\n".join([head, *lines])
 
@@ -79,11 +60,13 @@ class _Seen:
     """A pod as of the last look."""
 
     phase: str = ""
-    problem: str = ""
-    """Why it waits, as Kubernetes writes it."""
+    problem: Problem | None = None
+    """Why it does not run."""
     stuck_since: float | None = None
+    has_begun: bool = False
+    """Whether its container has run, now or earlier."""
     crashes: dict[str, Crash] = field(default_factory=dict)
-    """By time of end."""
+    """By time of end and container."""
     restarts: dict[str, int] = field(default_factory=dict)
     """By the pod's uid: a pod that is evicted comes back as another one."""
 
@@ -95,11 +78,20 @@ class JobPods:
         self._core = CoreV1Api(api)
         self._job = job
         self._seen: dict[str, _Seen] = {}
+        self._missing = 0
+        """Pods that the job needs and that are not there."""
+        self._not_created: Problem | None = None
+        self._not_created_since = 0.0
         self._noted: set[str] = set()
         """Problems that were logged already."""
 
-    def look(self) -> None:
-        """Record what is new."""
+    def look(self, *, has_state: bool = True) -> None:
+        """Record what is new.
+
+        Args:
+            has_state: Whether the job has one. A controller that may not create a pod or a Service
+                writes none, only an event.
+        """
         found = call_api(
             self._core.list_namespaced_pod,
             self._job.namespace,
@@ -108,41 +100,67 @@ class JobPods:
         for pod in found.items:
             seen = self._seen.setdefault(pod.metadata.name, _Seen())
             seen.phase = pod.status.phase or ""
-            waiting = _waiting(pod)
-            seen.problem = waiting or _pending(pod)
-            is_stuck = _reason_of(waiting) in _STUCK
+            seen.has_begun = seen.has_begun or _has_begun(pod)
+            seen.problem = problem_of(pod)
+            is_stuck = seen.problem is not None and seen.problem.is_lasting
             seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
             seen.restarts[pod.metadata.uid] = _restarts(pod)
             self._record_crashes(pod, seen)
+            if seen.problem:
+                self._note(f"pod {pod.metadata.name}: {seen.problem.text}")
         names = {pod.metadata.name for pod in found.items}
         for gone in self._seen.keys() - names:
             self._seen[gone].stuck_since = None
+        self._missing = max(0, self._job.request.nodes - len(names))
+        self._look_why_missing(has_state=has_state)
+
+    def _look_why_missing(self, *, has_state: bool) -> None:
+        problem = None
+        if self._missing or not has_state:
+            events = self._events(f"involvedObject.name={self._job.name}")
+            refused = [event for event in events if event.reason in CREATION_REFUSED]
+            refused.sort(key=lambda event: str(event.last_timestamp or event.event_time))
+            problem = refusal_of_event(refused[-1]) if refused else None
+        if problem and not self._not_created:
+            self._not_created_since = time.monotonic()
+        if problem:
+            self._note(f"pods are not created: {problem.text}")
+        self._not_created = problem
+
+    def _note(self, text: str) -> None:
+        """Log a problem when it is new."""
+        if text not in self._noted:
+            logger.warning("%s", text)
+            self._noted.add(text)
 
     def _record_crashes(self, pod: Any, seen: _Seen) -> None:  # noqa: ANN401  # V1Pod has no types
-        for status in pod.status.container_statuses or ():
+        init, main = pod.status.init_container_statuses, pod.status.container_statuses
+        for status in (*(init or ()), *(main or ())):
             for ended, previous in (
                 (status.last_state and status.last_state.terminated, True),
                 (status.state and status.state.terminated, False),
             ):
-                if not ended or not ended.exit_code or str(ended.finished_at) in seen.crashes:
+                key = f"{ended.finished_at} {status.name}" if ended else ""
+                if not ended or not ended.exit_code or key in seen.crashes:
                     continue
                 crash = Crash(
                     pod=pod.metadata.name,
+                    container=status.name,
                     exit_code=ended.exit_code,
                     reason=ended.reason or "Error",
                     finished=str(ended.finished_at),
-                    tail=self._tail(pod.metadata.name, previous=previous),
+                    tail=self._tail(pod.metadata.name, status.name, previous=previous),
                 )
-                seen.crashes[crash.finished] = crash
+                seen.crashes[key] = crash
                 logger.warning("%s", str(crash).splitlines()[0])
 
-    def _tail(self, pod: str, *, previous: bool) -> str:
+    def _tail(self, pod: str, container: str, *, previous: bool) -> str:
         with suppress(ApiException, ClusterError):
             text: str = call_api(
                 self._core.read_namespaced_pod_log,
                 pod,
                 self._job.namespace,
-                container=CONTAINER,
+                container=container,
                 previous=previous,
                 tail_lines=_TAIL_LINES,
                 deadline_seconds=5.0,
@@ -154,36 +172,57 @@ class JobPods:
         """Return how often containers were started again and pods evicted."""
         return sum(number for seen in self._seen.values() for number in seen.restarts.values())
 
-    def stuck(self, seconds: float) -> str:
-        """Return why too few pods can start, if they could not for this long; else "".
+    def have_started(self) -> bool:
+        """Return whether training has begun on as many nodes as it needs."""
+        return self._begun() >= self._needed()
 
-        An elastic job continues without a pod as long as it has `min_nodes`.
-        """
-        now, request = time.monotonic(), self._job.request
+    def _begun(self) -> int:
+        return sum(seen.has_begun for seen in self._seen.values())
+
+    def _needed(self) -> int:
+        """Return how many nodes have to run; an elastic job continues with `min_nodes`."""
+        request = self._job.request
+        return request.min_nodes if request.is_elastic else request.nodes
+
+    def why_waiting(self) -> str:
+        """Return why too few pods run; "" if nothing is known of any pod."""
+        if self._not_created:
+            return f"its pods are refused: {self._not_created.text}"
+        if not self._seen:
+            return ""
+        return f"{self._begun()} of {self._needed()} nodes started"
+
+    def stuck(self, seconds: float) -> str:
+        """Return why too few pods can start, if they could not for this long; else ""."""
+        now = time.monotonic()
         problems = [
-            f"pod {name} can't start: {seen.problem}; change {_STUCK[_reason_of(seen.problem)]}"
+            f"pod {name} can't start: {seen.problem.text}"
             for name, seen in self._seen.items()
-            if seen.stuck_since and now - seen.stuck_since >= seconds
+            if seen.problem and seen.stuck_since and now - seen.stuck_since >= seconds
         ]
-        spare = request.nodes - request.min_nodes if request.is_elastic else 0
-        if len(problems) > spare:
+        refused = self._not_created
+        if refused and refused.is_lasting and now - self._not_created_since >= seconds:
+            problems += [f"its pods are refused: {refused.text}"] * max(1, self._missing)
+        if len(problems) > self._job.request.nodes - self._needed():
             return problems[0]
         for problem in problems:
-            if problem not in self._noted:
-                logger.warning("%s; training continues on the other nodes", problem)
-                self._noted.add(problem)
+            self._note(f"{problem}; training continues on the other nodes")
         return ""
 
     def refusal(self) -> str:
         """Return the last lines of a pod whose exit code rules out a retry; else ""."""
-        refused = [crash for crash in self._crashes() if crash.exit_code == REFUSED]
+        refused = [
+            crash
+            for crash in self._crashes()
+            if crash.exit_code == REFUSED and crash.container == CONTAINER
+        ]
         return str(refused[-1]) if refused else ""
 
     def diagnosis(self) -> str:
         """Return what is known of the pods: exit codes, reasons, last lines, warnings."""
         lines = []
         for name, seen in sorted(self._seen.items()):
-            problem = f", {seen.problem}" if seen.problem else ""
+            problem = f", {seen.problem.text}" if seen.problem else ""
             ends = f", {len(seen.crashes)} crashes" if seen.crashes else ""
             lines.append(f"pod {name}: {seen.phase}{problem}{ends}")
         # The earliest of the last crashes caused the others.
@@ -200,22 +239,25 @@ class JobPods:
 
     def _warnings(self) -> list[str]:
         """Return the last warnings about the job and its pods."""
-        try:
-            found = call_api(
-                self._core.list_namespaced_event,
-                self._job.namespace,
-                field_selector="type=Warning",
-                deadline_seconds=5.0,
-            ).items
-        except (ApiException, ClusterError):
-            return []
         names = {self._job.name, *self._seen}
         own = [
             f"{event.reason} {event.involved_object.name}: {event.message}"
-            for event in found
+            for event in self._events()
             if event.involved_object.name in names
         ]
         return list(dict.fromkeys(own))[-_EVENTS_SHOWN:]
+
+    def _events(self, *selectors: str) -> list[Any]:
+        """Return warnings in the job's namespace; none if they can't be read."""
+        with suppress(ApiException, ClusterError):
+            found = call_api(
+                self._core.list_namespaced_event,
+                self._job.namespace,
+                field_selector=",".join(["type=Warning", *selectors]),
+                deadline_seconds=5.0,
+            )
+            return list(found.items)
+        return []
 
 
 def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
@@ -224,27 +266,10 @@ def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
     return restarts + int(pod.status.reason == "Evicted")
 
 
-def _waiting(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
-    """Return why its container can't start, as "REASON: message", or ""."""
+def _has_begun(pod: Any) -> bool:  # noqa: ANN401  # V1Pod has no types
+    """Return whether the container that trains runs, or has run."""
     for status in pod.status.container_statuses or ():
-        waiting = status.state and status.state.waiting
-        if waiting and waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
-            return f"{waiting.reason}: {waiting.message or ''}".strip(": ")
-    return ""
-
-
-def _pending(pod: Any) -> str:  # noqa: ANN401  # V1Pod has no types
-    """Return why it has no node, or lost it, or ""."""
-    for condition in pod.status.conditions or ():
-        if condition.type == "PodScheduled" and condition.status == "False":
-            return f"{condition.reason}: {condition.message}"
-    reason = pod.status.reason
-    if not reason:
-        return ""
-    message = pod.status.message or ""
-    fixes = [fix for words, fix in _EVICTIONS if reason == "Evicted" and re.search(words, message)]
-    return f"{reason}: {'; '.join([message, *fixes[:1]])}"
-
-
-def _reason_of(problem: str) -> str:
-    return problem.partition(":")[0]
+        if status.name == CONTAINER:
+            states = (status.state, status.last_state)
+            return any(each and (each.running or each.terminated) for each in states)
+    return False

@@ -18,6 +18,7 @@ import boto3
 import pytest
 
 from factories import make_tiny_coco
+from keep_alive import KeepAliveClient, keep_asking
 from kube.faults import Fault
 from polarmask_components.deploy import cluster_deployment
 from polarmask_components.deploy.cluster_state import RETURN_TO, VERSION
@@ -458,3 +459,21 @@ def test_d30_no_cluster_is_reported(candidate, empty, monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(ClusterError, match="KUBECONFIG"):
         empty.deploy(candidate)
+
+
+def test_d32_keep_alive_clients_lose_nothing_in_roll_outs(cluster, candidate, tmp_path):
+    """Plain clients keep their connections through two roll-outs -> every request is answered."""
+    url = urlsplit(cluster.url)
+    clients = [
+        KeepAliveClient(lambda: (url.hostname, url.port), url.path, cluster.image)
+        for _ in range(10)
+    ]
+    with keep_asking(clients, per_second=20):
+        cluster.deploy(candidate)
+        cluster.deploy(make_model(tmp_path / "next", seed=3))
+        cluster.server.wait_for(lambda: len(cluster.server.list("Pod")) == 1, 60)  # drained
+        time.sleep(1)
+    answers = [answer for client in clients for answer in client.answers]
+    assert len(answers) > 20
+    assert set(answers) == {200}
+    assert all(client.closes >= 2 for client in clients)

@@ -3,8 +3,9 @@
     POD_IP=10.0.0.7 python -m polarmask_serving.proxy.drain proxy --scratch /proxy
     POD_IP=10.0.0.7 python -m polarmask_serving.proxy.drain server
 
-The proxy waits until nobody sends it anything new, closes its port, and stays until the last answer
-is out. The server stays until the proxy is gone. Both stop waiting in time to end by themselves.
+From now on the proxy says `Connection: close` with each answer. It waits until nobody connects to
+it any more, closes its port, and stays until the last connection is closed. The server stays until
+the proxy is gone. Both stop waiting in time to end by themselves.
 """
 
 import argparse
@@ -43,19 +44,23 @@ def _ask(path: Path, method: str, address: str) -> str:
 
 
 def drain_proxy(scratch: Path, *, forget_seconds: float, time_out: float) -> bool:
-    """Stop taking requests and wait for those that are there; return whether all were answered.
+    """Stop taking requests and wait until all connections are closed; return whether they are.
+
+    A connection is closed with its next answer, or once it has been idle for 10 s. So a client
+    never sends a request while its connection is being closed under it.
 
     Args:
         scratch: The proxy's folder.
         forget_seconds: Until all of the cluster knows that the pod goes.
         time_out: Seconds for the answers after that.
     """
-    time.sleep(forget_seconds)
     admin = scratch / ADMIN_SOCKET
+    _ask(admin, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")  # it still listens
+    time.sleep(forget_seconds)
     _ask(admin, "POST", "/drain_listeners?inboundonly")
     deadline = time.monotonic() + time_out
     while time.monotonic() < deadline:
-        stat = _ask(admin, "GET", "/stats?filter=^http.public.downstream_rq_active$")
+        stat = _ask(admin, "GET", "/stats?filter=^http.public.downstream_cx_active$")
         if stat.rpartition(":")[2].strip() == "0":
             return True
         time.sleep(_POLL_SECONDS)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factories import make_instances
 from polarmask.errors import ConfigError
 from polarmask.geometry.masks import bitmap_from_rle
 from polarmask.inference.instances import Instances
@@ -91,6 +92,43 @@ def test_object_larger_than_a_tile_is_one_instance_of_several_polygons():
     mask = bitmap_from_rle(found.rle()[0])
     assert mask.sum() == pytest.approx((image[..., 0] > 0).sum(), rel=0.03)
     np.testing.assert_allclose(found.boxes_xywh[0], [80, 30, 240, 240], atol=2)
+
+
+def test_two_neighbours_are_not_joined_by_one_shape_over_both():
+    """One tile sees two squares side by side, the next one shape over both, less sure of it."""
+    pair = [square(70, 20, 10), square(80, 20, 10)]
+    over_both = np.array([[90, 20], [90, 30], [70, 30], [70, 20]], np.float32)
+    by_left = {
+        0: made_of(pair, [0.9, 0.8]),
+        32: made_of([over_both - (32, 0)], [0.5]),
+    }
+    found = predict_tiled(lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+
+
+def test_the_best_of_equal_shapes_is_kept():
+    by_left = {
+        0: made_of([square(70, 20, 12)], [0.6]),
+        32: made_of([square(71 - 32, 20, 12)], [0.7]),
+    }
+    found = predict_tiled(lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96)
+    assert found.scores.tolist() == pytest.approx([0.7])
+    assert found.boxes_xywh.tolist() == [[71, 20, 12, 12]]
+
+
+def ramp():
+    """An image of two tiles, whose pixels say where they are."""
+    return np.broadcast_to(np.arange(128, dtype=np.uint8)[None, :, None], (64, 128, 3))
+
+
+def square(x, y, side):
+    return np.array([[x + side, y], [x + side, y + side], [x, y + side], [x, y]], np.float32)
+
+
+def made_of(polygons, scores):
+    return make_instances(
+        (64, 96), [(polygon, score, 1) for polygon, score in zip(polygons, scores, strict=True)]
+    )
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(64, 300))

@@ -1,8 +1,8 @@
 """Large images in overlapping tiles: find instances in each, and make one of those cut by a seam.
 
-A piece of an object that lies wholly inside another tile is dropped: that tile sees all of it. Two
-instances of different tiles are the same object if they agree where their tiles overlap. Of such
-instances one that no seam cuts is kept; if all are cut, their polygons together are the object.
+A piece of an object that lies wholly inside another tile is dropped: that tile sees all of it. Of
+instances of different tiles that agree where the tiles overlap, the best that no seam cuts is kept;
+if all are cut, their polygons together are the object.
 
 Dimension key
     N: instances of all tiles    T: tiles    R: rays    2: (x, y)    4: x0, y0, x1, y1, in pixels
@@ -32,7 +32,7 @@ TileSize = int | Literal["auto"] | None
 _MUCH_LARGER = 1.25
 _OVERLAP = 0.25
 _SAME_OBJECT = 0.5
-"""Share of the smaller of two areas, where tiles overlap, above which both are one object."""
+"""Share of two areas, where tiles overlap, above which both are one object."""
 _SEAM = 1.5
 """Pixels from a seam within which an instance counts as cut by it."""
 _BATCH_TILES = 4
@@ -126,24 +126,31 @@ def _join(found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box]) -> 
     # A piece that lies free in another tile is seen there with the rest of its object.
     kept_N = np.flatnonzero(~(cut_N & _lies_free(found, tile_T4[None]).any(axis=1)))
     found, tile_N, cut_N = found.select(kept_N.tolist()), tile_N[kept_N], cut_N[kept_N]
-    group_of = list(range(len(found)))
+    same_as: dict[int, list[int]] = defaultdict(list)
+    for row, other in _same_objects(found, tile_N, tiles, cut_N):
+        same_as[row].append(other)
+        same_as[other].append(row)
+    parts_of: dict[int, list[int]] = {}
+    gone: set[int] = set()
+    # Whole instances first: a cut one that agrees with one of them is a piece of it.
+    for row in np.lexsort([-found.scores, cut_N]).tolist():
+        if row not in gone:
+            pieces = _connected(row, same_as, gone) if cut_N[row] else [row]
+            parts_of[row] = pieces[1:]
+            gone.update(pieces, *(same_as[piece] for piece in pieces))
+    order = sorted(parts_of, key=lambda row: -found.scores[row])
+    return _with_parts(found, {row: parts_of[row] for row in order})
 
-    def root(row: int) -> int:
-        while group_of[row] != row:
-            row = group_of[row]
-        return row
 
-    for row, other in _same_objects(found, tile_N, tiles):
-        group_of[root(other)] = root(row)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row in np.argsort(-found.scores, kind="stable").tolist():
-        groups[root(row)].append(row)
-    joined = {}
-    for rows in groups.values():  # each best score first
-        whole = [row for row in rows if not cut_N[row]]
-        joined[(whole or rows)[0]] = [] if whole else rows[1:]
-    order = sorted(joined, key=lambda row: -found.scores[row])
-    return _with_parts(found, {row: joined[row] for row in order})
+def _connected(row: int, same_as: dict[int, list[int]], gone: set[int]) -> list[int]:
+    """Return a cut instance and all that are pieces of its object, the given one first."""
+    found, waiting = [row], [row]
+    while waiting:
+        for other in same_as[waiting.pop()]:
+            if other not in gone and other not in found:
+                found.append(other)
+                waiting.append(other)
+    return found
 
 
 def _lies_free(found: Instances, tile_NT4: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -157,7 +164,7 @@ def _lies_free(found: Instances, tile_NT4: NDArray[np.float32]) -> NDArray[np.bo
 
 
 def _same_objects(
-    found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box]
+    found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box], cut_N: NDArray[np.bool_]
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of instances of different tiles that agree where the tiles overlap."""
     low_N2, high_N2 = found.polygons.min(axis=1), found.polygons.max(axis=1)
@@ -181,7 +188,8 @@ def _same_objects(
                     & (found.category_ids[others] == found.category_ids[row])
                 ]
                 for other in near.tolist():
-                    if _agree(found.polygons[row], found.polygons[other], overlap):
+                    cut = bool(cut_N[row] or cut_N[other])
+                    if _agree(found.polygons[row], found.polygons[other], overlap, cut=cut):
                         yield row, other
 
 
@@ -191,8 +199,13 @@ def _intersection(one: Box, other: Box) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def _agree(one: NDArray[np.float32], other: NDArray[np.float32], overlap: Box) -> bool:
-    """Return whether two polygons (R, 2) share most of the smaller one inside the overlap."""
+def _agree(
+    one: NDArray[np.float32], other: NDArray[np.float32], overlap: Box, *, cut: bool
+) -> bool:
+    """Return whether two polygons (R, 2) are one object, as far as the overlap shows.
+
+    Whole ones share most of their union, cut ones most of the smaller.
+    """
     both = np.concatenate([one, other])
     x0, y0 = np.maximum(np.floor(both.min(axis=0)).astype(int), overlap[:2]).tolist()
     x1, y1 = np.minimum(np.ceil(both.max(axis=0)).astype(int), overlap[2:]).tolist()
@@ -201,8 +214,8 @@ def _agree(one: NDArray[np.float32], other: NDArray[np.float32], overlap: Box) -
         bitmap = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
         cv2.fillPoly(bitmap, [np.round(polygon - (x0, y0) - 0.5).astype(np.int32)], 1)
         bitmaps.append(bitmap.astype(bool))
-    smaller = min(int(bitmap.sum()) for bitmap in bitmaps)
-    return smaller > 0 and int((bitmaps[0] & bitmaps[1]).sum()) > _SAME_OBJECT * smaller
+    of = min(int(each.sum()) for each in bitmaps) if cut else int((bitmaps[0] | bitmaps[1]).sum())
+    return of > 0 and int((bitmaps[0] & bitmaps[1]).sum()) > _SAME_OBJECT * of
 
 
 def _with_parts(found: Instances, parts_of: dict[int, list[int]]) -> Instances:

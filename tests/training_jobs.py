@@ -2,7 +2,8 @@
 
 from math import lcm
 
-from polarmask_components.parameters.training_request import PYTORCHJOB, TrainingRequest
+from polarmask_components.parameters.train_on import PYTORCHJOB
+from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.training.training_job import TrainingJob
 
 

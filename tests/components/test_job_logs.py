@@ -9,10 +9,12 @@ from kube.server import KubeServer
 from polarmask_components.cluster.connection import connect
 from polarmask_components.training import job_logs
 from polarmask_components.training.job_logs import JobLog
+from polarmask_components.training.pytorchjob import first_pod_of
 from training_jobs import training_job
 
 JOB = training_job(name="a-job", namespace="ml")
 POD = "a-job-master-0"
+LABELS = dict(each.split("=") for each in first_pod_of(JOB).split(","))
 SPEC = {"containers": [{"name": "pytorch", "image": "trainer:1"}]}
 SUMMER = ["2026-10-25T02:59:59.1+02:00", "2026-10-25T02:59:59.12+02:00"]
 WINTER = ["2026-10-25T02:00:00+01:00", "2026-10-25T02:00:00.000000001+01:00"]
@@ -27,7 +29,7 @@ def server(tmp_path, monkeypatch):
 
 
 def start_pod(server):
-    pod = server.create("Pod", {"metadata": {"name": POD}, "spec": SPEC})
+    pod = server.create("Pod", {"metadata": {"name": POD, "labels": LABELS}, "spec": SPEC})
     return server.logs.start(pod, "pytorch")
 
 

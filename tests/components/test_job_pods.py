@@ -120,7 +120,7 @@ def test_an_eviction_counts_as_a_restart_and_names_the_parameter(server):
 def test_a_job_without_pods_is_reported(server):
     pods = JobPods(connect(), JOB)
     pods.look()
-    assert pods.diagnosis() == "it has no pods; is the training operator running?"
+    assert pods.diagnosis() == "it has no pods; is training-operator v1 running?"
 
 
 def test_warnings_about_others_are_left_out(server):

@@ -2,11 +2,12 @@
 
 import pytest
 
-from manifest_rules import name_of, problems_of
+from manifest_rules import name_of, pod_templates, problems_of
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import JobSettings
-from polarmask_components.training.job_identity import GROUP, PLURAL
-from polarmask_components.training.pytorchjob import JOB_LABEL, manifest_of
+from polarmask_components.parameters.train_on import PYTORCHJOB
+from polarmask_components.training.job_identity import JOB_RESOURCES
+from polarmask_components.training.pytorchjob import manifest_of
 from training_jobs import training_job
 
 
@@ -25,13 +26,14 @@ def test_its_pods_keep_to_the_rules_of_the_namespace(kind, changes):
 
 
 def test_its_pods_find_the_network_rule_that_is_meant_for_them(kind):
-    """The operator puts the label on each pod."""
-    (chosen,) = find(kind, "NetworkPolicy/training")["spec"]["podSelector"]["matchExpressions"]
-    assert chosen == {"key": JOB_LABEL, "operator": "Exists"}
+    chosen = find(kind, "NetworkPolicy/training")["spec"]["podSelector"]["matchLabels"]
+    for _, template in pod_templates([job()]):
+        assert chosen.items() <= template["metadata"]["labels"].items()
 
 
 def test_the_pipeline_may_start_and_end_it(kind):
     rules = find(kind, "Role/polarmask-pipeline")["rules"]
-    (rule,) = [each for each in rules if each["apiGroups"] == [GROUP]]
-    assert rule["resources"] == [PLURAL]
-    assert {"create", "get", "delete"} <= set(rule["verbs"])
+    for resource in [JOB_RESOURCES[PYTORCHJOB]]:
+        of_it = (each for each in rules if each["apiGroups"] == [resource.group])
+        rule = next(each for each in of_it if each["resources"] == [resource.plural])
+        assert {"create", "get", "delete"} == set(rule["verbs"])

@@ -18,9 +18,7 @@ from polarmask.config.settings import RunConfig
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 from polarmask_components.parameters.job_settings import JobSettings
-
-HERE, PYTORCHJOB = "here", "pytorchjob"
-"""Values of `train_on`: in the step itself, or as a job of its own on the cluster."""
+from polarmask_components.parameters.train_on import HERE, PYTORCHJOB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def notify(
     if on != "here":
         from polarmask_components.training.job_identity import end_job_of_run
 
-        logging.info(end_job_of_run(job.get("namespace", "")))
+        logging.info(end_job_of_run(job.get("namespace", ""), on))
     message = {
         "run": status.pipeline_job_resource_name,
         "state": status.state,

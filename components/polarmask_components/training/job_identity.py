@@ -5,6 +5,8 @@ No settings of a training are needed, so the exit step can end a job in the smal
 
 import hashlib
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi
@@ -13,11 +15,39 @@ from kubernetes.client.exceptions import ApiException
 from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
 from polarmask_components.errors import ClusterError
 from polarmask_components.images import TRAINER_IMAGE
+from polarmask_components.parameters.train_on import AUTO, PYTORCHJOB, TRAINJOB
 from polarmask_components.retry import SHORT_DEADLINE_SECONDS
 
-GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 _OWN_POD = "KFP_POD_NAME"
 """Set by Kubeflow in the containers of steps."""
+
+
+@dataclass(frozen=True)
+class JobResource:
+    """A kind of object that trains, and its place in the API of Kubernetes."""
+
+    kind: str
+    group: str
+    version: str
+    plural: str
+    controller: str
+    """What has to be installed for such jobs to run."""
+
+    @property
+    def api_version(self) -> str:
+        """Group and version, as manifests write them."""
+        return f"{self.group}/{self.version}"
+
+
+JOB_RESOURCES = {
+    PYTORCHJOB: JobResource(
+        "PyTorchJob", "kubeflow.org", "v1", "pytorchjobs", "training-operator v1"
+    ),
+    TRAINJOB: JobResource(
+        *("TrainJob", "trainer.kubeflow.org", "v1alpha1", "trainjobs"), "Kubeflow Trainer 2.2"
+    ),
+}
+"""By the value of `train_on`."""
 
 
 def job_name(run_id: str) -> str:
@@ -47,30 +77,47 @@ def of_own_pod(api: ApiClient) -> tuple[str, dict[str, Any] | None]:
     return images.get("main", TRAINER_IMAGE), owners[0] if owners else None
 
 
-def end_job_of_run(namespace: str) -> str:
+def end_job_of_run(namespace: str, on: str = AUTO) -> str:
     """Delete the training job of the workflow that this step is in; return a line for the log.
 
     For the exit step, when no train step can follow the job any more. Raises no error.
 
     Args:
         namespace: Of the job; empty for that of this step.
+        on: Kind of the job, as in `train_on`; `auto` for any.
     """
     namespace = namespace or own_namespace()
+    kinds = JOB_RESOURCES.values() if on == AUTO else [JOB_RESOURCES[on]]
     try:
         api = connect()
         _, owner = of_own_pod(api)
         if owner is None:
             return "this step is in no workflow, so it has no training job"
-        name = job_name(owner["name"])
-        call_api(
-            CustomObjectsApi(api).delete_namespaced_custom_object,
-            *(GROUP, VERSION, namespace, PLURAL, name),
-            deadline_seconds=SHORT_DEADLINE_SECONDS,
-        )
+        deleted = _delete_jobs(api, kinds, namespace, job_name(owner["name"]))
     except ApiException as error:
-        if error.status == 404:
-            return "no training job is left"
         return f"whether a training job is left is not known: {refusal_of(error)}"
     except ClusterError as error:
         return f"whether a training job is left is not known: {error}"
-    return f"PyTorchJob {namespace}/{name} was left without its train step, and is deleted"
+    if not deleted:
+        return "no training job is left"
+    return f"{' and '.join(deleted)} was left without its train step, and is deleted"
+
+
+def _delete_jobs(
+    api: ApiClient, kinds: Iterable[JobResource], namespace: str, name: str
+) -> list[str]:
+    """Delete the jobs of a name; return which there were."""
+    deleted = []
+    for each in kinds:
+        try:
+            call_api(
+                CustomObjectsApi(api).delete_namespaced_custom_object,
+                *(each.group, each.version, namespace, each.plural, name),
+                deadline_seconds=SHORT_DEADLINE_SECONDS,
+            )
+        except ApiException as error:
+            if error.status != 404:  # 404 where the cluster knows no such kind, too
+                raise
+        else:
+            deleted.append(f"{each.kind} {namespace}/{name}")
+    return deleted

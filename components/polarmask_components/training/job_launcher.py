@@ -15,12 +15,11 @@ from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.errors import ClusterError, LaunchError
 from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_components.signals import on_stop_signal
-from polarmask_components.training.job_identity import GROUP, PLURAL, VERSION
+from polarmask_components.training.job_kinds import kind_of
 from polarmask_components.training.job_logs import JobLog
 from polarmask_components.training.job_pods import JobPods
 from polarmask_components.training.job_storage import JobStorage, Result
-from polarmask_components.training.pytorchjob import SPEC_ANNOTATION, manifest_of, state_of
-from polarmask_components.training.training_job import TrainingJob
+from polarmask_components.training.training_job import SPEC_ANNOTATION, TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,8 @@ class _Launched:
     """A job on the cluster."""
 
     def __init__(self, job: TrainingJob, api: ApiClient, pace: Pace) -> None:
-        self.what = f"PyTorchJob {job.namespace}/{job.name}"
+        self._kind = kind_of(job)
+        self.what = f"{self._kind.RESOURCE.kind} {job.namespace}/{job.name}"
         self._job = job
         self._pace = pace
         self._custom = CustomObjectsApi(api)
@@ -136,10 +136,10 @@ class _Launched:
             if not is_leaving and not self.adopt(existing):
                 raise LaunchError(
                     f"{self.what} exists already, with another spec; delete it (kubectl "
-                    f"-n {self._job.namespace} delete pytorchjob {self._job.name}), or start a new "
-                    "run"
+                    f"-n {self._job.namespace} delete {self._kind.RESOURCE.kind.lower()} "
+                    f"{self._job.name}), or start a new run"
                 )
-            if not is_leaving and state_of(existing)[0] != "Failed":
+            if not is_leaving and self._kind.state_of(existing)[0] != "Failed":
                 logger.info("%s continues", self.what)
                 return
             logger.info("%s of an earlier try is replaced", self.what)
@@ -157,14 +157,25 @@ class _Launched:
         """Return whether it worked; False if the name is taken."""
         self._is_ours = True  # before the call: a signal may hide the response
         try:
-            self._call(self._custom.create_namespaced_custom_object, body=manifest_of(self._job))
+            self._call(
+                self._custom.create_namespaced_custom_object, body=self._kind.manifest_of(self._job)
+            )
         except ApiException as error:
             self._is_ours = False
             if error.status == 409:
                 return False
-            raise LaunchError(f"{self.what} is refused: {_why_refused(error)}") from error
+            raise LaunchError(f"{self.what} is refused: {self._why_refused(error)}") from error
         logger.info("%s is submitted: %d nodes", self.what, self._job.request.nodes)
         return True
+
+    def _why_refused(self, error: ApiException) -> str:
+        reason = refusal_of(error)
+        if error.status == 404 and "namespace" not in reason:
+            missing = self._kind.RESOURCE
+            return f"the cluster knows no {missing.kind} ({reason}); install {missing.controller}"
+        if error.status == 404:
+            return f"{reason}; train_job.namespace has to exist"
+        return reason
 
     def get(self) -> Mapping[str, Any] | None:
         """Return the job as it is on the cluster now."""
@@ -191,8 +202,10 @@ class _Launched:
                 raise
 
     def _call(self, method: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401  # the client has no types
-        kind: dict[str, Any] = {"group": GROUP, "version": VERSION, "plural": PLURAL}
-        return call_api(method, namespace=self._job.namespace, **kind, **options)
+        place = self._kind.RESOURCE
+        kind: dict[str, Any] = {"group": place.group, "version": place.version}
+        kind |= {"plural": place.plural, "namespace": self._job.namespace}
+        return call_api(method, **kind, **options)
 
     def _wait_until_gone(self) -> None:
         deadline = time.monotonic() + self._pace.removal
@@ -214,7 +227,7 @@ class _Launched:
             began, started, before = time.monotonic(), False, ""
             while True:
                 existing = self.get()
-                state, message = state_of(existing or {})
+                state, message = self._kind.state_of(existing or {})
                 self._pods.look(has_state=bool(state))
                 if existing is None:
                     if _finished(self._job, storage) is None:
@@ -263,20 +276,11 @@ class _Launched:
             return f": the queue {queue!r} (train_job.queue) has not admitted it"
         why = self._pods.why_waiting()
         if not why and not state:
-            return ": no controller picked it up; is training-operator running?"
+            return f": no controller picked it up; is {self._kind.RESOURCE.controller} running?"
         return f": {why}" if why else ""
 
     def _failure(self, problem: str) -> LaunchError:
         return LaunchError(f"{self.what} {problem}\n{self._pods.diagnosis()}")
-
-
-def _why_refused(error: ApiException) -> str:
-    reason = refusal_of(error)
-    if error.status == 404 and "namespace" not in reason:
-        return f"the cluster knows no PyTorchJob ({reason}); install training-operator v1"
-    if error.status == 404:
-        return f"{reason}; train_job.namespace has to exist"
-    return reason
 
 
 def _parameter_of(message: str) -> str:

@@ -5,14 +5,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from polarmask_components.training.pytorchjob import first_pod
-from polarmask_components.training.training_job import CONTAINER, TrainingJob
+from polarmask_components.training.job_kinds import kind_of
+from polarmask_components.training.training_job import TrainingJob
 
 _SECONDS_BETWEEN_TRIES = 0.5
 _TIME_OUT = (5, 60)
@@ -34,7 +34,8 @@ class JobLog:
         self._api = api
         self._core = CoreV1Api(api)
         self._namespace = job.namespace
-        self._name = first_pod(job)
+        self._container = kind_of(job).CONTAINER
+        self._selector = kind_of(job).first_pod_of(job)
         self._uid = ""
         """Of the pod that was read last: another one has another log, and another node's clock."""
         self._printed: deque[tuple[datetime, str]] = deque()
@@ -58,7 +59,7 @@ class JobLog:
             is_last = self._closing.is_set()
             try:
                 self._print(follow=not is_last)
-            except (ApiException, HTTPError, OSError):
+            except (ApiException, HTTPError, OSError, LookupError):
                 # Not started yet, gone already, or a lost connection.
                 is_last = is_last and time.monotonic() > self._deadline
             if is_last:
@@ -66,15 +67,13 @@ class JobLog:
             time.sleep(_SECONDS_BETWEEN_TRIES)
 
     def _print(self, *, follow: bool) -> None:
-        """Print the lines that were not printed yet."""
-        pod = self._core.read_namespaced_pod(
-            self._name, self._namespace, _request_timeout=_TIME_OUT
-        )
-        if pod.metadata.uid != self._uid:
-            self._uid = pod.metadata.uid
+        """Print the lines that were not printed yet; LookupError if there is no pod."""
+        pod = self._newest_pod()
+        if pod.uid != self._uid:
+            self._uid = pod.uid
             self._printed.clear()
         again = Counter(line for _, line in self._printed)
-        for line in self._lines(follow=follow):
+        for line in self._lines(pod.name, follow=follow):
             if again[line] > 0:
                 again[line] -= 1
                 continue
@@ -85,13 +84,23 @@ class JobLog:
                 text = line
             print(text, flush=True)  # noqa: T201  # into the log of the step
 
+    def _newest_pod(self) -> Any:  # noqa: ANN401  # V1ObjectMeta has no types
+        """Return the metadata of the first node's pod; one that was replaced may still be there."""
+        found = self._core.list_namespaced_pod(
+            self._namespace, label_selector=self._selector, _request_timeout=_TIME_OUT
+        )
+        listed = [pod.metadata for pod in found.items]
+        if not listed:
+            raise LookupError("the first node has no pod")
+        return max(listed, key=lambda each: each.creation_timestamp)
+
     def _remember(self, when: datetime, line: str) -> None:
         self._printed.append((when, line))
         while self._printed[0][0] < when - 2 * _OVERLAP:
             self._printed.popleft()
 
-    def _lines(self, *, follow: bool) -> Iterator[str]:
-        options = {"container": CONTAINER, "follow": follow, "timestamps": True}
+    def _lines(self, pod: str, *, follow: bool) -> Iterator[str]:
+        options = {"container": self._container, "follow": follow, "timestamps": True}
         if self._printed:  # a log of days is not read again from its start
             since = (self._printed[-1][0] - _OVERLAP).astimezone(UTC)
             options["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -99,7 +108,7 @@ class JobLog:
         answer = self._api.call_api(
             "/api/v1/namespaces/{namespace}/pods/{name}/log",
             "GET",
-            {"namespace": self._namespace, "name": self._name},
+            {"namespace": self._namespace, "name": pod},
             list(options.items()),
             auth_settings=["BearerToken"],
             _return_http_data_only=True,

@@ -1,6 +1,6 @@
 """What happens to a job's pods, recorded while it runs.
 
-Afterwards it is too late: the operator removes the pods of a failed job, and their logs.
+Afterwards it is too late: the controller removes the pods of a failed job, and their logs.
 """
 
 import logging
@@ -15,14 +15,14 @@ from kubernetes.client.exceptions import ApiException
 
 from polarmask_components.cluster.connection import call_api
 from polarmask_components.errors import ClusterError
+from polarmask_components.training.job_kinds import kind_of
 from polarmask_components.training.pod_problems import (
     CREATION_REFUSED,
     Problem,
     problem_of,
     refusal_of_event,
 )
-from polarmask_components.training.pytorchjob import JOB_LABEL
-from polarmask_components.training.training_job import CONTAINER, TrainingJob
+from polarmask_components.training.training_job import TrainingJob
 from polarmask_components.training.training_pod import REFUSED
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ class Crash:
 
     pod: str
     container: str
+    is_ours: bool
+    """Whether it is the container that trains, and not one that a controller added."""
     exit_code: int
     reason: str
     finished: str
@@ -49,7 +51,7 @@ class Crash:
     def __str__(self) -> str:
         """Return it with its last lines."""
         fix = f"; {_FIXES[self.reason]}" if self.reason in _FIXES else ""
-        which = "" if self.container == CONTAINER else f", container {self.container},"
+        which = "" if self.is_ours else f", container {self.container},"
         head = f"pod {self.pod}{which} ended with exit code {self.exit_code} ({self.reason}){fix}"
         lines = [f"  | {line}" for line in self.tail.splitlines()]
         return "\n".join([head, *lines])
@@ -77,6 +79,7 @@ class JobPods:
     def __init__(self, api: ApiClient, job: TrainingJob) -> None:
         self._core = CoreV1Api(api)
         self._job = job
+        self._kind = kind_of(job)
         self._seen: dict[str, _Seen] = {}
         self._missing = 0
         """Pods that the job needs and that are not there."""
@@ -95,13 +98,13 @@ class JobPods:
         found = call_api(
             self._core.list_namespaced_pod,
             self._job.namespace,
-            label_selector=f"{JOB_LABEL}={self._job.name}",
+            label_selector=self._kind.pods_of(self._job),
         )
         for pod in found.items:
             seen = self._seen.setdefault(pod.metadata.name, _Seen())
             seen.phase = pod.status.phase or ""
-            seen.has_begun = seen.has_begun or _has_begun(pod)
-            seen.problem = problem_of(pod)
+            seen.has_begun = seen.has_begun or _has_begun(pod, self._kind.CONTAINER)
+            seen.problem = problem_of(pod, self._kind.CONTAINER)
             is_stuck = seen.problem is not None and seen.problem.is_lasting
             seen.stuck_since = (seen.stuck_since or time.monotonic()) if is_stuck else None
             seen.restarts[pod.metadata.uid] = _restarts(pod)
@@ -117,7 +120,10 @@ class JobPods:
     def _look_why_missing(self, *, has_state: bool) -> None:
         problem = None
         if self._missing or not has_state:
-            events = self._events(f"involvedObject.name={self._job.name}")
+            creators = self._kind.creators_of(self._job)
+            events = [
+                event for name in creators for event in self._events(f"involvedObject.name={name}")
+            ]
             refused = [event for event in events if event.reason in CREATION_REFUSED]
             refused.sort(key=lambda event: str(event.last_timestamp or event.event_time))
             problem = refusal_of_event(refused[-1]) if refused else None
@@ -146,6 +152,7 @@ class JobPods:
                 crash = Crash(
                     pod=pod.metadata.name,
                     container=status.name,
+                    is_ours=status.name == self._kind.CONTAINER,
                     exit_code=ended.exit_code,
                     reason=ended.reason or "Error",
                     finished=str(ended.finished_at),
@@ -212,9 +219,7 @@ class JobPods:
     def refusal(self) -> str:
         """Return the last lines of a pod whose exit code rules out a retry; else ""."""
         refused = [
-            crash
-            for crash in self._crashes()
-            if crash.exit_code == REFUSED and crash.container == CONTAINER
+            crash for crash in self._crashes() if crash.exit_code == REFUSED and crash.is_ours
         ]
         return str(refused[-1]) if refused else ""
 
@@ -231,7 +236,7 @@ class JobPods:
         lines += [str(crash) for crash in last[:_CRASHES_SHOWN]]
         warnings = self._warnings()
         lines += [f"event: {text}" for text in warnings]
-        return "\n".join(lines) or "it has no pods; is the training operator running?"
+        return "\n".join(lines) or f"it has no pods; is {self._kind.RESOURCE.controller} running?"
 
     def _crashes(self) -> Iterable[Crash]:
         found = [crash for seen in self._seen.values() for crash in seen.crashes.values()]
@@ -239,7 +244,7 @@ class JobPods:
 
     def _warnings(self) -> list[str]:
         """Return the last warnings about the job and its pods."""
-        names = {self._job.name, *self._seen}
+        names = {*self._kind.creators_of(self._job), *self._seen}
         own = [
             f"{event.reason} {event.involved_object.name}: {event.message}"
             for event in self._events()
@@ -266,10 +271,10 @@ def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types
     return restarts + int(pod.status.reason == "Evicted")
 
 
-def _has_begun(pod: Any) -> bool:  # noqa: ANN401  # V1Pod has no types
+def _has_begun(pod: Any, ours: str) -> bool:  # noqa: ANN401  # V1Pod has no types
     """Return whether the container that trains runs, or has run."""
     for status in pod.status.container_statuses or ():
-        if status.name == CONTAINER:
+        if status.name == ours:
             states = (status.state, status.last_state)
             return any(each and (each.running or each.terminated) for each in states)
     return False

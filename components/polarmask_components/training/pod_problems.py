@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from polarmask_components.training.training_job import CONTAINER
-
 CREATION_REFUSED = ("FailedCreatePod", "FailedCreate", "FailedCreateService")
 """Reasons of events about the job, from a controller that may not create what the job needs."""
 
 _OPERATORS_CONTAINER = "init-pytorch"
-"""training-operator puts it into the workers of a job with a master; ours is `CONTAINER`."""
+"""training-operator puts it into the workers of a job with a master."""
 _BENIGN = (None, "ContainerCreating", "PodInitializing")
 _IMAGE = "train_job.image or train_job.image_pull_secret"
 _STUCK = {
@@ -74,9 +72,14 @@ class Problem:
     """Whether it seldom goes away by itself."""
 
 
-def problem_of(pod: Any) -> Problem | None:  # noqa: ANN401  # V1Pod has no types
-    """Return why a pod does not run, or None."""
-    found = [*_waiting(pod), *_pending(pod)]
+def problem_of(pod: Any, ours: str) -> Problem | None:  # noqa: ANN401  # V1Pod has no types
+    """Return why a pod does not run, or None.
+
+    Args:
+        pod: With its status.
+        ours: Name of the container that trains; others are a controller's.
+    """
+    found = [*_waiting(pod, ours), *_pending(pod)]
     return next((each for each in found if each.is_lasting), found[0] if found else None)
 
 
@@ -88,7 +91,7 @@ def refusal_of_event(event: Any) -> Problem:  # noqa: ANN401  # CoreV1Event has 
     return Problem(text, is_lasting=_FULL not in message)
 
 
-def _waiting(pod: Any) -> Iterator[Problem]:  # noqa: ANN401  # V1Pod has no types
+def _waiting(pod: Any, ours: str) -> Iterator[Problem]:  # noqa: ANN401  # V1Pod has no types
     """Yield why containers can't start, init containers first."""
     init, main = pod.status.init_container_statuses, pod.status.container_statuses
     for status in (*(init or ()), *(main or ())):
@@ -96,11 +99,11 @@ def _waiting(pod: Any) -> Iterator[Problem]:  # noqa: ANN401  # V1Pod has no typ
         if not waiting or waiting.reason in _BENIGN:
             continue
         text = f"{waiting.reason}: {waiting.message or ''}".strip(": ")
-        if status.name != CONTAINER:
+        if status.name != ours:
             text = f"container {status.name}: {text}"
         if waiting.reason not in _STUCK:
             yield Problem(text)
-        elif status.name == CONTAINER:
+        elif status.name == ours:
             yield Problem(f"{text}; change {_STUCK[waiting.reason]}", is_lasting=True)
         else:
             fix = _OF_OTHERS.get(status.name, _OF_OTHERS[""])

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from polarmask_components.training.job_identity import GROUP, VERSION
-from polarmask_components.training.training_job import LABELS, TrainingJob
+from polarmask_components.parameters.train_on import PYTORCHJOB
+from polarmask_components.training.job_identity import JOB_RESOURCES
+from polarmask_components.training.training_job import TrainingJob
 
-JOB_LABEL = "training.kubeflow.org/job-name"
-SPEC_ANNOTATION = "polarmask.io/spec-sha256"
+RESOURCE = JOB_RESOURCES[PYTORCHJOB]
+CONTAINER = "pytorch"
+"""The training operator sets the rank only in a container of this name."""
 
+_LABEL = "training.kubeflow.org"
 _SECONDS_KEPT = 24 * 3600
 """For a finished job whose launcher is gone; otherwise the launcher deletes it."""
 _SPARE_ROUNDS = 2
@@ -20,16 +23,6 @@ _STATES = ("Failed", "Succeeded", "Suspended", "Restarting", "Running", "Created
 
 def manifest_of(job: TrainingJob) -> dict[str, Any]:
     """Return the PyTorchJob."""
-    metadata: dict[str, Any] = {
-        "name": job.name,
-        "namespace": job.namespace,
-        "labels": {**LABELS},
-        "annotations": {SPEC_ANNOTATION: job.spec_sha256},
-    }
-    if job.request.job.queue:
-        metadata["labels"]["kueue.x-k8s.io/queue-name"] = job.request.job.queue
-    if job.owner:
-        metadata["ownerReferences"] = [dict(job.owner)]
     spec: dict[str, Any] = {
         "nprocPerNode": str(job.request.known_processes_per_node),
         "runPolicy": _run_policy(job),
@@ -43,9 +36,9 @@ def manifest_of(job: TrainingJob) -> dict[str, Any]:
             "maxRestarts": job.request.job.max_restarts,
         }
     return {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "PyTorchJob",
-        "metadata": metadata,
+        "apiVersion": RESOURCE.api_version,
+        "kind": RESOURCE.kind,
+        "metadata": job.metadata(),
         "spec": spec,
     }
 
@@ -72,16 +65,27 @@ def _replicas(job: TrainingJob) -> dict[str, Any]:
             "replicas": number,
             # In place: what the node has fetched already stays.
             "restartPolicy": "OnFailure",
-            "template": job.pod_template(),
+            "template": job.pod_template(CONTAINER),
         }
         for kind, number in numbers.items()
         if number
     }
 
 
-def first_pod(job: TrainingJob) -> str:
-    """Return the name of the pod of the first node."""
-    return f"{job.name}-{'worker' if job.request.is_elastic else 'master'}-0"
+def pods_of(job: TrainingJob) -> str:
+    """Return the label selector of the job's pods."""
+    return f"{_LABEL}/job-name={job.name}"
+
+
+def first_pod_of(job: TrainingJob) -> str:
+    """Return the label selector of the pod of the first node."""
+    replica = "worker" if job.request.is_elastic else "master"
+    return f"{pods_of(job)},{_LABEL}/replica-type={replica},{_LABEL}/replica-index=0"
+
+
+def creators_of(job: TrainingJob) -> tuple[str, ...]:
+    """Return the names of the objects whose events say that a pod is refused."""
+    return (job.name,)
 
 
 def state_of(job: Mapping[str, Any]) -> tuple[str, str]:

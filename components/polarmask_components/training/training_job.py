@@ -8,8 +8,7 @@ from typing import Any
 
 from polarmask_components.parameters.training_request import TrainingRequest
 
-CONTAINER = "pytorch"
-"""The training operator sets the rank only in a container of this name."""
+SPEC_ANNOTATION = "polarmask.io/spec-sha256"
 LABELS = {
     "app.kubernetes.io/name": "polarmask-training",
     "app.kubernetes.io/part-of": "polarmask",
@@ -50,20 +49,38 @@ class TrainingJob:
         """Restarts of all pods together; one crash restarts every pod."""
         return self.request.nodes * self.request.job.max_restarts
 
-    def pod_template(self) -> dict[str, Any]:
-        """Return the template of a pod; all pods are equal."""
+    def metadata(self) -> dict[str, Any]:
+        """Return the metadata of the job's object on the cluster."""
+        metadata: dict[str, Any] = {
+            "name": self.name,
+            "namespace": self.namespace,
+            "labels": {**LABELS},
+            "annotations": {SPEC_ANNOTATION: self.spec_sha256},
+        }
+        if self.request.job.queue:
+            metadata["labels"]["kueue.x-k8s.io/queue-name"] = self.request.job.queue
+        if self.owner:
+            metadata["ownerReferences"] = [dict(self.owner)]
+        return metadata
+
+    def pod_template(self, container: str) -> dict[str, Any]:
+        """Return the template of a pod; all pods are equal.
+
+        Args:
+            container: Name of the container that trains.
+        """
         return {
             "metadata": {
                 "labels": {**LABELS},
                 "annotations": {"sidecar.istio.io/inject": "false"},
             },
-            "spec": self._pod(),
+            "spec": self._pod({"name": container, **self.container()}),
         }
 
-    def _pod(self) -> dict[str, Any]:
+    def _pod(self, container: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.request.job
         pod: dict[str, Any] = {
-            "containers": [self.container()],
+            "containers": [container],
             "volumes": [
                 {"name": "workspace", "emptyDir": {"sizeLimit": settings.disk}},
                 {"name": "tmp", "emptyDir": {}},
@@ -91,12 +108,11 @@ class TrainingJob:
         return pod | {name: value for name, value in optional.items() if value}
 
     def container(self) -> dict[str, Any]:
-        """Return the container that trains."""
+        """Return the container that trains, without its name."""
         settings = self.request.job
         amounts = settings.amounts()
         environment = {"HOME": _WORKSPACE, **settings.env}
         container: dict[str, Any] = {
-            "name": CONTAINER,
             "image": self.image,
             "command": ["python", "-m", "polarmask_components.training.training_pod"],
             "args": [

@@ -94,16 +94,16 @@ def test_object_larger_than_a_tile_is_one_instance_of_several_polygons():
     np.testing.assert_allclose(found.boxes_xywh[0], [80, 30, 240, 240], atol=2)
 
 
-def test_two_neighbours_are_not_joined_by_one_shape_over_both():
-    """One tile sees two squares side by side, the next one shape over both, less sure of it."""
-    pair = [square(70, 20, 10), square(80, 20, 10)]
-    over_both = np.array([[90, 20], [90, 30], [70, 30], [70, 20]], np.float32)
+def test_neighbours_are_not_joined_by_one_shape_over_all():
+    """One tile sees three squares side by side, the next one shape over all, less sure of it."""
+    row = [square(60, 20, 10), square(71, 20, 10), square(82, 20, 10)]
+    over_all = np.array([[92, 20], [92, 30], [60, 30], [60, 20]], np.float32)
     by_left = {
-        0: made_of(pair, [0.9, 0.8]),
-        32: made_of([over_both - (32, 0)], [0.5]),
+        0: made_of(row, [0.9, 0.8, 0.7]),
+        32: made_of([over_all - (32, 0)], [0.5]),
     }
     found = predict_tiled(lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96)
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.5])
 
 
 def test_the_best_of_equal_shapes_is_kept():

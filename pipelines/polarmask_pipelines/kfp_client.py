@@ -13,7 +13,10 @@ from polarmask_pipelines.package import Package
 
 _PAGE_SIZE = 200
 _POLL_SECONDS = 5.0
-_ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
+SUCCEEDED = {"SUCCEEDED", "SKIPPED"}
+CANCELED = {"CANCELING", "CANCELED", "CANCELLED"}
+"""A run that somebody ended is in one of these. Kubeflow 2.17 lets it end as FAILED afterwards."""
+_ENDED = {*SUCCEEDED, "FAILED", "CANCELED", "CANCELLED"}
 
 
 class Kubeflow:

@@ -27,6 +27,7 @@ from kube.kfp_rules import (
     check_recurring_run,
     read_package,
 )
+from kube.kfp_tasks import failed_tasks
 
 _PREFIX = "/apis/v2beta1"
 _PAGE_SIZE, _MAX_PAGE_SIZE = 20, 200
@@ -41,6 +42,8 @@ class KfpServer:
         login_page: Whether a login page answers all requests.
         can_orphan: Whether it knows `propagation_policy`, as since 2.16; before, the option is
             ignored, as all query parameters that the server does not know.
+        terminated: State in which a run ends that somebody terminated. Nothing in the sources of
+            2.17 sets CANCELED for a run of Argo's; the protocol has it.
         experiments, pipelines, versions, runs, recurring_runs: By id, as the API shows them.
     """
 
@@ -51,6 +54,7 @@ class KfpServer:
         self.faults = Faults()
         self.login_page = False
         self.can_orphan = True
+        self.terminated = "FAILED"
         self.experiments, self.pipelines, self.versions = {}, {}, {}
         self.runs, self.recurring_runs = {}, {}
         self._packages = {}
@@ -70,17 +74,26 @@ class KfpServer:
         self._http.server_close()
 
     def set_state(self, run_id, state, *, failed=(), succeeded=(), error=""):
-        """Set the state of a run and the names of its tasks that failed and succeeded."""
+        """Set the state of a run.
+
+        Args:
+            run_id: Of the run.
+            state: Its state.
+            failed: Steps that failed, the first one first; the real server also lists all levels
+                of the graph around them.
+            succeeded: Names of entries, as the server lists them, that succeeded.
+            error: Of the run; the real server gives none when a step fails.
+        """
         with self._lock:
             run = self.runs[run_id]
             run["state"] = state
-            run["run_details"] = {
-                "task_details": [
-                    {"run_id": run_id, "task_id": name, "display_name": name, "state": ended}
-                    for ended, names in (("FAILED", failed), ("SUCCEEDED", succeeded))
-                    for name in names
-                ]
-            }
+            version = run["pipeline_version_reference"]["pipeline_version_id"]
+            tasks = failed_tasks(self._packages[version], failed, run_id)
+            tasks += [
+                {"run_id": run_id, "task_id": name, "display_name": name, "state": "SUCCEEDED"}
+                for name in succeeded
+            ]
+            run["run_details"] = {"task_details": tasks}
             if error:
                 run["error"] = {"code": 13, "message": error}
 
@@ -171,6 +184,16 @@ class KfpServer:
         self._check_reference(body)
         return self._add(self.runs, "run_id", {**body, "state": "PENDING"})
 
+    def get_run(self, run_id, **_):
+        run = dict(self.one_of("runs", run_id))
+        if run["state"] == "CANCELING":  # its pods have ended by the next look
+            self.runs[run_id]["state"] = self.terminated
+        return run
+
+    def terminate_run(self, run_id, **_):
+        self.set_state(run_id, "CANCELING", failed=["train"])
+        return {}
+
     def create_recurring_run(self, *, body, **_):
         check_body(body, BODIES["recurring_run"], "recurring_run")
         check_recurring_run(body)
@@ -250,7 +273,8 @@ _ROUTES = (
     ("GET", f"/pipelines/{_ID}/versions/{_ID}", _getter("versions")),
     ("GET", "/runs", _lister("runs")),
     ("POST", "/runs", KfpServer.create_run),
-    ("GET", f"/runs/{_ID}", _getter("runs")),
+    ("GET", f"/runs/{_ID}", KfpServer.get_run),
+    ("POST", f"/runs/{_ID}:terminate", KfpServer.terminate_run),
     ("GET", "/recurringruns", _lister("recurringRuns")),
     ("POST", "/recurringruns", KfpServer.create_recurring_run),
     ("GET", f"/recurringruns/{_ID}", _getter("recurring_runs")),

@@ -19,6 +19,7 @@ def package():
 def no_user_settings(monkeypatch, tmp_path):
     """Hide the settings in the user's home and environment from `kfp.Client`."""
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
     for name in ("KFP_HOST", "KFP_NAMESPACE", "KFP_TOKEN", "KF_PIPELINES_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
 

@@ -48,6 +48,23 @@ def test_the_client_s_own_methods_work(client, kfp_server, uploaded):
     assert client.list_recurring_runs().recurring_runs is None
 
 
+def test_a_terminated_run_is_cancelled_before_it_fails(client, uploaded):
+    run = client.run_pipeline(job_name="x", **uploaded).run_id
+    client.terminate_run(run)
+    assert [client.get_run(run).state for _ in range(2)] == ["CANCELING", "FAILED"]
+
+
+def test_a_failed_run_lists_every_level_without_texts(client, kfp_server, uploaded):
+    run = client.run_pipeline(job_name="x", **uploaded).run_id
+    kfp_server.set_state(run, "FAILED", failed=["train"])
+    tasks = client.get_run(run).run_details.task_details
+    failed = {each.display_name for each in tasks if each.state == "FAILED"}
+    groups = {"root", "exit-handler-1", "condition-2", "train"}
+    assert failed == groups | {f"{each}(0)" for each in groups} | {"executor"}
+    assert {each.display_name for each in tasks} - failed == {f"{each}-driver" for each in groups}
+    assert {(each.error, each.pod_name) for each in tasks} == {(None, None)}
+
+
 @pytest.mark.parametrize(
     ("can_orphan", "policy", "state"),
     [(True, "ORPHAN", "RUNNING"), (True, None, "FAILED"), (False, "ORPHAN", "FAILED")],

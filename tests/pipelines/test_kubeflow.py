@@ -13,6 +13,7 @@ import yaml
 from kube.faults import Fault
 from kube.kfp_rules import read_package
 from kube.kfp_server import KfpServer
+from kube.server import KubeServer
 from polarmask_pipelines.__main__ import main
 from polarmask_pipelines.commands import kubeflow
 from polarmask_pipelines.package import compile_package
@@ -94,19 +95,111 @@ def test_a_run_that_the_gate_stopped_is_no_success(kfp_server, capsys, succeeded
     )
 
 
-def test_failed_run_names_its_tasks_and_fails_the_command(kfp_server, capsys):
-    after_start(
-        kfp_server, lambda run: kfp_server.set_state(run, "FAILED", failed=["train"], error="dead")
-    )
+def fail(server, *steps, **options):
+    after_start(server, lambda run: server.set_state(run, "FAILED", failed=steps, **options))
+
+
+@pytest.mark.parametrize("steps", [["preflight"], ["train"], ["measure-engines", "remember-run"]])
+def test_of_a_failed_run_the_one_step_is_named_and_the_way_to_its_log(kfp_server, capsys, steps):
+    fail(kfp_server, *steps, error="dead")
     assert main(["submit", "--wait"]) == 1
     printed = capsys.readouterr().out
-    assert "failed      train" in printed
+    run = only(kfp_server.runs)["run_id"]
+    assert re.findall(r"^failed .*", printed, re.MULTILINE) == [f"failed      {steps[0]}"]
     assert "error       dead" in printed
+    assert f"kubectl -n kubeflow logs -l pipeline/runid={run} --prefix --tail 100 -c" in printed
 
 
-def test_cancelled_run_ends_the_wait(kfp_server):
-    after_start(kfp_server, lambda run: kfp_server.set_state(run, "CANCELED"))
+def test_a_step_that_worked_at_its_second_try_is_not_named(kfp_server, package, capsys):
+    def act(run):
+        kfp_server.set_state(run, "FAILED", failed=["ingest-coco", "gate-model"])
+        tasks = kfp_server.runs[run]["run_details"]["task_details"]
+        again = next(each for each in tasks if each["display_name"] == "ingest-coco")
+        again["state"] = "SUCCEEDED"
+
+    after_start(kfp_server, act)
     assert main(["submit", "--wait"]) == 1
+    assert "failed      gate-model\n" in capsys.readouterr().out
+
+
+def put_step_pod(kube, run, path, lines=(), status=None):
+    """Create the pod of a step as Argo does, with its log."""
+    name = f"run-system-container-impl-{len(kube.list('Pod'))}"
+    meta = {"name": name, "labels": {"pipeline/runid": run}}
+    meta["annotations"] = {"workflows.argoproj.io/node-name": f"run.root.{path}"}
+    spec = {"containers": [{"name": "main", "image": "trainer:1"}]}
+    pod = kube.create("Pod", {"metadata": meta, "spec": spec})
+    log = kube.logs.start(pod, "main")
+    for line in lines:
+        kube.logs.write(log, f"{line}\n")
+    ended = {"name": "main", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+    ended |= {"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    new = {"phase": "Failed", "containerStatuses": [ended]} | (status or {})
+    kube.update("Pod", name, lambda obj: obj["status"].update(new), status=True)
+    return name
+
+
+@pytest.fixture
+def kubeflow_namespace(monkeypatch, tmp_path):
+    """The namespace kubeflow of a cluster that KUBECONFIG names."""
+    with KubeServer(namespace="kubeflow") as running:
+        monkeypatch.setenv("KUBECONFIG", str(running.write_kubeconfig(tmp_path / "kubeconfig")))
+        yield running
+
+
+def test_the_last_lines_of_the_step_are_printed_and_the_command_for_the_rest(
+    kfp_server, kubeflow_namespace, capsys
+):
+    pods = []
+
+    def act(run):
+        path = "exit-handler-1(0).exit-handler-1.condition-2(0)"
+        put_step_pod(kubeflow_namespace, run, f"{path}.evaluate(0).executor", ["not this one"])
+        lines = [f"line {number}" for number in range(20)]
+        lines += ["LaunchError: the GPU fell off https://t0k@git/x", "", 'time="..." level=error']
+        lines += ["F1129 12:00:00.000000 1 main.go:65] failed to execute component: exit status 1"]
+        pods.append(put_step_pod(kubeflow_namespace, run, f"{path}.train(0).executor", lines))
+        kfp_server.set_state(run, "FAILED", failed=["train"])
+
+    after_start(kfp_server, act)
+    assert main(["submit", "--wait"]) == 1
+    printed = capsys.readouterr().out
+    assert "failed      train: exit code 1 (Error)\n" in printed
+    assert "  | line 19\n  | LaunchError: the GPU fell off https://***@git/x\n" in printed
+    for unwanted in ("| line 2\n", "main.go", "level=error", "not this one"):
+        assert unwanted not in printed
+    assert f"log         kubectl -n kubeflow logs {pods[0]} -c main\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("status", "expected_text"),
+    [
+        ({"reason": "Evicted", "message": "low on memory"}, "Evicted: low on memory"),
+        ({"containerStatuses": []}, "train"),
+    ],
+)
+def test_a_step_without_last_words_has_the_reason_of_its_pod(
+    kfp_server, kubeflow_namespace, capsys, status, expected_text
+):
+    def act(run):
+        put_step_pod(kubeflow_namespace, run, "train-driver", status=status)
+        kfp_server.set_state(run, "FAILED", failed=["train"])
+
+    after_start(kfp_server, act)
+    assert main(["submit", "--wait"]) == 1
+    assert re.search(r"^failed .*", capsys.readouterr().out, re.MULTILINE)[0].endswith(
+        expected_text
+    )
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_run_that_somebody_ended_is_no_failure(kfp_server, capsys, state):
+    kfp_server.terminated = state
+    after_start(kfp_server, kfp_server.terminate_run)
+    assert main(["submit", "--wait"]) == 4
+    printed = capsys.readouterr().out
+    assert "CANCELLED   somebody ended the run" in printed
+    assert "failed      " not in printed
 
 
 def test_wait_continues_after_a_restart_of_the_server(kfp_server, capsys):

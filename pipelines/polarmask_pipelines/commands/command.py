@@ -17,6 +17,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 STOPPED_BY_GATE = 3
 """Exit code of a run without an error that deployed nothing, because the gate stopped its model."""
 
+CANCELED_RUN = 4
+"""Exit code of a run that somebody ended."""
+
 
 def emphasized(text: str) -> str:
     """Return a text in bold, if people read it on a terminal."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from polarmask.system.redaction import redact
 from polarmask_pipelines.commands.command import (
+    CANCELED_RUN,
     DRY_RUN,
     PARAM,
     STOPPED_BY_GATE,
@@ -17,7 +18,8 @@ from polarmask_pipelines.commands.command import (
     switch,
 )
 from polarmask_pipelines.errors import KubeflowError
-from polarmask_pipelines.kfp_client import Kubeflow
+from polarmask_pipelines.failed_step import failed_pod, failed_step, log_command
+from polarmask_pipelines.kfp_client import CANCELED, SUCCEEDED, Kubeflow
 from polarmask_pipelines.package import Package, compile_package
 from polarmask_pipelines.parameters import check_parameters, read_parameters, write_value
 from polarmask_pipelines.schedule import Schedule, is_ours, make_plan
@@ -28,6 +30,8 @@ _NOT_DELETED = (
     "the run with its schedule. The schedule is switched off and starts no more runs; "
     "`{command}` deletes it after its run has ended"
 )
+_STANDALONE_NAMESPACE = "kubeflow"
+"""Of the steps, where Kubeflow serves one user."""
 _GATE, _DEPLOY = "gate-model", "deploy-torchserve"
 _SERVER = (
     argument(
@@ -49,7 +53,11 @@ _ACCOUNT = argument("--service-account", "account of the steps (default: Kubeflo
     PARAM,
     argument("--name", "of the pipeline run (default: pipeline and time)"),
     _ACCOUNT,
-    switch("--wait", "wait for the end; exit code 1 if the run failed, 3 if the gate stopped it"),
+    switch(
+        "--wait",
+        "wait for the end; exit code 1 if the run failed, 3 if the gate stopped it, 4 if somebody "
+        "cancelled it",
+    ),
     DRY_RUN,
 )
 def submit(options: argparse.Namespace) -> int:
@@ -70,24 +78,30 @@ def submit(options: argparse.Namespace) -> int:
         params=parameters,
         service_account=options.service_account or None,
     )
-    return _follow(kubeflow, run.run_id) if options.wait else 0
+    if not options.wait:
+        return 0
+    namespace = _namespace(options) or _STANDALONE_NAMESPACE
+    return _follow(kubeflow, run.run_id, package, namespace)
 
 
-def _follow(kubeflow: Kubeflow, run_id: str) -> int:
+def _follow(kubeflow: Kubeflow, run_id: str, package: Package, namespace: str) -> int:
+    states = set()
     try:
         for run in kubeflow.follow(run_id):
+            states.add(run.state)
             state = (run.state or "PENDING").lower()
             print(f"{datetime.now().astimezone():%H:%M:%S}    {state}", flush=True)
     except KeyboardInterrupt:
         print("\nthe run continues; end it in the UI")
         return 130
     tasks = (run.run_details and run.run_details.task_details) or []
-    failed = [each.display_name for each in tasks if each.state == "FAILED"]
-    if failed:
-        print(f"failed      {', '.join(failed)}; the UI shows their logs")
-    if run.error:
-        print(f"error       {run.error.message}")
-    if run.state not in ("SUCCEEDED", "SKIPPED"):
+    if run.state not in SUCCEEDED:
+        if CANCELED & states.union(each.state for each in run.state_history or ()):
+            print(
+                f"{emphasized('CANCELLED')}   somebody ended the run; none of its steps is to blame"
+            )
+            return CANCELED_RUN
+        _print_failure(run, failed_step(package, tasks), namespace)
         return 1
     # Entries of retries and groups have the name of their task, too, as in "train(0)".
     ran = {each.display_name.partition("(")[0] for each in tasks if each.state == "SUCCEEDED"}
@@ -98,6 +112,19 @@ def _follow(kubeflow: Kubeflow, run_id: str) -> int:
         )
         return STOPPED_BY_GATE
     return 0
+
+
+def _print_failure(run: Any, step: str, namespace: str) -> None:  # noqa: ANN401  # the client has no types
+    """Print which step failed, why, and where the rest is."""
+    pod = failed_pod(step, run_id=run.run_id, namespace=namespace) if step else None
+    reason = f": {pod.reason}" if pod and pod.reason else ""
+    if step:
+        print(f"failed      {step}{reason}")
+    for line in pod.lines if pod else ():
+        print(f"  | {redact(line)}")
+    if run.error:
+        print(f"error       {run.error.message}")
+    print(f"log         {log_command(pod, run_id=run.run_id, namespace=namespace)}")
 
 
 @command(
@@ -174,9 +201,13 @@ def _connect(options: argparse.Namespace) -> Kubeflow:
     return Kubeflow(
         options.host or os.environ.get("KFP_HOST", ""),
         experiment=options.experiment,
-        namespace=options.namespace or os.environ.get("KFP_NAMESPACE", ""),
+        namespace=_namespace(options),
         token=os.environ.get("KFP_TOKEN", ""),
     )
+
+
+def _namespace(options: argparse.Namespace) -> str:
+    return options.namespace or os.environ.get("KFP_NAMESPACE", "")
 
 
 def _recurring_runs(kubeflow: Kubeflow) -> tuple[list[Any], list[Any]]:

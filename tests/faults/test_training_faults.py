@@ -428,6 +428,29 @@ def put_quota(cluster, pods):
     cluster.server.create("ResourceQuota", quota)
 
 
+def test_t46_elastic_job_ends_with_the_worker_that_is_left_when_another_can_not_come_back(
+    cluster, launch, result, caplog
+):
+    def break_one():
+        cluster.server.wait_for(
+            lambda: all("up" in cluster.server.logs.text(f"{NAME}-worker-{i}") for i in (0, 1)), 60
+        )
+        cluster.kubelet.images = {}
+        cluster.kubelet.kill_pod(f"{NAME}-worker-1")
+        cluster.server.wait_for(lambda: "training continues on the other" in caplog.text, 60)
+        cluster.kubelet.kill_pod(f"{NAME}-worker-0", signal.SIGUSR1)
+
+    script = f"""
+import signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: ({result}, sys.exit(0)))
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+    with meanwhile(break_one):
+        launch(job_of(script, min_nodes=1))
+
+
 _LAUNCHER = """
 import sys
 from pathlib import Path

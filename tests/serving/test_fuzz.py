@@ -18,6 +18,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from costly_requests import silent_connections
 from damaged_images import damaged_file, image_files
@@ -235,15 +236,13 @@ def operations(server, images):
         "X-Categories": {"type": "string", "enum": ["nucleus", "7", "debris,3", "[3]"]},
     }
     document = openapi.document()
-    for item in document["paths"].values():
-        if "post" not in item:
-            continue
-        item["post"]["parameters"] = [
+    for operation in (each for item in document["paths"].values() for each in item.values()):
+        operation["parameters"] = [
             each | {"schema": known.get(each["name"], each["schema"])}
-            for each in item["post"]["parameters"]
+            for each in operation.get("parameters", [])
             if each["in"] != "query"  # becomes a header, so the two would fight
         ]
-        form = item["post"]["requestBody"]["content"].get("multipart/form-data")
+        form = operation.get("requestBody", {"content": {}})["content"].get("multipart/form-data")
         if form:
             form["schema"]["properties"]["categories"] = known["X-Categories"]
     for name in ("OneImage", "Images"):
@@ -264,7 +263,13 @@ def ask_as_documented(operation, mode, url, sent):
     def ask(case):
         assume(all(case.headers.values()))  # TorchServe drops empty headers
         answer = case.call(base_url=url, timeout=60)
-        case.validate_response(answer)
+        # An image of a list fails alone, so a list may break the rules and be answered.
+        alone = (
+            [negative_data_rejection]
+            if b'{"error":' in answer.content and answer.status_code == 200
+            else []
+        )
+        case.validate_response(answer, excluded_checks=alone)
         sent[operation.label, answer.status_code] += 1
 
     ask()

@@ -20,8 +20,8 @@ from kube.operator import TrainingOperator
 from kube.server import KubeServer
 from polarmask.cli import main as polarmask
 from polarmask_components.storage.s3_objects import S3Objects
+from polarmask_components.training.job_identity import job_name
 from polarmask_components.training.job_storage import JobStorage
-from polarmask_components.training.training_job import job_name
 
 ROOT = Path(__file__).parents[2]
 PRESET = "tiny"

@@ -22,10 +22,11 @@ from polarmask.config.settings import LabelConfig
 from polarmask.data.coco import Category
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
-from polarmask_components.deploy import cluster_deployment, trial
+from polarmask_components.deploy import cluster_deployment
 from polarmask_components.deploy.ask_server import ask
 from polarmask_components.deploy.deploy import deploy
 from polarmask_components.deploy.register_model import register_model
+from polarmask_components.deploy.trial import run as trial_run
 from polarmask_components.registry.registry import open_registry
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,7 @@ class ServingCluster:
         self.server.write_kubeconfig(path, "polarmask-pipeline")
         patch.setenv("KUBECONFIG", str(path))
         patch.setattr(cluster_deployment, "_POLL_SECONDS", 0.1)
-        patch.setattr(trial, "_POLL_SECONDS", 0.5)
+        patch.setattr(trial_run, "_POLL_SECONDS", 0.5)
 
     def service(self):
         return self.server.get("Service", "polarmask")

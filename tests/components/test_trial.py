@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import RollOutError
 from polarmask_serving.errors import ServerError
-from polarmask_serving.proxy.traffic import entries
+from polarmask_serving.proxy.trial import entries
 from serving_cluster import cluster_of_one_image, make_model
 
 pytestmark = [
@@ -108,8 +108,17 @@ def test_a_bad_model_stays_out_and_clients_notice_nothing(
     assert not [each for each in seen if " " in each]  # no error
 
 
+def test_a_trial_lasts_from_when_its_shares_have_reached_the_proxies(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cluster.kubelet, "volume_lag", 6)  # twice as long as the trial
+    with clients(cluster):
+        deployed = cluster.deploy(make_model(tmp_path / "m", seed=13), trial=COPIES)
+    assert deployed.trial["compared"] >= 10
+
+
 def test_without_requests_the_model_stays_out(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr("polarmask_components.deploy.trial._REACH_SECONDS", 1.0)
+    monkeypatch.setattr("polarmask_components.deploy.trial.run._REACH_SECONDS", 1.0)
     with pytest.raises(RollOutError, match="only 0 requests reached the candidate, 10 are needed"):
         cluster.deploy(make_model(tmp_path / "m", seed=10), trial=COPIES | {"minutes": 0.01})
     assert is_over(cluster)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from polarmask.errors import ConfigError
-from polarmask_components.deploy.trial_figures import (
+from polarmask_components.deploy.trial.figures import (
     Figures,
     Requests,
     Side,
@@ -14,7 +14,7 @@ from polarmask_components.deploy.trial_figures import (
     figures_of,
     match,
 )
-from polarmask_components.deploy.trial_settings import TrialSettings, read_trial_settings
+from polarmask_components.deploy.trial.settings import TrialSettings, read_trial_settings
 
 SIDE = Side(requests=100, errors=0, instances=3.0, p50=0.1, p95=0.2)
 GOOD = Figures(compared=100, unanswered=0, agreement=0.9, mean_iou=0.8, candidate=SIDE, stable=SIDE)

@@ -124,6 +124,37 @@ def test_the_rules_find(expected_text, kind):
     assert all(re.search(expected_text, problem) for problem in found)
 
 
+def test_the_account_of_kubeflow_without_profiles_has_all_rights_of_the_pipelines_own(overlay):
+    bindings = [each for each in overlay if each["kind"].endswith("RoleBinding")]
+    own = {"kind": "ServiceAccount", "name": "polarmask-pipeline", "namespace": "polarmask"}
+    runner = {"kind": "ServiceAccount", "name": "pipeline-runner", "namespace": "kubeflow"}
+    bound = {each["roleRef"]["name"] for each in bindings if own in each["subjects"]}
+    assert bound == {"polarmask-pipeline", "polarmask-preflight", "polarmask-trial"}
+    assert bound == {each["roleRef"]["name"] for each in bindings if runner in each["subjects"]}
+
+
+def test_pods_reach_name_servers_each_other_and_the_storage_of_the_overlay(overlay):
+    denied = find(overlay, "NetworkPolicy/default-deny")["spec"]
+    assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name in ("serving", "training", "candidate"):
+        rules = find(overlay, f"NetworkPolicy/{name}")["spec"]["egress"]
+        assert all(rule.get("to") for rule in rules)
+        ports = {port["port"] for rule in rules for port in rule.get("ports", [])}
+        (storage,) = ports - {53}
+        assert storage in (443, 8333)
+
+
+def test_whoever_asks_a_candidate_may_ask_the_server(overlay):
+    def sources(name):
+        rules = find(overlay, f"NetworkPolicy/{name}")["spec"]["ingress"]
+        return [each for rule in rules for each in rule["from"]]
+
+    open_to = [each.get("namespaceSelector") for each in sources("serving")]
+    for source in sources("candidate"):
+        assert source["podSelector"]["matchLabels"]
+        assert source.get("namespaceSelector") in open_to
+
+
 def test_applying_again_changes_neither_the_model_nor_the_number_of_pods(overlay):
     """The deploy step and the autoscaler own these fields; kubectl leaves what it is not given."""
     deployment = find(overlay, "Deployment/polarmask")

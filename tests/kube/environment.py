@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from kube.errors import ApiError
@@ -36,6 +37,7 @@ class Volumes:
         self._server = server
         self._namespace = pod["metadata"]["namespace"]
         self._folders = {}
+        self._changed = {}  # folder -> when its content was found to be old
         self._projected = {}  # folder -> (kind, reference, entries, number of the version)
         for volume in pod["spec"].get("volumes", []):
             path = Path(folder) / "volumes" / volume["name"]
@@ -69,14 +71,19 @@ class Volumes:
             shutil.rmtree(path / f"..version-{number - 1}")
         self._projected[path] = (kind, reference, entries, number)
 
-    def refresh(self):
-        """Write changed Secrets and ConfigMaps to the folders."""
+    def refresh(self, lag):
+        """Write changed Secrets and ConfigMaps to the folders, so many seconds after the change."""
         for path, (kind, reference, entries, number) in list(self._projected.items()):
             try:
                 now = read_map(self._server, kind, reference, self._namespace)
             except ConfigError:  # deleted: pods keep the last content
                 continue
-            if now != entries:
+            if now == entries:
+                self._changed.pop(path, None)
+                continue
+            changed = self._changed.setdefault(path, time.monotonic())
+            if time.monotonic() - changed >= lag:
+                del self._changed[path]
                 self._project(path, kind, reference, number + 1)
 
     def mapping(self, container):

@@ -23,14 +23,17 @@ class Kubelet(Controller):
         nodes: Node name -> its extended resources: `{"a": {"nvidia.com/gpu": 2}}`.
             cpu and memory are checked if given.
         backoff: Seconds before the second restart of a container; doubled at each further one.
+        volume_lag: Seconds until a changed Secret or ConfigMap is in the pods' folders; about
+            a minute in clusters.
     """
 
     name = "kubelet"
 
-    def __init__(self, server, images=None, nodes=None, backoff=0.2):
+    def __init__(self, server, images=None, nodes=None, backoff=0.2, volume_lag=0):
         super().__init__(server)
         self.images = images
         self.backoff = backoff
+        self.volume_lag = volume_lag
         self._nodes = nodes or {"node-0": {}}
         self._runners = {}  # uid -> PodRunner
         # Addresses that no other test process on this machine is likely to use.
@@ -65,6 +68,7 @@ class Kubelet(Controller):
                 self._schedule(pod)
             elif node in self._nodes and uid not in self._runners:
                 self._runners[uid] = PodRunner(self, pod, next(self._addresses))
+        return 0.2 if self.volume_lag else None
 
     def _stop(self, pod):
         meta = pod["metadata"]

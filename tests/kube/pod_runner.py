@@ -63,7 +63,7 @@ class PodRunner:
         """Bring changed Secrets and ConfigMaps to the pod's folders."""
         with self._lock:
             if self._volumes is not None and not self._over:
-                self._volumes.refresh()
+                self._volumes.refresh(self.kubelet.volume_lag)
 
     def current(self):
         """Return the pod with the status of now, for its environment."""

@@ -12,7 +12,7 @@ import requests
 
 from polarmask_serving.answer.options import TRIAL_HEADER
 from polarmask_serving.proxy.config import Trial
-from polarmask_serving.proxy.traffic import entries
+from polarmask_serving.proxy.trial import entries
 from polarmask_serving.torchserve.probe import Target
 from proxy_process import running_proxy
 from scripted_server import FOUND, ScriptedServer

@@ -4,7 +4,7 @@ import logging
 
 from polarmask.errors import ConfigError
 from polarmask_components.checks.planned_run import PlannedRun
-from polarmask_components.deploy.target import read_trial
+from polarmask_components.deploy.trial.settings import read_trial
 from polarmask_components.errors import PreflightError
 from polarmask_components.notification import check_webhook
 from polarmask_components.parameters.label_work import label_shards

@@ -21,8 +21,8 @@ from polarmask_components.deploy.cluster_state import (
     served_model,
 )
 from polarmask_components.deploy.target import Proof, ServedModel
-from polarmask_components.deploy.trial import Trial, end_leftover
-from polarmask_components.deploy.trial_settings import TrialSettings
+from polarmask_components.deploy.trial.run import Trial, end_leftover
+from polarmask_components.deploy.trial.settings import TrialSettings
 from polarmask_components.errors import ComponentError, RegistryError, RollOutError
 from polarmask_components.registry.registry import Registry
 from polarmask_serving.errors import ServingError

@@ -20,9 +20,8 @@ from polarmask_components.deploy.target import (
     Deployment,
     DeployTarget,
     ServedModel,
-    read_trial,
 )
-from polarmask_components.deploy.trial_settings import TrialSettings
+from polarmask_components.deploy.trial.settings import TrialSettings, read_trial
 from polarmask_components.errors import ComponentError, ConflictError, RollOutError
 from polarmask_components.registry.registry import ModelRecord, Registry
 from polarmask_components.signals import end_run, on_stop_signal

@@ -1,11 +1,8 @@
 """What all places have in common in which models are put into service."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from polarmask.errors import ConfigError
-from polarmask_components.deploy.trial_settings import TrialSettings, read_trial_settings
 from polarmask_components.registry.registry import ModelRecord, Registry
 
 CLUSTER = "kubernetes://"
@@ -75,17 +72,3 @@ class DeployTarget(Protocol):
         Args:
             champion: Of the registry; None also where it can't be read.
         """
-
-
-def read_trial(trial: Mapping[str, Any], target: str) -> TrialSettings | None:
-    """Read how to try a new model on live requests; None: not at all.
-
-    Raises:
-        ConfigError: A setting that can't work, or a target without live requests.
-    """
-    settings = read_trial_settings(trial)
-    if settings is not None and not target.startswith(CLUSTER):
-        raise ConfigError(
-            f"deploy_trial needs a cluster, and deploy_target is {target!r}; leave it empty"
-        )
-    return settings

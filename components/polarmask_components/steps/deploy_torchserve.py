@@ -37,7 +37,7 @@ def deploy_torchserve(
         answer: The new version's answer to the image, as JSON; metadata: version, and the
             figures of the trial if there was one.
         trial: How to try the model on live requests of a cluster first: fields of
-            `trial_settings.TrialSettings`; empty for none.
+            `trial.settings.TrialSettings`; empty for none.
 
     Returns:
         Where the model answers.

@@ -56,7 +56,7 @@ def preflight(
         min_nodes: Nodes that an elastic training job can continue with; 0 needs all.
         storage: s3://bucket/prefix for checkpoints and result of the training job.
         label_pods: Pods that make the ray labels.
-        trial: How to try the model on live requests: fields of `trial_settings.TrialSettings`.
+        trial: How to try the model on live requests: fields of `trial.settings.TrialSettings`.
         max_problems: Largest share of images, and of objects, that may be left out, in [0, 1].
 
     Returns:

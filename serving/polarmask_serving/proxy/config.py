@@ -21,7 +21,7 @@ from polarmask_serving.errors import ServerError
 from polarmask_serving.proxy import openapi
 from polarmask_serving.proxy.page import demo_page
 from polarmask_serving.proxy.refusals import REFUSALS, UNCHECKED, body_of, error_body
-from polarmask_serving.proxy.traffic import COPIES, SHARE
+from polarmask_serving.proxy.trial import COPIES, SHARE, Trial
 from polarmask_serving.torchserve.probe import Target
 
 HERE = Path(__file__).parent
@@ -49,17 +49,6 @@ class Limits:
     def for_workers(cls, workers: int) -> "Limits":
         """Return limits for this number of workers."""
         return cls(working=2 * workers, waiting=16 * workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Where a new model may be tried on live requests."""
-
-    host: str
-    port: int
-    """Of the candidate's Service."""
-    traffic: Path
-    """Folder of a mounted ConfigMap with the shares, see `traffic`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from polarmask_serving.errors import ServerError, ServingError
-from polarmask_serving.proxy.config import Front, Limits, Trial, write_config
+from polarmask_serving.proxy.config import Front, Limits, write_config
+from polarmask_serving.proxy.trial import read_trial
 from polarmask_serving.torchserve import launch, probe
 
 PORT = 8080
@@ -59,24 +60,6 @@ def _wait_for_server(folder: Path) -> probe.Target:
         time.sleep(_POLL_SECONDS)
 
 
-def _read_trial() -> Trial | None:
-    """Return where a candidate may be tried, from the environment.
-
-    Raises:
-        ServerError: CANDIDATE is no address.
-    """
-    address, traffic = os.environ.get("CANDIDATE", ""), os.environ.get("TRAFFIC", "")
-    if not address:
-        return None
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not traffic:
-        raise ServerError(
-            f"CANDIDATE is {address!r} and TRAFFIC {traffic!r}: write HOST:PORT of the candidate's "
-            "Service, and the folder where the ConfigMap of the shares is mounted"
-        )
-    return Trial(host=host, port=int(port), traffic=Path(traffic).absolute())
-
-
 def _read_origins() -> tuple[str, ...]:
     """Return the sites whose pages may ask, from the environment.
 
@@ -118,7 +101,7 @@ def _read_front(options: argparse.Namespace) -> Front:
         folder=options.scratch.resolve(),
         tokens=tokens and tokens.absolute(),
         tls=tls and tls.absolute(),
-        trial=_read_trial(),
+        trial=read_trial(),
         is_candidate=os.environ.get("IS_CANDIDATE") == "yes",
         origins=_read_origins(),
     )

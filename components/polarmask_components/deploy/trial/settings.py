@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
+from polarmask_components.deploy.target import CLUSTER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,17 @@ def read_trial_settings(plain: Mapping[str, Any]) -> TrialSettings | None:
     if not plain:
         return None
     return read_settings(TrialSettings, plain, name="deploy_trial")
+
+
+def read_trial(trial: Mapping[str, Any], target: str) -> TrialSettings | None:
+    """Read how to try a new model on live requests; None: not at all.
+
+    Raises:
+        ConfigError: A setting that can't work, or a target without live requests.
+    """
+    settings = read_trial_settings(trial)
+    if settings is not None and not target.startswith(CLUSTER):
+        raise ConfigError(
+            f"deploy_trial needs a cluster, and deploy_target is {target!r}; leave it empty"
+        )
+    return settings

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarmask.evaluation.gate import Verdict
-from polarmask_components.deploy.trial_settings import TrialSettings
+from polarmask_components.deploy.trial.settings import TrialSettings
 
 _SAME = 0.5
 """Box IoU from which on two instances are the same object."""

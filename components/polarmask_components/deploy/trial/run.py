@@ -21,8 +21,8 @@ from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.deploy.cluster_deployment import ClusterDeployment
 from polarmask_components.deploy.cluster_state import Object, served_model
 from polarmask_components.deploy.target import ServedModel
-from polarmask_components.deploy.trial_figures import Figures, Requests, decide_trial, figures_of
-from polarmask_components.deploy.trial_settings import TrialSettings
+from polarmask_components.deploy.trial.figures import Figures, Requests, decide_trial, figures_of
+from polarmask_components.deploy.trial.settings import TrialSettings
 from polarmask_components.errors import (
     ClusterError,
     ComponentError,
@@ -30,7 +30,7 @@ from polarmask_components.errors import (
     RollOutError,
 )
 from polarmask_components.signals import end_run, on_stop_signal
-from polarmask_serving.proxy.traffic import entries
+from polarmask_serving.proxy.trial import entries
 
 _POLL_SECONDS = 10.0
 _REACH_SECONDS = 180.0

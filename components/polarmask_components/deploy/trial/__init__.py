@@ -1,0 +1,1 @@
+"""Trying a new model on live requests of a cluster; `deploy` works without it."""

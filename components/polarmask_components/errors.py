@@ -14,6 +14,7 @@ ComponentError
     StorageError               a folder or object storage can't be used
         DamagedObjectError         an object is missing, or is not what was stored
     LaunchError                the training process ended with an error
+        NotStartedError            its pods wait for room: nodes, a quota, a queue
     ClusterError               the Kubernetes API can't be reached, or refuses
     PreflightError             what would stop the run later: a line for each, with the fix
     RollOutError               a cluster does not serve a model; with what answers instead
@@ -73,6 +74,10 @@ class OtherCategoriesError(RegistryError):
 
 class LaunchError(ComponentError):
     """The training process ended with an error."""
+
+
+class NotStartedError(LaunchError):
+    """The pods of a training job did not start in time, for no reason that lasts."""
 
 
 class ClusterError(ComponentError):

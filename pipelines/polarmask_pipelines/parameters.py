@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin
@@ -13,6 +14,7 @@ _HINTS: dict[type, str] = {
     bool: ": write true or false",
     dict: ': write a JSON object, as {"gpus_per_node": 8}',
 }
+_PIPELINE_ROOT = re.compile(r"(minio|s3|gs)://[^/?]+(/[^?]*)?(\?.+)?")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def check_parameters(values: Mapping[str, Any]) -> None:
         min_nodes=known["train_min_nodes"],
         processes_per_node=known["train_processes_per_node"],
         storage=known["train_storage"],
-        job=read_job_settings(known["train_job"]),
+        job=read_job_settings(known["train_job"], target=known["deploy_target"]),
     )
     check_settings(
         PlannedRun(
@@ -102,8 +104,21 @@ def check_parameters(values: Mapping[str, Any]) -> None:
             trial=known["deploy_trial"],
             label_pods=known["label_pods"],
             webhook=known["notify_webhook"],
+            storage_secret=known["storage_secret"],
         )
     )
+
+
+def check_pipeline_root(root: str) -> None:
+    """Raise ParameterError unless it is "" or an address that Kubeflow takes as a pipeline root.
+
+    Kubeflow itself refuses another one only when the first step of the run starts.
+    """
+    if root and not _PIPELINE_ROOT.fullmatch(root):
+        raise ParameterError(
+            f"--pipeline-root {root!r}: Kubeflow would call it an unsupported Cloud bucket; write "
+            "minio://, s3:// or gs://, a bucket, and a prefix if you like"
+        )
 
 
 def write_value(value: object) -> str:

@@ -34,6 +34,8 @@ class Schedule:
     """Of the pipeline; the others keep their defaults."""
     service_account: str = ""
     """Account of the steps; "" for Kubeflow's default."""
+    pipeline_root: str = ""
+    """Where Kubeflow keeps artifacts; "" for its default."""
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Schedule:
     def state(self) -> str:
         """Hash of all that can't be changed later, without the pipeline's version."""
         wanted = [with_seconds(self.cron), self.parameters, self.service_account]
+        wanted += [self.pipeline_root] if self.pipeline_root else []
         return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -88,6 +91,7 @@ class Plan:
                 params=wanted.parameters,
                 enabled=wanted.enabled,
                 service_account=wanted.service_account or None,
+                pipeline_root=wanted.pipeline_root or None,
             )
         elif self._must_switch:
             switch = client.enable_recurring_run if wanted.enabled else client.disable_recurring_run

@@ -128,7 +128,7 @@ def train_and_deploy(
         train_set: Settings to change, section.field=value, separated by spaces.
         train_storage: s3://bucket/prefix for checkpoints of the training job.
     """
-    notified = notify(webhook=notify_webhook, on=train_on, job=train_job)
+    notified = notify(webhook=notify_webhook, on=train_on, job=train_job, target=deploy_target)
     _present(notified, "Notify", cached=False)
     with dsl.ExitHandler(notified, name="train-and-deploy"):
         checked = preflight(
@@ -149,6 +149,7 @@ def train_and_deploy(
             storage=train_storage,
             label_pods=label_pods,
             trial=deploy_trial,
+            storage_secret=storage_secret,
             max_problems=data_max_problems,
         )
         _present(checked, "Preflight", cached=False)

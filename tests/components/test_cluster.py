@@ -54,7 +54,10 @@ def test_other_answers_are_not_tried_again(server):
 def test_a_missing_right_is_reported_with_the_way_to_get_it(server, tmp_path, monkeypatch):
     path = server.write_kubeconfig(tmp_path / "nobody", account="nobody")
     monkeypatch.setenv("KUBECONFIG", str(path))
-    with pytest.raises(ClusterError, match=r"refused: .*nobody.*list.*pods.*Role of k8s/base"):
+    with pytest.raises(
+        ClusterError,
+        match=r"refused: .*nobody.*list.*pods.*bind the Role polarmask-p.*team",
+    ):
         pods()
     assert len(server.requests) == 1
 

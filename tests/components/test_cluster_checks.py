@@ -88,6 +88,7 @@ def use(data_repository, **changes):
         )
     registry = "s3://polarmask/registry" if "target" in changes else "runs/shared/registry"
     planned = {"revision": "main", "registry": registry} | changes
+    planned.setdefault("storage_secret", "polarmask-s3")
     return PlannedRun(training_request=training, repository=str(data_repository), **planned)
 
 
@@ -117,6 +118,7 @@ def test_what_a_trial_lacks_is_reported(as_pipeline, data_repository, s3_environ
     for kind in ("deployments", "services", "configmaps"):
         [line] = [each for each in lines if f" {kind}" in each]
         assert line.startswith("- deploy_trial: ")
+        assert "bind the Role polarmask-trial: kubectl -n ml create rolebinding" in line
         assert line.endswith("apply k8s/components/trial")
 
 
@@ -135,11 +137,13 @@ def test_all_failures_are_reported_at_once(as_pipeline, data_repository, s3_envi
         "no revision 'no-such-branch'",
         "s3://no-such-bucket/registry: ",
         "train_storage: 'runs/training' is no place in object storage",
-        "namespace other: no right to create, get, delete pytorchjobs.kubeflow.org",
-        "namespace other: no right to get pods/log; bind the Role",
+        "namespace other: no right to create, get, delete pytorchjobs.kubeflow.org; list pods; get "
+        "pods/log; list events for system:serviceaccount:ml:polarmask-pipeline; bind the Role "
+        "polarmask-pipeline: kubectl -n other create rolebinding polarmask-pipeline-ml-polarmask-"
+        "pipeline --role polarmask-pipeline --serviceaccount ml:polarmask-pipeline",
         "polarmask-trainer:latest names no version",
         "namespace ml: no right to get, patch deployments.apps",  # the Role names one Deployment
-        "namespace ml: no right to get services",
+        "; get services",
     ):
         assert sum(expected_text in line for line in lines) == 1, expected_text
 
@@ -177,7 +181,7 @@ def test_each_right_that_lacks_is_named(cluster_alone, enter, tmp_path, lacking)
     with KubeServer(rules={"polarmask-pipeline": rules}) as server:
         enter(server, "polarmask-pipeline")
         lines = problems(use(tmp_path, job=JobSettings(), target=TARGET))
-    named = f"no right to {lacking.verb} {lacking.kind};"
+    named = f"no right to {lacking.verb} {lacking.kind} for "
     assert any(named in line for line in lines)
 
 
@@ -420,6 +424,21 @@ def test_wrong_credentials_are_reported(no_data_check, s3_environment, tmp_path,
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials
     (line,) = problems(use(tmp_path, registry="s3://polarmask/probed"))
     assert "credentials in the environment" in line
+    assert "from the Secret polarmask-s3 (storage_secret) of namespace" in line
+
+
+def test_a_secret_that_the_namespace_of_the_steps_lacks_is_named(
+    no_data_check, as_pipeline, s3_environment, tmp_path, monkeypatch
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    (line,) = problems(use(tmp_path, registry="s3://polarmask/probed"))
+    assert "Unable to locate credentials" in line
+    assert line.endswith(
+        "of namespace ml: kubectl -n ml create secret generic polarmask-s3 "
+        "--from-env-file=read-write.env"
+    )
 
 
 # data

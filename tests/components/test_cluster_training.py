@@ -106,6 +106,19 @@ def test_a_job_that_failed_for_good_is_not_repeated_by_kubeflow_s_retry(
     assert len(started) == len(set(started)) == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "target", "namespace"),
+    [
+        ("", "kubernetes://polarmask/polarmask", "polarmask"),
+        ("jobs", "kubernetes://polarmask/polarmask", "jobs"),
+        ("", "runs/shared/server", ""),
+        ("", "kubernetes://polarmask", ""),
+    ],
+)
+def test_the_job_s_namespace_follows_the_server_s(given, target, namespace):
+    assert read_job_settings({"namespace": given}, target=target).namespace == namespace
+
+
 def test_outside_of_a_cluster_the_defaults_stand(server):
     job = job_of()
     assert (job.image, job.namespace, job.owner) == (TRAINER_IMAGE, "team", None)

@@ -355,7 +355,7 @@ def test_t30_error_for_a_service_account_without_rights_names_the_role(tmp_path,
         kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig", account="nobody")
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         job = job_of(FOREVER)
-        with pytest.raises(ClusterError, match=r"(?s)refused: .*nobody.*pytorchjobs.*Role of k8s"):
+        with pytest.raises(ClusterError, match=r"(?s)refused: .*nobody.*pytorchjobs.*Role polarm"):
             run_job(job, Storage(job, tmp_path / "result"), connect(), pace=PACE)
 
 

@@ -70,6 +70,9 @@ class Api:
         document = discovery.document(request.path, self._store)
         if document is not None:
             return Answer(document)
+        if request.path.endswith("/selfsubjectreviews"):
+            who = {"userInfo": {"username": request.user}}
+            return Answer({**request.body, "status": who}, status=201)
         if request.path.endswith("/selfsubjectaccessreviews"):
             return Answer(self._review(request), status=201)
         address = self._address(request.path)

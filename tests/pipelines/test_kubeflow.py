@@ -67,6 +67,23 @@ def test_dry_run_of_submit_prints_what_would_be_done_and_does_nothing(kfp_server
     assert "nothing was changed" in printed
 
 
+@pytest.mark.parametrize("command", [["submit"], ["schedule", "apply", "n", "--cron", "0 2 * * *"]])
+def test_pipeline_root_goes_with_the_run(kfp_server, command):
+    root = "s3://team/kfp?endpoint=s3.example&region=a"
+    assert main([*command, "--pipeline-root", root]) == 0
+    made = kfp_server.runs or kfp_server.recurring_runs
+    assert only(made)["runtime_config"]["pipeline_root"] == root
+
+
+@pytest.mark.parametrize("root", ["runs/here", "s3:/team", "file:///x", "minio://"])
+def test_pipeline_root_that_kubeflow_would_refuse_later_is_refused(kfp_server, capsys, root):
+    assert main(["submit", "--pipeline-root", root]) == 2
+    assert "Kubeflow would call it an unsupported Cloud bucket; write minio://" in (
+        capsys.readouterr().err
+    )
+    assert kfp_server.requests == []
+
+
 def test_service_account_goes_with_the_run(kfp_server):
     assert main(["submit", "--service-account", "polarmask-pipeline"]) == 0
     assert only(kfp_server.runs)["service_account"] == "polarmask-pipeline"
@@ -266,6 +283,7 @@ def test_a_schedule_runs_one_at_a_time_and_skips_times_that_passed(kfp_server):
         ["--cron", "0 3 * * *"],
         ["--param", "eval_floor_ap=0.3"],
         ["--service-account", "other"],
+        ["--pipeline-root", "s3://other"],
     ],
 )
 def test_a_changed_schedule_replaces_the_old_one(kfp_server, capsys, change):

@@ -6,12 +6,15 @@ from itertools import groupby
 
 from kubernetes.client import (
     ApiClient,
+    AuthenticationV1Api,
     AuthorizationV1Api,
     V1ResourceAttributes,
     V1SelfSubjectAccessReview,
     V1SelfSubjectAccessReviewSpec,
+    V1SelfSubjectReview,
 )
 
+from polarmask_components.cluster.commands import PIPELINE_ROLE, how_to_bind
 from polarmask_components.cluster.connection import call_api
 
 DEADLINE_SECONDS = 10.0
@@ -91,13 +94,38 @@ def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = ""
 
 
 def missing_access(
-    api: ApiClient, needed: Iterable[Access], *, namespace: str, name: str = ""
+    api: ApiClient,
+    needed: Iterable[Access],
+    *,
+    namespace: str,
+    name: str = "",
+    role: str = PIPELINE_ROLE,
 ) -> Iterator[str]:
-    """Yield a line for each kind of resource that we may not use as needed."""
+    """Yield a line if we may not do all that is needed, with the command that allows it.
+
+    Args:
+        api: Client, with our credentials.
+        needed: Rights.
+        namespace: Where.
+        name: Of one object; empty for all.
+        role: That has these rights.
+    """
     missing = [each for each in needed if not is_allowed(api, each, namespace=namespace, name=name)]
-    for kind, accesses in groupby(missing, key=lambda each: each.kind):
-        verbs = ", ".join(each.verb for each in accesses)
+    if missing:
+        of_kinds = groupby(missing, key=lambda each: each.kind)
+        rights = "; ".join(f"{', '.join(a.verb for a in group)} {kind}" for kind, group in of_kinds)
+        user = _own_name(api)
         yield (
-            f"namespace {namespace}: no right to {verbs} {kind}; bind the Role of "
-            "k8s/base/pipeline there to the service account that steps run as"
+            f"namespace {namespace}: no right to {rights} for {user}; bind the Role {role}: "
+            f"{how_to_bind(role, namespace=namespace, user=user)}"
         )
+
+
+def _own_name(api: ApiClient) -> str:
+    """Return who we are, as Kubernetes writes it."""
+    answer = call_api(
+        AuthenticationV1Api(api).create_self_subject_review,
+        V1SelfSubjectReview(),
+        deadline_seconds=DEADLINE_SECONDS,
+    )
+    return str(answer.status.user_info.username)

@@ -32,9 +32,15 @@ from polarmask_components.checks.cluster_access import (
 )
 from polarmask_components.checks.image_reference import problem_of_image
 from polarmask_components.checks.planned_run import PlannedRun
+from polarmask_components.cluster.address import CLUSTER, split_target
+from polarmask_components.cluster.commands import (
+    OWN_POD_ROLE,
+    PIPELINE_ROLE,
+    TRIAL_ROLE,
+    how_to_make_secret,
+)
 from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
-from polarmask_components.deploy.target import CLUSTER
-from polarmask_components.errors import ComponentError, PreflightError
+from polarmask_components.errors import ComponentError, PreflightError, StorageError
 from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.provenance.data_version import check_reachable
@@ -75,9 +81,9 @@ def check_cluster(run: PlannedRun) -> list[str]:
     request, findings = run.training_request, Findings()
     findings.add(partial(_check_data, run.repository, run.revision))
     findings.add(run.problems_of_places)
-    findings.add(partial(_check_storage, run.registry))
+    findings.add(partial(_check_storage, run.registry, run.storage_secret))
     if request.on_cluster:
-        findings.add(partial(_check_storage, request.storage))
+        findings.add(partial(_check_storage, request.storage, run.storage_secret))
     if request.on_cluster or run.deploys_to_cluster:
         _check_kubernetes(run, findings)
     if findings.problems:
@@ -91,9 +97,17 @@ def _check_data(repository: str, revision: str) -> Iterator[str]:
     yield from ()
 
 
-def _check_storage(uri: str) -> Iterator[str]:
-    if uri.startswith("s3://"):
+def _check_storage(uri: str, secret: str) -> Iterator[str]:
+    if not uri.startswith("s3://"):
+        return
+    try:
         yield from problems_of_bucket(uri)
+    except StorageError as error:
+        namespace = own_namespace()
+        raise StorageError(
+            f"{error}; steps have address and keys from the Secret {secret} (storage_secret) of "
+            f"namespace {namespace}: {how_to_make_secret(secret, namespace)}"
+        ) from error
 
 
 def _check_kubernetes(run: PlannedRun, findings: Findings) -> None:
@@ -115,7 +129,9 @@ def _check_training(api: ApiClient, request: TrainingRequest, findings: Findings
     job = request.job
     nodes = request.min_nodes or request.nodes
     namespace = job.namespace or own_namespace()
-    findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own_namespace()))
+    own = own_namespace()
+    role = PIPELINE_ROLE if own == namespace else OWN_POD_ROLE
+    findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own, role=role))
     findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
     findings.add(partial(_check_operator, api))
     findings.add(partial(_check_image, job))
@@ -231,27 +247,32 @@ def _wanted(job: JobSettings) -> dict[str, str]:
 
 
 def _check_deployment(api: ApiClient, target: str) -> Iterator[str]:
-    namespace, _, name = target.removeprefix(CLUSTER).partition("/")
-    if name and "/" not in name:
+    namespace, name = split_target(target)
+    if name:
         kinds = ("Deployment", "Service")
         yield from _check_objects(api, DEPLOYMENT_ACCESS, namespace, name, kinds)
 
 
 def _check_trial(api: ApiClient, target: str) -> Iterator[str]:
-    namespace, _, name = target.removeprefix(CLUSTER).partition("/")
+    namespace, name = split_target(target)
     for access, of, kinds in (
         (CANDIDATE_ACCESS, f"{name}-candidate", ("Deployment", "Service")),
         (TRAFFIC_ACCESS, f"{name}-traffic", ("ConfigMap",)),
     ):
-        for line in _check_objects(api, access, namespace, of, kinds):
+        for line in _check_objects(api, access, namespace, of, kinds, TRIAL_ROLE):
             yield f"deploy_trial: {line}; apply k8s/components/trial"
 
 
 def _check_objects(
-    api: ApiClient, access: Iterable[Access], namespace: str, name: str, kinds: Iterable[str]
+    api: ApiClient,
+    access: Iterable[Access],
+    namespace: str,
+    name: str,
+    kinds: Iterable[str],
+    role: str = PIPELINE_ROLE,
 ) -> Iterator[str]:
     """Yield what is missing of objects of one name, and of the rights to use them."""
-    lacks = list(missing_access(api, access, namespace=namespace, name=name))
+    lacks = list(missing_access(api, access, namespace=namespace, name=name, role=role))
     yield from lacks
     reads = {
         "Deployment": AppsV1Api(api).read_namespaced_deployment,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polarmask_components.deploy.target import CLUSTER
+from polarmask_components.cluster.address import CLUSTER, split_target
 from polarmask_components.errors import StorageError
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.storage.address import split_uri
@@ -30,6 +30,8 @@ class PlannedRun:
     """Fields of `TrialSettings`."""
     label_pods: int = 1
     webhook: str = ""
+    storage_secret: str = ""
+    """Secret that gives steps in a cluster the storage's address and keys."""
 
     @property
     def deploys_to_cluster(self) -> bool:
@@ -38,8 +40,7 @@ class PlannedRun:
 
     def problems_of_places(self) -> Iterator[str]:
         """Yield which places a run on a cluster can't use, whatever is there."""
-        namespace, _, name = self.target.removeprefix(CLUSTER).partition("/")
-        if self.deploys_to_cluster and (not namespace or not name or "/" in name):
+        if self.deploys_to_cluster and not split_target(self.target)[1]:
             yield f"deploy_target {self.target!r} is no Deployment; give {CLUSTER}NAMESPACE/NAME"
         shared = {"deploy_registry": self.registry} if self.deploys_to_cluster else {}
         if self.training_request.on_cluster:

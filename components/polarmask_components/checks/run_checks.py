@@ -39,6 +39,7 @@ def check_run(run: PlannedRun) -> None:
         StorageError: A target that is neither a Deployment nor a folder.
         ServerError: TorchServe is not installed where it is to run.
         PreflightError: A cluster lacks something; all of it, a line each.
+        LaunchError: A pod like the training's does not start, or can't use object storage.
     """
     _check_values(run)
     if not run.deploys_to_cluster:
@@ -48,6 +49,11 @@ def check_run(run: PlannedRun) -> None:
         from polarmask_components.checks.cluster_checks import check_cluster
 
         for note in check_cluster(run):
+            logger.info("%s", note)
+    if run.training_request.on_cluster:  # last: it needs all of that
+        from polarmask_components.checks.storage_probe import check_pods
+
+        for note in check_pods(run.training_request):
             logger.info("%s", note)
 
 

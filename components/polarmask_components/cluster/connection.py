@@ -14,6 +14,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError, SSLError
 
+from polarmask_components.cluster.commands import how_to_allow
 from polarmask_components.errors import ClusterError
 from polarmask_components.retry import BUSY_STATUSES, DEADLINE_SECONDS, retry
 
@@ -129,5 +130,5 @@ def _explain_refusal(error: ApiException) -> str:
     if error.status == 401:
         how = "the credentials are not accepted; renew the kubeconfig or service-account token"
     else:
-        how = "give this service account the Role of k8s/base"
+        how = how_to_allow(refusal_of(error)) or "give this account a Role that allows it"
     return f"the Kubernetes API refused: {refusal_of(error)}; {how}"

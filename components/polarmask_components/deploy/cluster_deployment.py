@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
+from polarmask_components.cluster.address import CLUSTER, split_target
 from polarmask_components.cluster.connection import call_api, refusal_of
 from polarmask_components.deploy.ask_server import Tls, ask, check_answer
 from polarmask_components.deploy.cluster_state import (
@@ -22,7 +23,7 @@ from polarmask_components.deploy.cluster_state import (
     served_model,
     undecided,
 )
-from polarmask_components.deploy.target import CLUSTER, ServedModel
+from polarmask_components.deploy.target import ServedModel
 from polarmask_components.errors import ClusterError, ConflictError, RollOutError
 from polarmask_serving.errors import ServerError
 from polarmask_serving.torchserve.server_log import last_worker_error
@@ -67,8 +68,8 @@ class ClusterDeployment:
             RollOutError: It is none.
             ServerError: The environment holds half a client certificate.
         """
-        namespace, _, name = uri.removeprefix(CLUSTER).partition("/")
-        if not uri.startswith(CLUSTER) or not namespace or not name or "/" in name:
+        namespace, name = split_target(uri)
+        if not name:
             raise RollOutError(f"{uri!r} is no Deployment; give kubernetes://NAMESPACE/NAME")
         return cls(api, namespace, name, tls=Tls.from_environment(f"{name}.{namespace}.svc"))
 

@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from polarmask.errors import PolarMaskError
+from polarmask_components.cluster.address import CLUSTER
 from polarmask_components.deploy.target import (
-    CLUSTER,
     Deployment,
     DeployTarget,
     ServedModel,

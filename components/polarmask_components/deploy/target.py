@@ -5,9 +5,6 @@ from typing import Any, Protocol, Self
 
 from polarmask_components.registry.registry import ModelRecord, Registry
 
-CLUSTER = "kubernetes://"
-"""What a target in a cluster begins with; NAMESPACE/NAME follow. Any other is a folder."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
 
 from polarmask.config.validation import read_settings
+from polarmask_components.cluster.address import job_namespace
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i?)?")
 
@@ -32,7 +33,7 @@ class JobSettings:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     namespace: str = ""
-    """Empty: that of the step itself."""
+    """Empty: that of the server in `deploy_target`, or of the step itself if that is no server."""
     image: str = ""
     """Empty: that of the step itself."""
     image_pull_secret: str = ""
@@ -80,10 +81,15 @@ class JobSettings:
         return amounts
 
 
-def read_job_settings(plain: Mapping[str, Any]) -> JobSettings:
+def read_job_settings(plain: Mapping[str, Any], *, target: str = "") -> JobSettings:
     """Read the pipeline's parameter `train_job`.
+
+    Args:
+        plain: The parameter.
+        target: The parameter `deploy_target`, whose namespace is the job's unless one is given.
 
     Raises:
         ConfigError: Names the field that can't work, or the known ones if there is no such field.
     """
-    return read_settings(JobSettings, plain, name="train_job")
+    settings = read_settings(JobSettings, plain, name="train_job")
+    return replace(settings, namespace=job_namespace(settings.namespace, target))

@@ -13,6 +13,7 @@ def notify(
     status: dsl.PipelineTaskFinalStatus,
     on: str = "here",
     job: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+    target: str = "",
 ) -> None:
     """Send the final status, and end a training job that the run left; never fails a run.
 
@@ -23,15 +24,18 @@ def notify(
         status: Given by Kubeflow.
         on: Where the run trains: `here` or `pytorchjob`.
         job: Pods of the training job: fields of `job_settings.JobSettings`.
+        target: Where the run deploys; the job's namespace follows it.
     """
     import logging
 
     from polarmask_components.notification import post
 
     if on != "here":
+        from polarmask_components.cluster.address import job_namespace
         from polarmask_components.training.job_identity import end_job_of_run
 
-        logging.info(end_job_of_run(job.get("namespace", ""), on))
+        namespace = job_namespace(job.get("namespace", ""), target)
+        logging.info(end_job_of_run(namespace, on))
     message = {
         "run": status.pipeline_job_resource_name,
         "state": status.state,

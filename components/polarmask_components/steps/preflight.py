@@ -26,6 +26,7 @@ def preflight(
     storage: str = "",
     label_pods: int = 1,
     trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
+    storage_secret: str = "polarmask-s3",  # noqa: S107  # its name only
     max_problems: float = 0.02,
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
@@ -56,6 +57,7 @@ def preflight(
         min_nodes: Nodes that an elastic training job can continue with; 0 needs all.
         storage: s3://bucket/prefix for checkpoints and result of the training job.
         label_pods: Pods that make the ray labels.
+        storage_secret: Name of the Secret that gives steps the storage's address and keys.
         trial: How to try the model on live requests: fields of `trial.settings.TrialSettings`.
         max_problems: Largest share of images, and of objects, that may be left out, in [0, 1].
 
@@ -83,7 +85,7 @@ def preflight(
         min_nodes=min_nodes,
         processes_per_node=processes_per_node,
         storage=storage,
-        job=read_job_settings(job),
+        job=read_job_settings(job, target=target),
     )
     check_run(
         PlannedRun(
@@ -96,6 +98,7 @@ def preflight(
             floor_ap=floor_ap,
             trial=trial,
             label_pods=label_pods,
+            storage_secret=storage_secret,
             webhook=webhook,
             max_problems=max_problems,
         )

@@ -12,7 +12,7 @@ from kubernetes.client import ApiClient, CustomObjectsApi, V1DeleteOptions
 from kubernetes.client.exceptions import ApiException
 
 from polarmask_components.cluster.connection import call_api, refusal_of
-from polarmask_components.errors import ClusterError, LaunchError
+from polarmask_components.errors import ClusterError, LaunchError, NotStartedError
 from polarmask_components.retry import DEADLINE_SECONDS
 from polarmask_components.signals import on_stop_signal
 from polarmask_components.training.job_kinds import kind_of
@@ -223,6 +223,7 @@ class _Launched:
         Raises:
             LaunchError: It ended otherwise.
         """
+        limit = self._job.request.job.start_timeout_minutes
         with JobLog(self._api, self._job):
             began, started, before = time.monotonic(), False, ""
             while True:
@@ -241,12 +242,18 @@ class _Launched:
                 # A master that runs alone waits for its workers.
                 is_running = state in ("Running", "Restarting") and self._pods.have_started()
                 started = started or is_running
-                problem = self._problem(state, message, started, time.monotonic() - began)
-                if problem:
+                seconds = time.monotonic() - began
+                if problem := self._problem(state, message, seconds):
                     raise self._failure(problem)
+                if not started and seconds > limit * 60:
+                    raise self._failure(
+                        f"did not start in {limit:g} minutes "
+                        f"(train_job.start_timeout_minutes){self._why_waiting(state)}",
+                        NotStartedError,
+                    )
                 time.sleep(self._pace.look)
 
-    def _problem(self, state: str, message: str, started: bool, seconds: float) -> str:
+    def _problem(self, state: str, message: str, seconds: float) -> str:
         """Return why the job can't succeed any more, or ""."""
         settings = self._job.request.job
         if state == "Failed":
@@ -260,11 +267,6 @@ class _Launched:
             )
         if stuck := self._pods.stuck(self._pace.stuck):
             return f"does not start: {stuck}"
-        if not started and seconds > settings.start_timeout_minutes * 60:
-            return (
-                f"did not start in {settings.start_timeout_minutes:g} minutes "
-                f"(train_job.start_timeout_minutes){self._why_waiting(state)}"
-            )
         # The operator enforces it; this is for an operator that does not run.
         if seconds > settings.deadline_hours * 3600 + self._pace.removal:
             return f"is not done after {settings.deadline_hours:g} hours (train_job.deadline_hours)"
@@ -279,8 +281,8 @@ class _Launched:
             return f": no controller picked it up; is {self._kind.RESOURCE.controller} running?"
         return f": {why}" if why else ""
 
-    def _failure(self, problem: str) -> LaunchError:
-        return LaunchError(f"{self.what} {problem}\n{self._pods.diagnosis()}")
+    def _failure(self, problem: str, kind: type[LaunchError] = LaunchError) -> LaunchError:
+        return kind(f"{self.what} {problem}\n{self._pods.diagnosis()}")
 
 
 def _parameter_of(message: str) -> str:

@@ -209,6 +209,10 @@ class JobStorage:
         }
         self._objects.delete(set(self._objects.names()) - kept - {_RESULT})
 
+    def remove(self) -> None:
+        """Remove everything of the job; inputs stay, other jobs may need them."""
+        self._objects.delete(self._objects.names())
+
     def _store(self, files: Manifest, folder: Path, known: set[str], *, what: str) -> None:
         paths = {
             _object(facts.sha256): folder / name

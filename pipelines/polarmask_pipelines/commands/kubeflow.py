@@ -21,7 +21,12 @@ from polarmask_pipelines.errors import KubeflowError
 from polarmask_pipelines.failed_step import failed_pod, failed_step, log_command
 from polarmask_pipelines.kfp_client import CANCELED, SUCCEEDED, Kubeflow
 from polarmask_pipelines.package import Package, compile_package
-from polarmask_pipelines.parameters import check_parameters, read_parameters, write_value
+from polarmask_pipelines.parameters import (
+    check_parameters,
+    check_pipeline_root,
+    read_parameters,
+    write_value,
+)
 from polarmask_pipelines.schedule import Schedule, is_ours, make_plan
 
 _NOTHING_CHANGED = "nothing was changed (--dry-run)"
@@ -45,6 +50,10 @@ _SERVER = (
 )
 _SCHEDULE = argument("name", "of the schedule")
 _ACCOUNT = argument("--service-account", "account of the steps (default: Kubeflow's choice)")
+_ROOT = argument(
+    "--pipeline-root",
+    "where Kubeflow keeps artifacts: minio://, s3:// or gs://bucket/prefix (default: its choice)",
+)
 
 
 @command(
@@ -53,6 +62,7 @@ _ACCOUNT = argument("--service-account", "account of the steps (default: Kubeflo
     PARAM,
     argument("--name", "of the pipeline run (default: pipeline and time)"),
     _ACCOUNT,
+    _ROOT,
     switch(
         "--wait",
         "wait for the end; exit code 1 if the run failed, 3 if the gate stopped it, 4 if somebody "
@@ -64,6 +74,7 @@ def submit(options: argparse.Namespace) -> int:
     """Run the pipeline on Kubeflow."""
     parameters = read_parameters(options.param)
     check_parameters(parameters)
+    check_pipeline_root(options.pipeline_root)
     package = compile_package({})
     kubeflow = _connect(options)
     name = options.name or f"{package.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
@@ -77,6 +88,7 @@ def submit(options: argparse.Namespace) -> int:
         job_name=name,
         params=parameters,
         service_account=options.service_account or None,
+        pipeline_root=options.pipeline_root or None,
     )
     if not options.wait:
         return 0
@@ -134,6 +146,7 @@ def _print_failure(run: Any, step: str, namespace: str) -> None:  # noqa: ANN401
     argument("--cron", "five fields, in the cluster's time zone, as '0 2 * * *'", required=True),
     PARAM,
     _ACCOUNT,
+    _ROOT,
     switch("--paused", "keep it, but start no runs"),
     DRY_RUN,
 )
@@ -144,9 +157,11 @@ def apply(options: argparse.Namespace) -> int:
         cron=options.cron,
         parameters={"run_only_if_changed": True, **read_parameters(options.param)},
         service_account=options.service_account,
+        pipeline_root=options.pipeline_root,
         enabled=not options.paused,
     )
     check_parameters(wanted.parameters)
+    check_pipeline_root(wanted.pipeline_root)
     package = compile_package({})
     kubeflow = _connect(options)
     version_id = _print_plan(kubeflow, options.experiment, package, wanted.parameters)

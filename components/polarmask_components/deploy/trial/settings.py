@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
-from polarmask_components.deploy.target import CLUSTER
+from polarmask_components.cluster.address import CLUSTER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ SLOW_NAMES = {
         "deploy",
         "ask_champion",
         "Workers",
+        "evaluate_on_machine",
         "polarmask_serving.__main__.main",
     ),
 }

@@ -80,6 +80,7 @@ def check_parameters(values: Mapping[str, Any]) -> None:
     from polarmask_components.checks.planned_run import PlannedRun
     from polarmask_components.checks.run_checks import check_settings
     from polarmask_components.parameters.job_settings import read_job_settings
+    from polarmask_components.parameters.step_resources import StepResources
     from polarmask_components.parameters.training_request import TrainingRequest
 
     known = {name: each.default for name, each in pipeline_parameters().items()} | dict(values)
@@ -103,6 +104,12 @@ def check_parameters(values: Mapping[str, Any]) -> None:
             max_problems=known["data_max_problems"],
             trial=known["deploy_trial"],
             label_pods=known["label_pods"],
+            resources=StepResources(
+                eval_gpus=known["eval_gpus"],
+                eval_memory=known["eval_memory"],
+                label_device=known["label_device"],
+                label_memory=known["label_memory"],
+            ),
             webhook=known["notify_webhook"],
             storage_secret=known["storage_secret"],
         )

@@ -21,6 +21,7 @@ from polarmask_components.steps.preflight import preflight
 from polarmask_components.steps.remember_run import remember_run
 from polarmask_components.steps.resolve_data import resolve_data
 from polarmask_components.steps.train import train
+from polarmask_pipelines.resources import for_compute, for_gpu, for_ops, share_memory
 
 
 def _present(task: PipelineTask, name: str, *, cached: bool = True) -> None:
@@ -87,6 +88,10 @@ def train_and_deploy(
     deploy_target: str = "kubernetes://polarmask/polarmask",
     deploy_trial: dict[str, Any] = {},  # noqa: B006 KFP reads defaults from the signature
     eval_floor_ap: float = 0.25,
+    eval_gpus: int = 0,
+    eval_memory: str = "16Gi",
+    label_device: str = "cpu",
+    label_memory: str = "16Gi",
     label_pods: int = 1,
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
@@ -115,6 +120,10 @@ def train_and_deploy(
         deploy_trial: Try it first on copies or a share of a cluster's live requests: copies or
             share, minutes, min_requests, min_agreement, max_errors, max_slowdown; {} for no trial.
         eval_floor_ap: Lowest mask AP that may be served, in [0, 1].
+        eval_gpus: GPUs of each step that evaluates; 0 for none.
+        eval_memory: Memory limit of each step that evaluates or measures engines.
+        label_device: Where pods make ray labels: cpu, or cuda, with one GPU each.
+        label_memory: Memory limit of each step that ingests data or makes ray labels.
         label_pods: Pods that make the ray labels.
         notify_webhook: http(s) address that gets the final status; empty for none.
         run_only_if_changed: Stop early if data, code and settings are those of the last run.
@@ -130,6 +139,7 @@ def train_and_deploy(
     """
     notified = notify(webhook=notify_webhook, on=train_on, job=train_job, target=deploy_target)
     _present(notified, "Notify", cached=False)
+    for_ops(notified)
     with dsl.ExitHandler(notified, name="train-and-deploy"):
         checked = preflight(
             preset=train_preset,
@@ -151,6 +161,10 @@ def train_and_deploy(
             trial=deploy_trial,
             storage_secret=storage_secret,
             max_problems=data_max_problems,
+            eval_gpus=eval_gpus,
+            eval_memory=eval_memory,
+            label_device=label_device,
+            label_memory=label_memory,
         )
         _present(checked, "Preflight", cached=False)
 
@@ -169,6 +183,7 @@ def train_and_deploy(
         _present(changed, "Check for changes", cached=False)
 
         _reach_storage(storage_secret, checked, changed)
+        for_ops(checked, resolved, changed)
 
         with dsl.If(changed.outputs["Output"] == True, name="changed"):  # noqa: E712 KFP builds a condition of it
             ingested = ingest_coco(
@@ -191,7 +206,14 @@ def train_and_deploy(
                     label_settings=checked.outputs["label_settings"],
                     shard=shard,
                     code_version=code_version,
+                    device=label_device,
                 ).after(comparable)
+                for_gpu(
+                    sharded,
+                    memory=label_memory,
+                    gpu=checked.outputs["gpu_resource"],
+                    count=checked.outputs["label_gpus"],
+                )
                 _try_again(sharded)
                 _present(sharded, "Precompute label shards")
             labelled = precompute_rays(
@@ -208,6 +230,8 @@ def train_and_deploy(
                 training_request=checked.outputs["training_request"],
                 code_version=code_version,
             )
+            for_ops(trained, memory=checked.outputs["train_memory"])
+            share_memory(trained)  # trains itself with train_on=here
             _present(trained, "Train")
             model = trained.outputs["model"]
 
@@ -218,6 +242,13 @@ def train_and_deploy(
                 dataset=dataset, registry=deploy_registry, code_version=code_version
             ).after(evaluated)  # as late as possible: another run may promote meanwhile
             _present(champion, "Evaluate champion", cached=False)
+            for_gpu(
+                evaluated,
+                champion,
+                memory=eval_memory,
+                gpu=checked.outputs["gpu_resource"],
+                count=checked.outputs["eval_gpus"],
+            )
 
             passed = gate_model(
                 mask_ap=evaluated.outputs["Output"],
@@ -228,7 +259,13 @@ def train_and_deploy(
             _present(passed, "Gate", cached=False)
 
             with dsl.If(passed.outputs["Output"] == True, name="passed"):  # noqa: E712 as above
-                measured = measure_engines(model=model, dataset=dataset, code_version=code_version)
+                measured = measure_engines(
+                    model=model,
+                    dataset=dataset,
+                    code_version=code_version,
+                    device=checked.outputs["serving_device"],
+                )
+                for_gpu(measured, memory=eval_memory, gpu=checked.outputs["serving_gpu"])
                 _present(measured, "Measure engines")
                 _try_again(measured)
 
@@ -249,9 +286,13 @@ def train_and_deploy(
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, deployed, and_keys=_SERVER_KEYS)
                 _reach_storage(storage_secret, remembered)
+                for_ops(deployed, remembered)
             with dsl.Else(name="stopped"):
                 remembered = remember_run(**inputs)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, remembered)
+                for_ops(remembered)
+            for_compute(ingested, labelled, memory=label_memory)
+            for_ops(comparable, passed)
             _try_again(ingested, labelled, trained, evaluated, champion)
             _reach_storage(storage_secret, ingested, comparable, trained, champion)

@@ -27,8 +27,10 @@ from polarmask_components.checks.cluster_access import (
 from polarmask_components.checks.cluster_checks import check_cluster
 from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.checks.run_checks import check_run
+from polarmask_components.deploy.serving_device import serving_device
 from polarmask_components.errors import MissingObjectsError, PreflightError, StorageError
 from polarmask_components.parameters.job_settings import JobSettings
+from polarmask_components.parameters.step_resources import StepResources
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.provenance.data_version import check_reachable
 from training_jobs import training_request
@@ -263,6 +265,23 @@ def test_target_that_names_no_deployment_is_reported(as_pipeline, cluster_alone,
 # GPUs
 
 
+def test_the_device_that_serves_is_that_of_the_deployment(as_pipeline):
+    assert serving_device("runs/shared/server") == ("", "")  # what the machine has
+    assert serving_device(TARGET) == ("cpu", "")
+
+    def limit(name):
+        def change(deployment):
+            (container,) = deployment["spec"]["template"]["spec"]["containers"]
+            container["resources"] = {"limits": {"cpu": "2", name: "1"}}
+
+        as_pipeline.update("Deployment", "polarmask", change)
+        return serving_device(TARGET)
+
+    assert limit("nvidia.com/gpu") == ("cuda", "nvidia.com/gpu")
+    assert limit("nvidia.com/mig-3g.40gb") == ("cuda", "nvidia.com/mig-3g.40gb")
+    assert limit("ephemeral-storage") == ("cpu", "")
+
+
 @pytest.fixture
 def gpu_cluster(enter, cluster_alone):
     """A cluster whose nodes have 8 and 4 GPUs; all may be listed."""
@@ -300,6 +319,27 @@ def test_gpus_that_no_node_has_are_reported(gpu_cluster, tmp_path, job, nodes, r
     (line,) = problems(plan)
     assert f"wants {nodes} pods with {job.gpus_per_node} {job.gpu_resource} each" in line
     assert f"hold {room};" in line
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected_text"),
+    [
+        pytest.param({"eval_gpus": 8, "label_device": "cuda"}, None, id="all-fit"),
+        pytest.param({"eval_gpus": 9}, "evaluation wants 1 pods with 9 nvidia.com/gpu", id="eval"),
+        pytest.param({"label_device": "cuda"}, "a label pod wants 1 pods with 1 amd", id="label"),
+    ],
+)
+def test_gpus_of_steps_that_no_node_has_are_reported(
+    gpu_cluster, tmp_path, resources, expected_text
+):
+    gpu = "amd.com/gpu" if expected_text and "amd" in expected_text else "nvidia.com/gpu"
+    plan = use(tmp_path, job=JobSettings(gpu_resource=gpu), resources=StepResources(**resources))
+    if expected_text is None:
+        assert check_cluster(plan) == []
+        return
+    (line,) = problems(plan)
+    assert expected_text in line
+    assert f"change {next(iter(resources))}, add nodes" in line
 
 
 def test_a_cordoned_node_does_not_count(gpu_cluster, tmp_path):

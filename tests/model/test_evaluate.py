@@ -2,9 +2,11 @@ import contextlib
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from polarmask.evaluation.evaluate import (
     evaluate_split,
     predict_split,
 )
+from polarmask.evaluation.whole_machine import choose_processes, evaluate_on_machine
 from polarmask.geometry.outlines import read_outline
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.inference.predictor import Predictor
@@ -338,6 +341,32 @@ def test_a_model_whose_category_ids_mean_something_else_is_refused(untrained, dr
     other = replace(drawn, categories=(Category(2, "egg"), *drawn.categories[1:]))
     with pytest.raises(DataError, match="category 2 is 'egg', for the model it is 'ellipse'"):
         evaluate_split(Predictor.load(untrained), other)
+
+
+def test_processes_of_a_machine_find_what_one_finds(untrained, drawn):
+    open_model = partial(Predictor.load, untrained, threads=1)
+    (one, _), (two, predictions) = (
+        evaluate_on_machine(open_model(), open_model, drawn, processes=number) for number in (1, 2)
+    )
+    assert set(predictions) == {image.id for image in drawn.images}
+    assert two.to_json() == one.to_json()
+
+
+@pytest.mark.parametrize(
+    ("images", "gpus", "cores", "processes"),
+    [
+        pytest.param(5000, 8, 64, 8, id="gpus"),
+        pytest.param(5000, 1, 64, 1, id="one-gpu"),
+        pytest.param(300, 8, 64, 1, id="few-images"),
+        pytest.param(5000, 0, 64, 4, id="cores"),
+        pytest.param(5000, 0, 2, 2, id="two-cores"),
+        pytest.param(0, 0, 2, 1, id="no-images"),
+    ],
+)
+def test_a_machine_gets_processes_that_pay(monkeypatch, images, gpus, cores, processes):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert choose_processes(images) == processes
 
 
 def test_two_processes_find_what_one_finds(untrained, drawn, tmp_path):

@@ -148,3 +148,20 @@ def test_the_exit_code_says_that_a_signal_stopped_it(monkeypatch, capsys):
     monkeypatch.setattr("polarmask.commands.train_command.run", stopped)
     assert main(["train", "--data", "d", "--out", "o"]) == 143
     assert capsys.readouterr().err == "polarmask train: stopped by SIGTERM\n"
+
+
+def test_workers_of_a_pool_end_with_a_killed_parent():
+    lines = (
+        "import os, signal",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "from multiprocessing import get_context",
+        "from polarmask.system.signals import end_with_parent",
+        "pool = ProcessPoolExecutor(1, get_context('spawn'), end_with_parent)",
+        "print(pool.submit(os.getpid).result(), flush=True)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    # It also waits for the worker, which holds the other end of the pipe.
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL

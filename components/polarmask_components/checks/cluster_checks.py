@@ -1,6 +1,6 @@
 """What a run on a cluster needs, checked in seconds; all problems are reported at once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -119,6 +119,7 @@ def _check_kubernetes(run: PlannedRun, findings: Findings) -> None:
         return
     if run.training_request.on_cluster:
         _check_training(api, run.training_request, findings)
+    findings.add(partial(_check_gpus, api, run))
     if run.deploys_to_cluster:
         findings.add(partial(_check_deployment, api, run.target))
         if run.trial:
@@ -135,7 +136,6 @@ def _check_training(api: ApiClient, request: TrainingRequest, findings: Findings
     findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
     findings.add(partial(_check_operator, api))
     findings.add(partial(_check_image, job))
-    findings.add(partial(_check_gpus, api, job, nodes))
     findings.add(partial(_check_quota, api, job, nodes, namespace))
     if request.nodes > 1 and not request.is_elastic:  # workers wait for the master
         findings.add(partial(_check_pod_security, api, namespace))
@@ -169,26 +169,55 @@ def _check_image(job: JobSettings) -> Iterator[str]:
             yield f"train_job.image: {problem}"
 
 
-def _check_gpus(api: ApiClient, job: JobSettings, nodes: int) -> Iterator[str]:
-    if not job.gpus_per_node:
+@dataclass(frozen=True)
+class _GpuPods:
+    """Pods that have to be there at the same time."""
+
+    who: str
+    pods: int
+    gpus: int
+    """Of each."""
+    labels: Mapping[str, str]
+    """Of their nodes."""
+    change: str
+    """Parameters that say so."""
+
+
+def _gpu_pods(run: PlannedRun) -> Iterator[_GpuPods]:
+    request, steps = run.training_request, run.resources
+    job = request.job
+    if request.on_cluster and job.gpus_per_node:
+        nodes = request.min_nodes or request.nodes
+        change = "train_job or train_nodes"
+        yield _GpuPods("training", nodes, job.gpus_per_node, job.node_selector, change)
+    if steps.eval_gpus:
+        yield _GpuPods("evaluation", 1, steps.eval_gpus, {}, "eval_gpus")
+    if steps.label_gpu_text:
+        yield _GpuPods("a label pod", 1, int(steps.label_gpu_text), {}, "label_device")
+
+
+def _check_gpus(api: ApiClient, run: PlannedRun) -> Iterator[str]:
+    resource, wanted = run.training_request.job.gpu_resource, list(_gpu_pods(run))
+    if not wanted:
         return
     if not is_allowed(api, NODES_ACCESS, namespace=""):
-        yield Note(f"whether nodes have {job.gpu_resource} is not known: no right to list nodes")
+        yield Note(f"whether nodes have {resource} is not known: no right to list nodes")
         return
     listed = call_api(CoreV1Api(api).list_node, deadline_seconds=DEADLINE_SECONDS)
-    room = sum(
-        int(node.status.allocatable.get(job.gpu_resource, 0)) // job.gpus_per_node
-        for node in listed.items
-        if not node.spec.unschedulable
-        and job.node_selector.items() <= (node.metadata.labels or {}).items()
-    )
-    if room < nodes:
-        selected = f" with labels {job.node_selector}" if job.node_selector else ""
-        yield (
-            f"training wants {nodes} pods with {job.gpus_per_node} {job.gpu_resource} each, and "
-            f"the nodes{selected} hold {room}; change train_job or train_nodes, add nodes, or, "
-            "where nodes come on demand, take the right to list nodes from this service account"
+    for each in wanted:
+        room = sum(
+            int(node.status.allocatable.get(resource, 0)) // each.gpus
+            for node in listed.items
+            if not node.spec.unschedulable
+            and each.labels.items() <= (node.metadata.labels or {}).items()
         )
+        if room < each.pods:
+            selected = f" with labels {dict(each.labels)}" if each.labels else ""
+            yield (
+                f"{each.who} wants {each.pods} pods with {each.gpus} {resource} each, and "
+                f"the nodes{selected} hold {room}; change {each.change}, add nodes, or, "
+                "where nodes come on demand, take the right to list nodes from this service account"
+            )
 
 
 def _check_quota(api: ApiClient, job: JobSettings, nodes: int, namespace: str) -> Iterator[str]:

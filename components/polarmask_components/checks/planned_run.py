@@ -6,6 +6,7 @@ from typing import Any
 
 from polarmask_components.cluster.address import CLUSTER, split_target
 from polarmask_components.errors import StorageError
+from polarmask_components.parameters.step_resources import StepResources
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.storage.address import split_uri
 
@@ -29,6 +30,7 @@ class PlannedRun:
     trial: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrialSettings`."""
     label_pods: int = 1
+    resources: StepResources = field(default_factory=StepResources)
     webhook: str = ""
     storage_secret: str = ""
     """Secret that gives steps in a cluster the storage's address and keys."""

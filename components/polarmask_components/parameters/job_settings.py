@@ -13,12 +13,17 @@ from polarmask_components.cluster.address import job_namespace
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i?)?")
 
 
+def is_quantity(text: str) -> bool:
+    """Return whether a text is an amount as Kubernetes writes it, such as 500m or 16Gi."""
+    return _QUANTITY.fullmatch(text) is not None
+
+
 def _quantity(value: object) -> object:
     """Read an amount as Kubernetes writes it; Kubeflow makes 4.0 of 4."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value)
-    if not _QUANTITY.fullmatch(text):
+    if not is_quantity(text):
         raise ValueError("is no amount; write for example 4, 500m or 16Gi")
     return text
 

@@ -3,28 +3,45 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarmask.config.overrides import override
 from polarmask.config.presets import preset
 from polarmask.config.settings import RunConfig
 from polarmask.errors import ConfigError
 from polarmask.labels.store import label_settings
+from polarmask_components.parameters.step_resources import CPU
+
+if TYPE_CHECKING:
+    from polarmask.labels.precompute import Workers
 
 _IMAGES_PER_WORKER = 1000
 _MOST_PODS = 100
+_MOST_PER_GPU = 8
+"""Processes that share a GPU; each takes half a GB of it before the first label."""
 
 
-def choose_workers(data: Path) -> int:
-    """Return how many processes make the ray labels of a COCO folder fastest here.
+def choose_workers(data: Path, device: str = CPU) -> "Workers":
+    """Return what makes the ray labels of a COCO folder fastest here.
 
-    Not a parameter: the labels are the same, so their cached result must not depend on it. A
-    process takes seconds to start, in which it could label a thousand small images.
+    The number of processes is no parameter: the labels are the same, so their cached result must
+    not depend on it. A process takes seconds to start, in which it could label a thousand small
+    images.
+
+    Args:
+        data: COCO folder.
+        device: cpu or cuda.
     """
+    import torch  # takes seconds: too long for who only checks parameters
+
+    from polarmask.labels.precompute import Workers
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     images = sum(1 for _ in (data / "images").rglob("*"))
-    workers = min(cores or 1, images // _IMAGES_PER_WORKER)
-    return workers if workers > 1 else 0
+    most = (cores or 1) if device == CPU else _MOST_PER_GPU * torch.cuda.device_count()
+    processes = min(cores or 1, most, images // _IMAGES_PER_WORKER)
+    # Without a device, compiled code makes the labels, which on CPUs is faster than torch.
+    return Workers(processes if processes > 1 else 0, None if device == CPU else device)
 
 
 def label_shards(pods: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The champion's mask AP, on the same data and by the same code as the candidate's."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,12 +60,17 @@ def _measure(
         known = facts.metrics["mask_ap"]
         return ChampionScore(known, champion.version, f"{who}: mask AP {known:.4f}, as registered")
 
-    from polarmask.evaluation.evaluate import evaluate
+    from polarmask.data.coco import load_coco
+    from polarmask.evaluation.whole_machine import evaluate_on_machine
     from polarmask.model_sources.open_model import open_model
 
     with TemporaryDirectory() as folder:
         archive = registry.fetch(champion.version, Path(folder) / "model.mar")
-        mask_ap = evaluate(open_model(archive), data).mask_ap
+        open_champion = partial(open_model, archive)
+        predictor = open_champion(device=None)
+        images = predictor.card.config.input
+        split = load_coco(data, "val", check_pixels=True, config=images)
+        mask_ap = evaluate_on_machine(predictor, open_champion, split)[0].mask_ap
     other = "other data" if facts.data_hash != data_hash else "other code"
     return ChampionScore(
         mask_ap,

@@ -15,7 +15,7 @@ def evaluate(
     overlay: dsl.Output[dsl.Artifact],
     sample: dsl.Output[dsl.Artifact],
 ) -> float:
-    """Measure COCO mask AP on the val split.
+    """Measure COCO mask AP on the val split, with all GPUs of this step or several processes.
 
     Args:
         model: Model folder.
@@ -29,10 +29,11 @@ def evaluate(
     Returns:
         Mask AP in [0, 1].
     """
+    from functools import partial
     from pathlib import Path
 
     from polarmask.data.coco import load_coco
-    from polarmask.evaluation.evaluate import evaluate_split
+    from polarmask.evaluation.whole_machine import evaluate_on_machine
     from polarmask.inference.predictor import Predictor
     from polarmask.report import evaluation_page
     from polarmask.system.files import write_text
@@ -45,10 +46,11 @@ def evaluate(
         write_png,
     )
 
-    predictor = Predictor.load(Path(model.path))
+    open_model = partial(Predictor.load, Path(model.path))
+    predictor = open_model(device=None)
     images = predictor.card.config.input
     data = load_coco(folder_of(dataset), "val", check_pixels=True, config=images)
-    result, predictions = evaluate_split(predictor, data)
+    result, predictions = evaluate_on_machine(predictor, open_model, data)
     provenance = predictor.card.provenance | {"code_version": code_version}
     html = evaluation_page(result, data, predictions, provenance=provenance)
     write_text(Path(page.path), html)

@@ -11,17 +11,20 @@ def measure_engines(
     dataset: dsl.Input[dsl.Dataset],
     code_version: str,
     ranking: dsl.Output[dsl.Artifact],
+    device: str = "",
 ) -> str:
-    """Run the model with every engine on the CPU of this step, on one thread as a server does.
+    """Run the model with every engine on the kind of device that serves.
 
-    Times are those of this machine. Which engines may run (equal answers, mask AP kept) holds on
-    any machine; a server whose CPU lacks bf16 takes the next engine of the ranking.
+    On a CPU with one thread, as a server does. Times are those of this machine. Which engines may
+    run (equal answers, mask AP kept) holds on any machine; a server whose CPU lacks bf16 takes the
+    next engine of the ranking.
 
     Args:
         model: Model folder.
         dataset: COCO folder; the first 32 images of its val split are used.
         code_version: Hash of the installed code.
         ranking: The engine ranking (JSON), which goes into the archive; metadata: code_version.
+        device: Of the server: `cpu` or `cuda`; empty takes CUDA where there is one.
 
     Returns:
         Names of the admitted engines, fastest first, separated by spaces.
@@ -36,7 +39,8 @@ def measure_engines(
     from polarmask_components.step_inputs import folder_of
 
     torch.set_num_threads(1)
-    measured = measure_engines(Path(model.path), data=folder_of(dataset))
+    own = device or None
+    measured = measure_engines(Path(model.path), data=folder_of(dataset), device=own)
     logging.getLogger(__name__).info("%s", ranking_table(measured))
     write_text(Path(ranking.path), measured.to_json())
     ranking.metadata["code_version"] = code_version

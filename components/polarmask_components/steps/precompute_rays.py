@@ -32,7 +32,7 @@ def precompute_rays(
     from pathlib import Path
 
     from polarmask.data.coco import load_coco
-    from polarmask.labels.precompute import Workers, precompute
+    from polarmask.labels.precompute import precompute
     from polarmask.report import labels_page
     from polarmask.system.files import write_text
     from polarmask_components.parameters.label_work import choose_workers, config_for_labels
@@ -42,7 +42,7 @@ def precompute_rays(
     data = folder_of(dataset)
     config = config_for_labels(label_settings)
     made = [Path(each.path) for each in shards]  # lost ones are made again
-    workers = Workers(choose_workers(data))
+    workers = choose_workers(data)
     store = precompute(data, Path(labels.path), config, workers=workers, made=made)
     splits = {split: load_coco(data, split) for split in ("train", "val")}
     provenance = {"data_hash": dataset.metadata["data_hash"], "code_version": code_version}

@@ -12,6 +12,7 @@ def precompute_shards(
     shard: str,
     code_version: str,
     shards: dsl.Output[dsl.Dataset],
+    device: str = "cpu",
 ) -> int:
     """Make every n-th shard of both splits.
 
@@ -21,19 +22,20 @@ def precompute_shards(
         shard: "2/4" makes every 4th shard, starting with the second.
         code_version: Hash of the installed code.
         shards: Folder of the shards; `precompute_rays` joins those of all pods.
+        device: `cpu` or `cuda`; the labels are the same.
 
     Returns:
         Number of shards.
     """
     from pathlib import Path
 
-    from polarmask.labels.precompute import EveryNth, Workers
+    from polarmask.labels.precompute import EveryNth
     from polarmask.labels.precompute import precompute_shards as make_shards
     from polarmask_components.parameters.label_work import choose_workers, config_for_labels
     from polarmask_components.step_inputs import folder_of
 
     data, out = folder_of(dataset), Path(shards.path)
-    config, workers = config_for_labels(label_settings), Workers(choose_workers(data))
+    config, workers = config_for_labels(label_settings), choose_workers(data, device)
     number, of = map(int, shard.split("/"))
     made = make_shards(data, out, config, EveryNth(number, of), workers=workers)
     (out / "shard.txt").write_text(f"{shard}\n")  # object storage keeps no empty folder

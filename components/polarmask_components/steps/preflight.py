@@ -28,12 +28,22 @@ def preflight(
     trial: dict[str, Any] = {},  # noqa: B006  # Kubeflow reads it
     storage_secret: str = "polarmask-s3",  # noqa: S107  # its name only
     max_problems: float = 0.02,
+    eval_gpus: int = 0,
+    eval_memory: str = "16Gi",
+    label_device: str = "cpu",
+    label_memory: str = "16Gi",
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
     training_request=str,
     label_settings=str,
     label_shards=List[str],  # noqa: UP006 as above
     settings_id=str,
+    train_memory=str,
+    gpu_resource=str,
+    eval_gpus=str,
+    label_gpus=str,
+    serving_gpu=str,
+    serving_device=str,
 ):
     """Check the parameters, the model registry, and what training and serving need.
 
@@ -60,19 +70,31 @@ def preflight(
         storage_secret: Name of the Secret that gives steps the storage's address and keys.
         trial: How to try the model on live requests: fields of `trial.settings.TrialSettings`.
         max_problems: Largest share of images, and of objects, that may be left out, in [0, 1].
+        eval_gpus: GPUs of each step that evaluates.
+        eval_memory: Memory limit of these steps, as Kubernetes writes it.
+        label_device: Where the label pods work: `cpu` or `cuda`.
+        label_memory: Memory limit of the steps that read all data.
 
     Returns:
         training_request: What to train and where, as JSON, for `train`.
         label_settings: What ray labels depend on, as JSON.
         label_shards: The shards of each pod: "1/2" and "2/2" are every second one.
         settings_id: Hash of the parameters that decide the result.
+        train_memory: Memory limit of the train step.
+        gpu_resource: Name of GPUs in this cluster.
+        eval_gpus: As given, as text, which Kubeflow needs; empty for none.
+        label_gpus: The same for each label pod.
+        serving_gpu: Name of the GPUs that the server's pods ask for; empty for none.
+        serving_device: What answers requests: `cpu`, `cuda`, or empty for what this machine has.
     """
     from collections import namedtuple
 
     from polarmask_components.checks.planned_run import PlannedRun
     from polarmask_components.checks.run_checks import check_run
+    from polarmask_components.deploy.serving_device import serving_device
     from polarmask_components.parameters.job_settings import read_job_settings
     from polarmask_components.parameters.label_work import label_settings_text, label_shards
+    from polarmask_components.parameters.step_resources import StepResources
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.last_run import settings_id
     from polarmask_components.registry.registry import open_registry
@@ -87,6 +109,12 @@ def preflight(
         storage=storage,
         job=read_job_settings(job, target=target),
     )
+    resources = StepResources(
+        eval_gpus=eval_gpus,
+        eval_memory=eval_memory,
+        label_device=label_device,
+        label_memory=label_memory,
+    )
     check_run(
         PlannedRun(
             training_request=training_request,
@@ -99,6 +127,7 @@ def preflight(
             trial=trial,
             label_pods=label_pods,
             storage_secret=storage_secret,
+            resources=resources,
             webhook=webhook,
             max_problems=max_problems,
         )
@@ -113,9 +142,17 @@ def preflight(
         model_name=model_name,
         target=target,
     )
-    Checked = namedtuple(
-        "Checked", ("training_request", "label_settings", "label_shards", "settings_id")
-    )
-    labels = label_settings_text(training_request.config)
-    shards = label_shards(label_pods)
-    return Checked(training_request.to_json(), labels, shards, deciding)
+    device, gpu = serving_device(target)
+    checked = {
+        "training_request": training_request.to_json(),
+        "label_settings": label_settings_text(training_request.config),
+        "label_shards": label_shards(label_pods),
+        "settings_id": deciding,
+        "train_memory": training_request.job.memory,
+        "gpu_resource": training_request.job.gpu_resource,
+        "eval_gpus": resources.eval_gpu_text,
+        "label_gpus": resources.label_gpu_text,
+        "serving_gpu": gpu,
+        "serving_device": device,
+    }
+    return namedtuple("Checked", checked)(**checked)

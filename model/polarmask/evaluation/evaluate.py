@@ -8,7 +8,7 @@ Dimension key
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -125,14 +125,24 @@ def evaluate(predictor: Predictor, data: Path, split: str = "val") -> Evaluation
     return evaluate_split(predictor, load_coco(data, split, check_pixels=True, config=images))[0]
 
 
-def evaluate_split(predictor: Predictor, data: CocoData) -> tuple[Evaluation, dict[int, Instances]]:
+def evaluate_split(
+    predictor: Predictor,
+    data: CocoData,
+    *,
+    predict: Callable[[Predictor, CocoData], dict[int, Instances]] | None = None,
+) -> tuple[Evaluation, dict[int, Instances]]:
     """Evaluate a model on a loaded split; return the instances of each image id, too.
+
+    Args:
+        predictor: The model.
+        data: The split.
+        predict: Finds the instances; None: `predict_split`.
 
     Raises:
         DataError: The split's categories are not those of the model, or an image can't be decoded.
     """
     data = match_model(predictor, data)
-    predictions = predict_split(predictor, data)
+    predictions = (predict or predict_split)(predictor, data)
     return _evaluate_matched(predictor, data, predictions), predictions
 
 

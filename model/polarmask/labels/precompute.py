@@ -45,7 +45,7 @@ from polarmask.labels.store import (
     write_shard,
 )
 from polarmask.system.files import atomic_path, sha256_of_file
-from polarmask.system.signals import no_interrupts_in_children
+from polarmask.system.signals import end_with_parent, no_interrupts_in_children
 
 _ANY_IMAGE = InputConfig(intensity="percentile", max_pixels=2**31 - 1)
 """Labels depend on no value of a pixel: a store serves runs with other settings for these."""
@@ -293,6 +293,7 @@ _device_of_worker: str | None = None
 
 def _start_worker(devices: "SimpleQueue[str | None]") -> None:
     global _device_of_worker
+    end_with_parent()
     torch.set_num_threads(1)
     _device_of_worker = devices.get()
 

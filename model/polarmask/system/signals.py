@@ -3,6 +3,8 @@
 Schedulers send SIGTERM and kill half a minute later; a closed terminal sends SIGHUP, Ctrl-C SIGINT.
 """
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -86,6 +88,21 @@ def no_interrupts_in_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """End this process with the one that started it, which may be killed at any time.
+
+    A worker of a pool would otherwise wait for ever for its next task.
+    """
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def ignore_signals(worker: int) -> None:

@@ -4,6 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 docker=${DOCKER:-docker}
 tag=${IMAGE_TAG:-0.1.0-python3.11}
+digests=dist/images.env
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-dirty
 
@@ -28,3 +29,22 @@ for target in ops trainer serving; do
     --file images/Dockerfile --target "$target" \
     --build-arg "REVISION=$revision" --tag "${IMAGE_REGISTRY:-}polarmask-$target:$tag" .
 done
+[ -n "${PUSH:-}" ] || exit 0
+
+# A digest, which only a registry gives, never changes its meaning.
+mkdir -p dist
+: > "$digests.new"
+for target in ops trainer serving; do
+  name=${IMAGE_REGISTRY:-}polarmask-$target
+  "$docker" push "$name:$tag"
+  found=$("$docker" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$name:$tag" |
+    grep "^$name@sha256:" | head -n 1)
+  if [ -z "$found" ]; then
+    echo "error: $name:$tag was pushed and $docker names no digest of it" >&2
+    exit 1
+  fi
+  variable=$(echo "$target" | tr '[:lower:]' '[:upper:]')
+  echo "export POLARMASK_${variable}_IMAGE=$found" >> "$digests.new"
+done
+mv "$digests.new" "$digests"
+echo "written: $digests; run '. $digests' before you compile or submit the pipeline"

@@ -11,6 +11,7 @@ import yaml
 
 from manifest_rules import name_of, problems_of
 from polarmask_components.images import TRAINER_IMAGE
+from polarmask_components.parameters.job_settings import JobSettings
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ["1.31", "1.32", "1.33", "1.34", "1.35"]
@@ -32,6 +33,19 @@ def test_kubernetes_knows_every_field(overlay):
     known = [thing for thing in overlay if thing["kind"] not in FOREIGN_KINDS]
     for version, thing in product(VERSIONS, known):
         kubernetes_validate.validate(thing, version, strict=True)
+
+
+def test_the_policy_for_jobs_fits_the_defaults():
+    """It is applied by hand: kustomize would put it into the namespace."""
+    policy, binding = yaml.safe_load_all((ROOT / "k8s/policies/jobs.yaml").read_text())
+    for version, thing in product(VERSIONS, (policy, binding)):
+        kubernetes_validate.validate(thing, version, strict=True)
+    account, environment, volumes = policy["spec"]["validations"]
+    secret = JobSettings().secret
+    assert f'name == "{secret}"' in environment["expression"]
+    assert f'secretName == "{secret}"' in volumes["expression"]
+    assert 'serviceAccountName == "default"' in account["expression"]
+    assert binding["spec"]["policyName"] == policy["metadata"]["name"]
 
 
 def test_the_check_of_fields_finds_a_misspelt_one(kind):

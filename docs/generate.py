@@ -9,17 +9,14 @@ A test compares the committed pages with what this module returns.
 """
 
 import argparse
-import ast
 import inspect
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import polarmask_serving.torchserve
 from polarmask import cli as model_cli
+from polarmask.config.describe import fields_of, sections
 from polarmask.config.settings import RunConfig
 from polarmask_pipelines import __main__ as pipelines_cli
 from polarmask_pipelines.parameters import pipeline_parameters, write_value
@@ -80,41 +77,22 @@ def _config() -> Iterator[str]:
         "A preset gives every setting a value (`polarmask presets` lists them); "
         "`--set SECTION.FIELD=VALUE` changes one. Defaults are those of the dataclasses."
     )
-    hints = get_type_hints(RunConfig)
-    sections = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    yield _section("", RunConfig, without=sections)
-    for name, section in sections.items():
-        assert isinstance(section, type)  # noqa: S101 a dataclass in an annotation is a class
+    parts = sections()
+    yield _section("", RunConfig, without=parts)
+    for name, section in parts.items():
         yield _section(f"{name}.", section)
 
 
 def _section(prefix: str, section: type, without: Iterable[str] = ()) -> str:
     title = f"## `{prefix.rstrip('.')}`" if prefix else "## Top level"
     rows = [
-        (_code(prefix + name), _code(kind), _code(default), text)
-        for name, kind, default, text in _fields(section)
-        if name not in without
+        (_code(prefix + each.name), _code(each.type), _code(each.default), each.meaning)
+        for each in fields_of(section)
+        if each.name not in without
     ]
     about = inspect.cleandoc(section.__doc__ or "").replace("\n", " ")
     table = _table(("setting", "type", "default", "meaning"), rows)
     return f"{title}\n\n{about}\n\n{table}"
-
-
-def _fields(section: type) -> Iterator[tuple[str, str, str, str]]:
-    """Yield name, type, default and docstring of each field, as the source has them."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
-    assert isinstance(definition, ast.ClassDef)  # noqa: S101 for mypy
-    following: list[ast.stmt | None] = [*definition.body[1:], None]
-    for statement, after in zip(definition.body, following, strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            default = ast.unparse(statement.value) if statement.value else ""
-            yield statement.target.id, ast.unparse(statement.annotation), default, _docstring(after)
-
-
-def _docstring(statement: ast.stmt | None) -> str:
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-        return " ".join(str(statement.value.value).split())
-    return ""
 
 
 # Commands

@@ -8,17 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from polarmask.api import evaluate, train
     from polarmask.config.presets import PRESETS, preset
     from polarmask.config.settings import RunConfig
     from polarmask.data.coco import CocoData, load_coco
     from polarmask.errors import PolarMaskError
-    from polarmask.evaluation.evaluate import Evaluation, evaluate
+    from polarmask.evaluation.evaluate import Evaluation
     from polarmask.inference.instances import Instances
     from polarmask.inference.predictor import Predictor
     from polarmask.labels.precompute import precompute
     from polarmask.model_sources.model import Model, load
     from polarmask.model_sources.open_model import open_model
-    from polarmask.training.train import TrainOptions, train
 
 __all__ = [
     "PRESETS",
@@ -29,7 +29,6 @@ __all__ = [
     "PolarMaskError",
     "Predictor",
     "RunConfig",
-    "TrainOptions",
     "evaluate",
     "load",
     "load_coco",
@@ -48,14 +47,13 @@ _MODULE_OF = {
     "PolarMaskError": "errors",
     "Predictor": "inference.predictor",
     "RunConfig": "config.settings",
-    "TrainOptions": "training.train",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "api",
     "load": "model_sources.model",
     "load_coco": "data.coco",
     "open_model": "model_sources.open_model",
     "precompute": "labels.precompute",
     "preset": "config.presets",
-    "train": "training.train",
+    "train": "api",
 }
 
 

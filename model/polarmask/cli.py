@@ -1,14 +1,32 @@
-"""The `polarmask` command line: builds the parser from `commands` and prints errors in one line."""
+"""The `polarmask` command line: builds the parser from `commands` and prints errors in one line.
+
+Commands of other areas are entry points of the group `polarmask.programs`: the model area imports
+neither servers nor pipelines. They get their arguments as they are.
+"""
 
 import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points, version
 from typing import Protocol
 
 from polarmask.commands.outcome import Outcome
-from polarmask.errors import PolarMaskError
+from polarmask.errors import DataError, PolarMaskError
 from polarmask.system.command_line import run_command
+
+_PACKAGE = "polarmask-k8s"
+_PROGRAMS = {
+    "serve": "serve a model on this machine, with a page to try it (extra `serving`)",
+    "pipeline": "run the whole pipeline here or on Kubeflow (extra `pipelines` and others)",
+}
+"""Entry points of `polarmask.programs`: main(arguments, prog) -> exit code."""
+_FIRST_STEPS = """\
+first steps, from label masks to counts:
+  polarmask import my-images --out data
+  polarmask train --data data --out runs/first
+  polarmask predict --model runs/first --save csv,overlay --out found my-images
+"""
 
 
 class Command(Protocol):
@@ -32,18 +50,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         can fix; 128 + n when signal n stopped it.
     """
     return run_command(
-        lambda: _run(arguments), prefix="polarmask", errors=(PolarMaskError, OSError)
+        lambda: _run(sys.argv[1:] if arguments is None else arguments),
+        prefix="polarmask",
+        errors=(PolarMaskError, OSError),
     )
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def _run(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in _PROGRAMS:
+        return _run_program(arguments[0], arguments[1:])
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        print(f"polarmask {version(_PACKAGE)}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    _start_logging(options)
     return run_command(
         lambda: _show(commands()[options.command].run(options)),
         prefix=f"polarmask {options.command}",
         errors=(PolarMaskError, OSError),
     )
+
+
+def _run_program(name: str, arguments: Sequence[str]) -> int:
+    for program in entry_points(group="polarmask.programs", name=name):
+        code: int = program.load()(arguments, prog=f"polarmask {name}")
+        return code
+    raise DataError(f"{name} is not installed; install this project again")
+
+
+def _start_logging(options: argparse.Namespace) -> None:
+    text = "%(asctime)s %(name)s: %(message)s" if options.verbose else "%(message)s"
+    logging.basicConfig(level=logging.INFO, format=text, stream=sys.stderr)
+    level = logging.DEBUG if options.verbose else logging.INFO
+    logging.getLogger("polarmask").setLevel(logging.WARNING if options.quiet else level)
 
 
 def _show(outcome: Outcome) -> int:
@@ -63,19 +106,21 @@ def commands() -> Mapping[str, Command]:
         precompute_command,
         predict_command,
         presets_command,
+        settings_command,
         train_command,
         visualize_command,
     )
 
     return {
         "import": import_command,
-        "presets": presets_command,
         "inspect": inspect_command,
-        "precompute": precompute_command,
         "train": train_command,
         "evaluate": evaluate_command,
         "predict": predict_command,
         "visualize": visualize_command,
+        "presets": presets_command,
+        "settings": settings_command,
+        "precompute": precompute_command,
         "import-original": import_original_command,
     }
 
@@ -83,17 +128,33 @@ def commands() -> Mapping[str, Command]:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="polarmask", description="train, evaluate and try PolarMask on COCO-format data"
+        prog="polarmask",
+        description="train, evaluate and try PolarMask on your images",
+        epilog=_FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in commands().items():
-        command.add_arguments(
-            subparsers.add_parser(
-                name,
-                help=command.HELP,
-                description=command.HELP,
-                epilog=f"example: {command.EXAMPLE}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
+        subparser = subparsers.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=f"example: {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        command.add_arguments(subparser)
+        _add_logging_arguments(subparser)
+    for name, text in _PROGRAMS.items():
+        subparsers.add_parser(name, help=text, add_help=False)
     return parser
+
+
+def _add_logging_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="print results and warnings, no progress"
+    )
+    group.add_argument(
+        "-v", "--verbose", action="store_true", help="print details, with time and module"
+    )

@@ -7,9 +7,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from polarmask.errors import PolarMaskError
 from polarmask.system.command_line import run_command
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from polarmask_serving.archive.read import Archive
     from polarmask_serving.local_pod import LocalPod
 
+_ON_ERROR: dict[str, Any] = {
+    "prefix": "error",
+    "errors": (PolarMaskError, ServingError, OSError),
+}
+_SERVE = "serve a model on 127.0.0.1 until Ctrl-C, with a page to try it"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PROBE_SECONDS = 1.0
 _PROBE_FAILURES = 5
@@ -27,13 +33,20 @@ _PROBE_FAILURES = 5
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 2 for an error of the user, in one line."""
-    return run_command(
-        lambda: _run(arguments), prefix="error", errors=(PolarMaskError, ServingError, OSError)
+    return run_command(lambda: _run(build_parser().parse_args(arguments)), **_ON_ERROR)
+
+
+def serve(arguments: Sequence[str], *, prog: str) -> int:
+    """Serve a model: the entry point `serve` of `polarmask.programs`."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=_SERVE, epilog=f"example: {prog} runs/first"
     )
+    _add_serving(parser)
+    options = parser.parse_args(arguments, argparse.Namespace(command="serve"))
+    return run_command(lambda: _run(options), **_ON_ERROR)
 
 
-def _run(arguments: list[str] | None) -> None:
-    options = build_parser().parse_args(arguments)
+def _run(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.command == "archive":
         _archive(options)
@@ -82,14 +95,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_measuring(measure)
 
-    serve = commands.add_parser(
-        "serve",
-        help="serve a model folder on 127.0.0.1 until Ctrl-C",
-        epilog="example: python -m polarmask_serving serve --model runs/first/model",
+    _add_serving(
+        commands.add_parser(
+            "serve", help=_SERVE, epilog="example: python -m polarmask_serving serve runs/first"
+        )
     )
-    serve.add_argument("--model", type=Path, required=True, help="model folder, RUN/model")
-    serve.add_argument("--port", type=_port, default=8080, help="of the prediction API (8080)")
     return parser
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="run folder, model folder or archive (.mar)"
+    )
+    parser.add_argument("--port", type=_port, default=8080, help="of page and predictions (8080)")
 
 
 def _port(text: str) -> int:
@@ -100,7 +118,6 @@ def _port(text: str) -> int:
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    from polarmask.evaluation.measure_engines import MAX_IMAGES
     from polarmask.system.argument_types import at_least
 
     parser.add_argument(
@@ -112,8 +129,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=at_least(1),
-        default=MAX_IMAGES,
-        help=f"of the val split, the first ones ({MAX_IMAGES})",
+        default=32,
+        help="of the val split, the first ones (32)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
 
@@ -169,6 +186,7 @@ def _measure(options: argparse.Namespace) -> "EngineRanking":
 def _serve(model: Path, port: int) -> None:
     """Serve one model from a folder that is removed with the process."""
     from polarmask_serving.archive.build import build_archive
+    from polarmask_serving.archive.read import read_archive
     from polarmask_serving.local_pod import LocalPod, check_port
 
     check_port(port)  # before the work: the archive takes seconds
@@ -177,18 +195,28 @@ def _serve(model: Path, port: int) -> None:
             signal.signal(number, _stop)
     try:
         with tempfile.TemporaryDirectory(prefix="polarmask-serve-") as folder:
-            out = Path(folder) / "model.mar"
-            archive = build_archive(model, out, name="polarmask", version="1")
+            if model.suffix == ".mar":
+                archive = read_archive(model)
+            else:
+                out = Path(folder) / "model.mar"
+                archive = build_archive(_of_run(model), out, name="polarmask", version="1")
             pod = LocalPod.prepare(archive, Path(folder), port=port)
             try:
                 pod.launch(archive, alone=True)
-                print("ready; Ctrl-C stops it. Ask it with")
+                print(f"ready: {pod.page}  (Ctrl-C stops it)")
                 print(f"  curl -F image=@IMAGE.png {pod.url}", flush=True)
                 _keep_alive(pod, archive)
             finally:
                 pod.stop(drain_seconds=0)
     except KeyboardInterrupt:
         print("stopped")
+
+
+def _of_run(folder: Path) -> Path:
+    """Return the model folder of a run folder; another folder as it is."""
+    from polarmask.inference.model_folder import is_model_folder
+
+    return folder / "model" if is_model_folder(folder / "model") else folder
 
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:

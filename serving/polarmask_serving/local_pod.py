@@ -186,6 +186,11 @@ class LocalPod:
         return f"http://{_HOST}:{self.port}/predictions/{self.name}"
 
     @property
+    def page(self) -> str:
+        """Where a browser can try the model."""
+        return f"http://{_HOST}:{self.port}/demo"
+
+    @property
     def log(self) -> Path:
         """What TorchServe and its worker wrote."""
         return Path(self.folder) / "server.log"

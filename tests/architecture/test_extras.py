@@ -86,6 +86,20 @@ def test_a_command_knows_which_extra_brings_a_module():
     assert needed - known == set()
 
 
+def test_the_base_installation_brings_what_the_command_needs():
+    assert PROJECT["dependencies"] == [f"{PROJECT['name']}[model,labels,report]"]
+    # Without these a command names the extra; engines and archives are for servers.
+    needed = imports_of("polarmask") - EXTRAS["engines"] - EXTRAS["export"]
+    assert needed <= EXTRAS["model"] | EXTRAS["labels"] | EXTRAS["report"]
+
+
+def test_images_install_extras_that_exist():
+    text = (ROOT / "images" / "Dockerfile").read_text().replace("\\\n", " ")
+    named = re.findall(r"bin/install-packages ([a-z ]+)", text)
+    assert len(named) == 4
+    assert set(" ".join(named).split()) <= set(EXTRAS)
+
+
 def imports_of_users(extra):
     areas = [package for package, extras in EXTRAS_OF.items() if extra in extras]
     return set().union(*map(imports_of, areas))

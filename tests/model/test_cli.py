@@ -1,12 +1,21 @@
 import json
+import logging
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from factories import make_tiny_coco
 from polarmask.cli import main
-from polarmask.config.presets import PRESETS
+from polarmask.config.presets import PRESETS, preset
 from polarmask.errors import ModelFormatError
 from polarmask.inference.model_folder import load_model, read_card, save_model
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +173,10 @@ def test_a_score_that_no_instance_can_have_is_refused(score, capsys):
     ("arguments", "message"),
     [
         (["train", "--preset", "tiny", "--data", "nowhere", "--out", "x"], "nowhere"),
-        (["train", "--preset", "big", "--data", "d", "--out", "x"], "there are: coco-r101-1x"),
+        (
+            ["train", "--preset", "big", "--data", "d", "--out", "x"],
+            "there are: auto, coco-r101-1x",
+        ),
         (["evaluate", "--model", "nowhere", "--data", "d"], "nowhere is not a model folder"),
         (["predict", "--model", "nowhere", "--out", "x", "gone.png"], "gone.png does not exist"),
     ],
@@ -195,3 +207,69 @@ def test_images_per_process_set_the_batch_and_with_it_the_rate(drawn_data, tmp_p
     # One step: the warm-up of a third of no steps is none.
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["lr"] == pytest.approx(optim.lr / 2)
+
+
+def test_a_bare_command_prints_help_with_first_steps(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert "polarmask train --data data --out runs/first" in printed
+    for command in ("serve", "pipeline", "settings", "import"):
+        assert f"    {command} " in printed
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"polarmask {version('polarmask-k8s')}\n"
+
+
+@pytest.mark.parametrize("name", ["tiny", "coco-r50-1x"])
+def test_settings_have_value_and_meaning(name, capsys):
+    assert main(["settings", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    settings = [line.partition("=")[0] for line in lines if not line.startswith(" ")]
+    assert len(settings) == len(set(settings)) > 40
+    assert all(lines[lines.index(line) + 1].startswith("    ") for line in lines if line[0] != " ")
+    assert f"optim.epochs={preset(name).optim.epochs:.1f}" in lines
+
+
+def test_a_mistyped_preset_gets_a_suggestion(capsys):
+    assert main(["settings", "tinny"]) == 2
+    assert "no preset 'tinny' (did you mean tiny?)" in capsys.readouterr().err
+
+
+def test_quiet_prints_results_only_and_files_get_no_bars(drawn_data, tmp_path, capsys):
+    flags = ["--preset", "tiny", "--data", str(drawn_data)]
+    assert main(["precompute", *flags, "--out", str(tmp_path / "labels")]) == 0
+    assert capsys.readouterr().err == ""
+    small = [
+        "--set",
+        "model.channels=32",
+        "--set",
+        "epochs=1",
+        "--labels",
+        str(tmp_path / "labels"),
+    ]
+    try:
+        assert main(["train", *flags, *small, "--out", str(tmp_path / "run"), "-q"]) == 0
+        assert "step=" not in capsys.readouterr().err
+    finally:
+        logging.getLogger("polarmask").setLevel(logging.NOTSET)
+
+
+def test_programs_of_other_areas_are_entry_points(capsys):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    for name, usage in (("serve", "usage: polarmask serve"), ("pipeline", "usage: polarmask pipe")):
+        module, _, function = declared["polarmask.programs"][name].partition(":")
+        with pytest.raises(SystemExit) as stop:
+            getattr(import_module(module), function)(["--help"], prog=f"polarmask {name}")
+        assert stop.value.code == 0
+        assert usage in capsys.readouterr().out
+
+
+def test_help_of_serve_needs_no_torch():
+    code = "from polarmask_serving.__main__ import serve; serve(['--help'], prog='p')"
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert "torch" not in imported

@@ -30,7 +30,7 @@ def raising(error):
     [
         (main, "polarmask.commands.evaluate_command.run", ["evaluate", "--model=m", "--data=d"]),
         (main, "polarmask.commands.presets_command.run", ["presets"]),
-        (serving, "polarmask_serving.__main__._serve", ["serve", "--model=m"]),
+        (serving, "polarmask_serving.__main__._serve", ["serve", "m"]),
         (pipelines, "polarmask_pipelines.commands.local.compile_package", ["compile", "--out=x"]),
     ],
 )
@@ -107,18 +107,25 @@ def test_children_of_tests_have_the_default_signals():
     assert done.stdout == f"{signal.SIG_DFL} default_int_handler\n"
 
 
-@pytest.mark.parametrize("package", ["polarmask", "polarmask_serving", "polarmask_pipelines"])
-def test_without_any_extra_a_command_names_the_one_to_install(package):
+@pytest.mark.parametrize(
+    ("package", "arguments", "brought_by"),
+    [
+        ("polarmask", [], "."),
+        ("polarmask_serving", ["measure", "--model=m", "--out=x.json"], "."),
+        ("polarmask_pipelines", [], "'.[pipelines]'"),
+    ],
+)
+def test_without_any_extra_a_command_names_the_one_to_install(package, arguments, brought_by):
     areas = [str(ROOT / area) for area in ("model", "serving", "components", "pipelines")]
-    # -S: nothing of site-packages, as after `pip install .` without extras.
-    start = f"import runpy, sys; sys.path[:0] = {areas}; runpy.run_module('{package}', None, "
-    code = start + "'__main__', alter_sys=True)"
+    # -S: nothing of site-packages.
+    start = f"import runpy, sys; sys.path[:0] = {areas}; sys.argv[1:] = {arguments}; "
+    code = start + f"runpy.run_module('{package}', None, '__main__', alter_sys=True)"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert "is not installed; `pip install '.[" in line
+    assert f"is not installed; `pip install {brought_by}` in" in line
 
 
 def test_a_package_that_no_extra_brings_is_a_bug_of_ours():

@@ -29,7 +29,9 @@ def test_an_override_reaches_any_field_and_keeps_its_type():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("optim.rate=1", r"optim\.rate is not a setting; there are: amp, batch_size"),
+        ("optim.rate=1", r"optim\.rate is not a setting.*; there are: amp, batch_size"),
+        ("optim.epoch=1", r"did you mean optim\.epochs\?"),
+        ("optm.lr=1", r"did you mean optim\.lr\?"),
         ("optim.lr=fast", r"optim\.lr: .*'fast'"),
         ("optim.lr=-1", r"lr is -1\.0: must be above 0"),
         ("model.num_rays=3", r"a polygon needs at least 4 rays"),

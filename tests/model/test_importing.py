@@ -304,7 +304,7 @@ def test_command_prints_counts_problems_and_the_next_command(tmp_path, capsys):
     assert "train: 1 images, 2 objects" in printed
     assert "val: 1 images, 2 objects" in printed
     assert "unusable_mask: 1 image left out" in printed
-    assert f"next: polarmask inspect {tmp_path / 'out'}" in printed
+    assert f"next: polarmask train --data {tmp_path / 'out'}" in printed
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from polarmask.config.presets import tiny
 from polarmask.data.coco import load_coco
 from polarmask.evaluation.inspect_data import (
     RAY_COUNTS,
-    UpperBound,
     inspect_data,
-    recommend,
 )
 from polarmask.evaluation.inspection_text import describe
+from polarmask.evaluation.recommend import recommend, recommend_for
 from polarmask.report.inspection import inspection_page, worst_overlays
 
 
@@ -35,7 +34,7 @@ def inspection(data):
 
 
 def bounds(*values):
-    return [UpperBound(n, iou, 0, 0, 0) for n, iou in zip(RAY_COUNTS, values, strict=True)]
+    return dict(zip(RAY_COUNTS, values, strict=True))
 
 
 def test_every_object_is_counted_once(data, inspection):
@@ -152,3 +151,10 @@ def test_command_prints_and_draws(data, tmp_path, capsys):
     assert (tmp_path / "o" / "inspection.html").is_file()
     with Image.open(tmp_path / "o" / "worst.jpg") as sheet:
         assert min(sheet.size) > 400
+
+
+def test_sampled_images_have_objects_even_if_few_do(data, monkeypatch):
+    monkeypatch.setattr("polarmask.evaluation.recommend._SAMPLED_IMAGES", 2)
+    empty = [replace(image, annotations=()) for image in data.images]
+    sparse = replace(data, images=(*empty, data.images[0], *empty))
+    assert recommend_for(sparse, tiny()).strides[0] in (4, 8, 16)

@@ -151,7 +151,7 @@ def test_a_port_that_torchserve_lost_to_another_program_is_told_apart(archive, t
 
 def test_the_command_restarts_a_dead_server_and_ends_with_its_terminal(random_model, png, tmp_path):
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "polarmask_serving", "serve", "--model", str(random_model)]
+    command = [sys.executable, "-m", "polarmask_serving", "serve", str(random_model)]
     command += ["--port", str(port)]
     scratch = tmp_path / ("long" * 25)  # a path of a Unix socket has at most 107 bytes
     scratch.mkdir()
@@ -159,7 +159,7 @@ def test_the_command_restarts_a_dead_server_and_ends_with_its_terminal(random_mo
     pipe = subprocess.PIPE
     with started(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         ready, line = process.stdout.readline(), process.stdout.readline()
-        assert ready.startswith("ready")
+        assert ready.startswith(f"ready: http://127.0.0.1:{port}/demo")
         url = re.search(r"curl .* (http://\S+)", line).group(1)
         assert requests.post(url, data=png, timeout=60).json()["instances"]
 
@@ -233,6 +233,6 @@ def test_a_port_of_one_proxy_refuses_a_second_one_that_starts_at_the_same_time(s
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
 def test_what_is_no_port_is_refused(port, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["serve", "--model", "model", "--port", port])
+        main(["serve", "model", "--port", port])
     assert ended.value.code == 2
     assert "--port" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from polarmask.commands.outcome import Outcome
 from polarmask.config.overrides import override
-from polarmask.config.presets import PRESETS, preset
+from polarmask.config.presets import AUTO, preset_names
 from polarmask.config.settings import InputConfig, RunConfig
 from polarmask.data.summary import Problem, results_cut, summary_of_files
 from polarmask.errors import DataError
@@ -18,22 +18,19 @@ if TYPE_CHECKING:
     from polarmask.inference.tiles import TileSize
 
 
-_PRESET = "coco-r50-1x"
-
-
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--preset` and `--set`; `config_of` reads them."""
     parser.add_argument(
         "--preset",
         metavar="PRESET",
-        help=f"config name: {', '.join(sorted(PRESETS))} (default: {_PRESET})",
+        help=f"config name: {', '.join(preset_names())} (default: {AUTO}, which fits the data)",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.FIELD=VALUE",
-        help="change one setting of the preset; may be repeated",
+        help="change one setting of the preset (`polarmask settings` lists all); may be repeated",
     )
 
 
@@ -42,8 +39,11 @@ def config_of(options: argparse.Namespace, *, like: RunConfig | None = None) -> 
 
     Raises:
         ConfigError: Unknown preset or setting, or a value that can't work.
+        DataError: The preset that fits the data is wanted, and there is no usable data.
     """
-    base = like if like and options.preset is None else preset(options.preset or _PRESET)
+    from polarmask.evaluation.auto_preset import preset_for
+
+    base = like if like and options.preset is None else preset_for(options.preset, options.data)
     return override(base, options.set)
 
 

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Outcome:
     print(f"{source.kind}; split: {choice.reason}")
     if source.problems:
         print(f"not imported:\n{describe_problems(source.problems)}")
-    print(f"next: polarmask inspect {options.out} --preset tiny --out {options.out}-inspection")
+    print(f"next: polarmask train --data {options.out} --out runs/first")
     return Outcome([load_coco(options.out, split).summary for split in SPLITS])
 
 

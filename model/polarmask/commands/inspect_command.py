@@ -8,7 +8,7 @@ from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "look at data before training: sizes, levels, upper bounds, what to set"
-EXAMPLE = "polarmask inspect data --preset tiny --out runs/inspection"
+EXAMPLE = "polarmask inspect data --out runs/inspection"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Print the inspection of a split, and write it as a page with `--out`."""
+    from polarmask.config.presets import AUTO
     from polarmask.data.coco import load_coco
+    from polarmask.evaluation.auto_preset import describe_auto
     from polarmask.evaluation.inspect_data import inspect_data
     from polarmask.evaluation.inspection_text import describe
 
@@ -38,6 +40,9 @@ def run(options: argparse.Namespace) -> Outcome:
     data.summary.require_complete(strict=options.strict)
     inspection = inspect_data(data, config, max_images=options.max_images)
     print(describe(inspection))
+    if config.name == AUTO:
+        print(f"--preset {AUTO}, the default, has these settings, and:")
+        print(f"  {describe_auto(config, data)}")
     if options.out:
         from polarmask.inference.drawing import write_jpeg
         from polarmask.report.inspection import inspection_page, worst_overlays, worst_sheet

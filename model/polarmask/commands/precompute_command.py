@@ -13,7 +13,7 @@ from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "check the data and make its ray labels; resumes where it was interrupted"
-EXAMPLE = "polarmask precompute --preset tiny --data data --out runs/labels"
+EXAMPLE = "polarmask precompute --data data --out runs/labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

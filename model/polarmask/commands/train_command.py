@@ -16,9 +16,7 @@ from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import at_least, output_folder
 
 HELP = "train a model; resumes if the run folder holds a checkpoint"
-EXAMPLE = (
-    "torchrun --nproc-per-node 2 -m polarmask train --preset tiny --data data --out runs/first"
-)
+EXAMPLE = "polarmask train --data data --out runs/first"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

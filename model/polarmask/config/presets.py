@@ -14,9 +14,12 @@ from polarmask.config.settings import (
     RunConfig,
 )
 from polarmask.errors import ConfigError
+from polarmask.system.did_you_mean import did_you_mean
 from polarmask.system.tables import aligned
 
 ORIGINAL_SUFFIX = "-original"
+AUTO = "auto"
+"""The run that fits the data: `evaluation.auto_preset` makes it."""
 
 
 def tiny() -> RunConfig:
@@ -108,12 +111,20 @@ def preset(name: str) -> RunConfig:
         ConfigError: No such preset; lists the known ones.
     """
     base = name.removesuffix(ORIGINAL_SUFFIX)
+    if name == AUTO:
+        raise ConfigError(f"preset {AUTO} fits data: name the data, too")
     if base not in PRESETS:
         raise ConfigError(
-            f"no preset {base!r}; there are: {', '.join(sorted(PRESETS))}, "
-            f"each also as PRESET{ORIGINAL_SUFFIX} with the algorithm of the paper's code"
+            f"no preset {base!r}{did_you_mean(base, [AUTO, *PRESETS])}; there are: "
+            f"{', '.join(preset_names())}; as PRESET{ORIGINAL_SUFFIX}, each but {AUTO} has the "
+            "algorithm of the paper's code"
         )
     return PRESETS[base]() if base == name else original(PRESETS[base]())
+
+
+def preset_names() -> list[str]:
+    """Return what `--preset` takes, `auto` first."""
+    return [AUTO, *sorted(PRESETS)]
 
 
 def presets_table() -> str:
@@ -133,7 +144,10 @@ def presets_table() -> str:
                 f"{known.mask_ap}" if known else "-",
             )
         )
-    return aligned(rows)
+    auto = (
+        f"{AUTO} (the default): strides, rays, size and epochs that fit the data; needs no network"
+    )
+    return f"{aligned(rows)}\n{auto}"
 
 
 def _input_text(images: InputConfig) -> str:

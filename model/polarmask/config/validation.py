@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from polarmask.errors import ConfigError
+from polarmask.system.did_you_mean import did_you_mean
 
 Settings = TypeVar("Settings")
 
@@ -30,7 +31,9 @@ def read_settings(cls: type[Settings], plain: Mapping[str, Any], *, name: str = 
         location = first["loc"]
         where = ".".join(str(part) for part in (name, *location) if part != "") or "settings"
         if first["type"] == "unexpected_keyword_argument" and len(location) == 1:
-            known = ", ".join(sorted(each.name for each in fields(cls)))  # type: ignore[arg-type]
-            raise ConfigError(f"{where} is not a setting; there are: {known}") from error
+            known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+            hint = did_you_mean(where, known)
+            listed = ", ".join(sorted(known))
+            raise ConfigError(f"{where} is not a setting{hint}; there are: {listed}") from error
         reason = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {reason} (got {reprlib.repr(first['input'])})") from error

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from polarmask.config.settings import InputConfig
 from polarmask.data.annotation_index import index_annotations
@@ -39,6 +38,7 @@ from polarmask.errors import DataError
 from polarmask.geometry.masks import Polygon, Segmentation
 from polarmask.geometry.outlines import OutlineError, read_outline
 from polarmask.system.files import leaves_folder
+from polarmask.system.progress_bar import progress_bar
 
 _READ_THREADS = 8
 _CHECKED_TOGETHER = 1024
@@ -325,7 +325,7 @@ def _check_files(
 
     with (
         ThreadPoolExecutor(_READ_THREADS) as pool,
-        tqdm(total=total, desc="checking images", unit="image", delay=2, disable=None) as progress,
+        progress_bar(total=total, desc="checking images", unit="image") as progress,
     ):
         while some := list(islice(records, _CHECKED_TOGETHER)):
             for record, found in zip(some, pool.map(check, some), strict=True):

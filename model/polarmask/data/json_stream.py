@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from polarmask.system.progress_bar import progress_bar
+
 _CHUNK = 1 << 20
 """Characters to read at a time, at first; items that are larger double it."""
 
@@ -35,13 +37,8 @@ def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
         encoding = json.detect_encoding(file.read(4))
     with (
         path.open(encoding=encoding, errors="surrogatepass", newline="") as file,
-        tqdm(
-            total=path.stat().st_size,
-            desc=path.name,
-            unit="B",
-            unit_scale=True,
-            delay=2,
-            disable=None,
+        progress_bar(
+            total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True
         ) as progress,
     ):
         yield from _Reader(file, progress).lists(set(keys))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from polarmask.data.coco import CocoData, ImageRecord, load_coco
 from polarmask.data.images import read_image
@@ -24,6 +23,7 @@ from polarmask.evaluation.coco_ap import CocoScores, score_predictions
 from polarmask.inference.instances import Instances
 from polarmask.inference.predictor import Predictor
 from polarmask.system.distributed import gather_to_first, is_first, rank, world_size
+from polarmask.system.progress_bar import progress_bar
 
 HISTOGRAM_BINS = 20
 """Of the scores in [0, 1]."""
@@ -68,7 +68,7 @@ class ImageResult:
         return self.true_positives + self.false_positives
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """Mask AP by COCO's rules, all in [0, 1]; NaN where the split holds no such object."""
 
@@ -98,6 +98,14 @@ class Evaluation:
     """(2, HISTOGRAM_BINS): true and false detections at IoU .5 by score."""
     data: SplitSummary
     """What was evaluated, and what was left out of it."""
+
+    def __repr__(self) -> str:
+        """Return the numbers that are asked for first."""
+        return (
+            f"Evaluation(split={self.split!r}, mask_ap={self.mask_ap:.4f}, "
+            f"mask_ap50={self.mask_ap50:.4f}, mask_ap75={self.mask_ap75:.4f}, "
+            f"num_images={self.num_images}, num_instances={self.num_instances})"
+        )
 
     def to_json(self) -> str:
         """Return strict JSON; NaN becomes null."""
@@ -198,12 +206,8 @@ def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
         DataError: An image can't be decoded.
     """
     predictions: dict[int, Instances] = {}
-    with tqdm(
-        total=len(data.images),
-        desc="predicting",
-        unit="image",
-        delay=2,
-        disable=None if is_first() else True,
+    with progress_bar(
+        total=len(data.images), desc="predicting", unit="image", shown=is_first()
     ) as progress:
         for records in _batches(data):
             found = predictor.predict([read_image(data.image_path(record)) for record in records])

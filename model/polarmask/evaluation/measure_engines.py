@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from polarmask.data.coco import CocoData, load_coco
 from polarmask.data.images import read_image
@@ -48,11 +47,11 @@ from polarmask.network.detector import PolarMask
 from polarmask.network.head import Predictions
 from polarmask.system.device import find_device
 from polarmask.system.files import sha256_of_file
+from polarmask.system.progress_bar import progress_bar
 from polarmask.system.tables import aligned
 
 LARGEST_AP_LOSS = 0.003
 """Mask AP, in [0, 1], that an admitted engine may lose."""
-MAX_IMAGES = 32
 """First images of the val split, for mask AP."""
 MAX_CALIBRATION_IMAGES = 16
 """The images after them (if there are none, the same), for the calibration of 8-bit engines."""
@@ -78,7 +77,7 @@ def measure_engines(
     *,
     data: Path | None = None,
     device: str | None = "cpu",
-    max_images: int = MAX_IMAGES,
+    max_images: int = 32,
 ) -> EngineRanking:
     """Measure and rank all engines on a model.
 
@@ -102,7 +101,7 @@ def measure_engines(
     with tempfile.TemporaryDirectory() as folder:
         names = [name for name, kind in ENGINES.items() if _fits(kind, own)]
         lacks, calibration = _write_programs(detector, Path(folder), own, sample)
-        for name in tqdm(names, desc="loading engines", unit="engine", delay=2):
+        for name in progress_bar(names, desc="loading engines", unit="engine"):
             if lack := lacks.get(ENGINES[name].program):
                 refused[name] = lack
                 continue
@@ -204,7 +203,7 @@ def _compare(
         working = {name: engines[name] for name in differences}
         milliseconds = _time(working, sample.batches[0])
     reference_ap = _mask_ap(reference, sample.data)
-    for name, engine in tqdm(working.items(), desc="evaluating engines", unit="engine", delay=2):
+    for name, engine in progress_bar(working.items(), desc="evaluating engines", unit="engine"):
         kind, (score, ray) = ENGINES[name], differences[name]
         mask_ap = reference_ap if name == "eager" else math.nan
         if _is_close(kind, score, ray) and not kind.exact:
@@ -265,7 +264,7 @@ def _scores(predictions: Predictions) -> Tensor:
 def _time(engines: dict[str, Engine], batch: Tensor) -> dict[str, float]:
     """Return the best time of each engine in milliseconds; engines take turns."""
     best = dict.fromkeys(engines, math.inf)
-    for _ in tqdm(range(_ROUNDS), desc="timing engines", unit="round", delay=2):
+    for _ in progress_bar(range(_ROUNDS), desc="timing engines", unit="round"):
         for name, engine in engines.items():
             started = time.perf_counter()
             engine.run(batch)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from polarmask.data.summary import describe_problems
 from polarmask.errors import DataError
 from polarmask.importing.source import Source, SourceImage
 from polarmask.system.files import atomic_path, write_text
+from polarmask.system.progress_bar import progress_bar
 
 SPLITS = ("train", "val")
 
@@ -50,7 +49,7 @@ def write_coco(
     """
     if out.exists():
         raise DataError(f"{out} exists; give another --out, or delete it first")
-    images = list(tqdm(source.images, desc="reading", unit="image", delay=2, disable=None))
+    images = list(progress_bar(source.images, desc="reading", unit="image"))
     if not any(image.objects for image in images):
         raise DataError(f"no image with an object was found. {describe_problems(source.problems)}")
     choice = choose_split(images, val_share)

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from polarmask.data.images import Pixels, read_header, read_image
 from polarmask.errors import DataError, ServerError
 from polarmask.inference.drawing import contact_sheet, draw_shapes, write_jpeg
 from polarmask.inference.instances import Instances
 from polarmask.system.files import GrowingJson
+from polarmask.system.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def found_in(
     fail: Callable[[str, str], None],
 ) -> Iterator[tuple[Path, Pixels, Instances]]:
     """Yield each image with what is in it; call `fail` with the path and why there is nothing."""
-    for path in tqdm(images, desc="predict", unit="image", delay=2, disable=None):
+    for path in progress_bar(images, desc="predict", unit="image"):
         try:
             image = read_image(path, upright=True, max_pixels=max_pixels)
             found = finder.predict([image])[0]

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from polarmask.config.settings import InputConfig, RunConfig
 from polarmask.data.coco import (
@@ -45,6 +44,7 @@ from polarmask.labels.store import (
     write_shard,
 )
 from polarmask.system.files import atomic_path, sha256_of_file
+from polarmask.system.progress_bar import progress_bar
 from polarmask.system.signals import end_with_parent, no_interrupts_in_children
 
 _ANY_IMAGE = InputConfig(intensity="percentile", max_pixels=2**31 - 1)
@@ -266,7 +266,9 @@ def _run(jobs: Sequence[_Job], workers: Workers, split: str) -> None:
     """Make the shards that are not there yet."""
     pending = [job for job in jobs if job.facts is None]
     done = len(jobs) - len(pending)
-    with tqdm(total=len(jobs), initial=done, desc=f"labels {split}", unit="shard") as bar:
+    with progress_bar(
+        total=len(jobs), initial=done, desc=f"labels {split}", unit="shard", delay=0
+    ) as bar:
         for _ in _made(pending, workers):
             bar.update()
 

@@ -26,10 +26,14 @@ _NARROWER = {"float64": np.float32, "float16": np.float32, "int64": np.int32, "u
 
 
 class Model:
-    """Finds instances in files and arrays; `load` makes one."""
+    """Finds instances in files and arrays; `load` makes one.
+
+    Attributes:
+        finder: A `Predictor`, or the client of a server.
+    """
 
     def __init__(self, finder: Finder, *, score: float) -> None:
-        self._finder = finder
+        self.finder = finder
         self._score = score
 
     @overload
@@ -74,7 +78,7 @@ class Model:
             if kept.is_dir():
                 raise DataError(f"{kept} is a folder; use model.folder({str(kept)!r})")
             pixels = read_image(kept, upright=True)
-        [found] = self._finder.predict([pixels])
+        [found] = self.finder.predict([pixels])
         least = self._score if score is None else score
         return replace(found[found.scores >= least], image=kept)
 

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
-from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels, spread
+from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels
+from polarmask.evaluation.recommend import spread
 from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart
 from polarmask.report.page import Figure, Tile, make_figures, render

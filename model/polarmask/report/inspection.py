@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from polarmask.config.presets import AUTO
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
+from polarmask.evaluation.auto_preset import describe_auto
 from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels, range_labels
 from polarmask.inference.drawing import (
     SKY,
@@ -70,6 +72,7 @@ def inspection_page(
         overrides=" ".join(
             f"--set '{setting}'" for setting in inspection.recommendation.overrides()
         ),
+        auto=describe_auto(config, data) if config.name == AUTO else "",
         worst=make_figures(overlays, expected=_SHEET_IMAGES),
     )
 

@@ -23,6 +23,9 @@ _MODULES_OF_EXTRA = {
 }
 """Top-level modules by the extra of pyproject.toml that brings them, for one who has none yet."""
 
+_BASE = ("model", "labels", "report")
+"""Extras that an installation without extras has, too."""
+
 
 def run_command(
     run: Callable[[], int | None], *, prefix: str, errors: tuple[type[Exception], ...] = ()
@@ -52,7 +55,8 @@ def run_command(
             return 128 + signal.SIGPIPE
         lacking = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
         if extra := _extra_of(lacking):
-            way = f"`pip install '.[{extra}]'` in the folder of this project brings it"
+            wanted = "." if extra in _BASE else f"'.[{extra}]'"
+            way = f"`pip install {wanted}` in the folder of this project brings it"
             _print(f"{prefix}: the package {lacking} is not installed; {way}")
         elif isinstance(error, errors):
             _print(f"{prefix}: {error}")

@@ -11,11 +11,14 @@ from tqdm import tqdm
 
 from polarmask.system.distributed import is_first
 from polarmask.system.files import write_text
+from polarmask.system.progress_bar import progress_bar
 from polarmask.training.dataset import Batch
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LOG_LINE = 5.0
+_MEASURED_STEPS = 4
+"""After the first, which is slower, for the estimate of the time."""
 
 
 def append_line(path: Path, entry: dict[str, float]) -> None:
@@ -47,6 +50,7 @@ class Progress:
         self._batch_size = batch_size
         self._started = self._logged = time.monotonic()
         self._first_step = step
+        self._first_done = self._started
         self._before = 0.0
         self._bar: tqdm[Any] | None = None
         if is_first() and (kept := drop_lines_after(path, step)):
@@ -59,13 +63,14 @@ class Progress:
 
     def watch(self, steps: Iterable[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
         """Yield the batches of each step, under a progress bar."""
-        self._bar = tqdm(
+        self._bar = progress_bar(
             steps,
             initial=self._step,
             total=self._total_steps,
             desc="train",
             unit="step",
-            disable=None if is_first() else True,
+            delay=0,
+            shown=is_first(),
         )
         yield from self._bar
 
@@ -79,6 +84,7 @@ class Progress:
         append_line(self._path, {"step": self._step, "seconds": seconds, **values})
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         now = time.monotonic()
+        self._estimate(self._bar, now)
         done = self._step == self._total_steps
         if self._bar.disable and (done or now - self._logged >= _SECONDS_PER_LOG_LINE):
             self._logged = now
@@ -92,3 +98,20 @@ class Progress:
                 self._batch_size / pace,
                 pace * (self._total_steps - self._step),
             )
+
+    def _estimate(self, bar: "tqdm[Any]", now: float) -> None:
+        """Say once how long the training takes, from its first steps."""
+        taken = self._step - self._first_step
+        if taken == 1:
+            self._first_done = now
+        elif taken == 1 + _MEASURED_STEPS and self._step < self._total_steps:
+            pace, steps = (now - self._first_done) / _MEASURED_STEPS, self._total_steps - self._step
+            with bar.external_write_mode():
+                logger.info("%s: %d steps at %.2g s", _about(pace * steps), steps, pace)
+
+
+def _about(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {seconds:.0f} seconds"

@@ -36,6 +36,9 @@ from polarmask.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
+_FEW_STEPS = 300
+"""`tiny` begins to find nuclei after about two hundred."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -96,6 +99,8 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
             write_text(options.out / DATA, json.dumps(summaries, indent=1))
             for each in data.summaries:
                 logger.info("%s", each.describe())
+            if data.total_steps < _FEW_STEPS and not run.step and options.initial is None:
+                logger.warning("%s", _few_steps(data))
         first_step = run.step
         progress = Progress(
             options.out / METRICS, run.step, data.total_steps, config.optim.batch_size
@@ -107,6 +112,14 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
             _write_model(folder, run, data, options, progress)
         barrier()
         return folder
+
+
+def _few_steps(data: "_TrainingData") -> str:
+    enough = math.ceil(_FEW_STEPS * data.config.optim.batch_size / len(data.images))
+    return (
+        f"{data.total_steps} steps are few: from scratch, most models find nothing in fewer than "
+        f"{_FEW_STEPS}; raise optim.epochs, --set optim.epochs={enough} or more"
+    )
 
 
 def _check_batch_size(config: RunConfig, options: TrainOptions) -> None:

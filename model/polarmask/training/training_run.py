@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from polarmask.config.settings import RunConfig, to_dict
+from polarmask.config.overrides import settings_of
+from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Category
 from polarmask.data.preprocess import normalise
 from polarmask.errors import CheckpointError, TrainingError
@@ -264,11 +265,8 @@ class TrainingRun:
 
 def _first_difference(old: RunConfig, new: RunConfig) -> str:
     """Return the first setting that differs, with both values."""
-    pairs: list[tuple[str, Any, Any]] = [("", to_dict(old), to_dict(new))]
-    while pairs:
-        path, before, after = pairs.pop(0)
-        if isinstance(before, dict):
-            pairs += [(f"{path}.{key}".strip("."), before[key], after[key]) for key in before]
-        elif before != after:
-            return f"{path} was {before}, is {after}"
+    before, after = settings_of(old), settings_of(new)
+    for path, value in before.items():
+        if value != after[path]:
+            return f"{path} was {value}, is {after[path]}"
     return "no difference"

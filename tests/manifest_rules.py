@@ -43,7 +43,7 @@ def pod_templates(objects):
         if thing["kind"] == "PyTorchJob":
             for role, replicas in spec["pytorchReplicaSpecs"].items():
                 yield f"{name_of(thing)} {role}", replicas["template"]
-        elif "template" in spec:
+        elif "template" in spec and thing["kind"] != "TrainingRuntime":  # says half of a pod
             yield name_of(thing), spec["template"]
 
 

@@ -17,7 +17,7 @@ def training_request(**changes):
     return TrainingRequest(**{"overrides": batch} | wanted)
 
 
-_REQUEST_FIELDS = {"nodes", "min_nodes", "processes_per_node", "storage", "job", "overrides"}
+_REQUEST_FIELDS = {"on", "nodes", "min_nodes", "processes_per_node", "storage", "job", "overrides"}
 
 
 def training_job(kind=TrainingJob, **changes):

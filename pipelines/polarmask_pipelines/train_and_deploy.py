@@ -99,7 +99,7 @@ def train_and_deploy(
     train_job: dict[str, Any] = {},  # noqa: B006 as above
     train_min_nodes: int = 0,
     train_nodes: int = 1,
-    train_on: str = "pytorchjob",
+    train_on: str = "auto",
     train_preset: str = "coco-r50-1x",
     train_processes_per_node: int = 0,
     train_set: str = "",
@@ -131,7 +131,8 @@ def train_and_deploy(
         train_job: Pods of the training job: gpus_per_node, memory, tolerations, queue and more.
         train_min_nodes: Nodes that an elastic job can continue with; 0 for a fixed number.
         train_nodes: Machines to train on.
-        train_on: pytorchjob, or here: in the step itself.
+        train_on: auto: as a job of the kind that the cluster has; pytorchjob or trainjob: of this
+            kind; here: in the step itself.
         train_preset: Name of a known run.
         train_processes_per_node: Training processes on each machine; 0 fits them to it.
         train_set: Settings to change, section.field=value, separated by spaces.

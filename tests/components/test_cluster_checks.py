@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,24 +22,27 @@ from polarmask_components.checks.cluster_access import (
     NODES_ACCESS,
     OWN_POD_ACCESS,
     QUOTA_ACCESS,
-    TRAINING_ACCESS,
     Access,
+    training_access,
 )
 from polarmask_components.checks.cluster_checks import check_cluster
+from polarmask_components.checks.job_kind import with_job_kind
 from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.checks.run_checks import check_run
 from polarmask_components.deploy.serving_device import serving_device
 from polarmask_components.errors import MissingObjectsError, PreflightError, StorageError
 from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.parameters.step_resources import StepResources
+from polarmask_components.parameters.train_on import AUTO, PYTORCHJOB, TRAINJOB
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.provenance.data_version import check_reachable
+from polarmask_components.training.job_identity import JOB_RESOURCES
 from training_jobs import training_request
 
 PIPELINE = Path(__file__).parents[2] / "k8s" / "base" / "pipeline"
 TARGET = "kubernetes://ml/polarmask"
 GPUS = JobSettings(gpus_per_node=8)
-REQUIRED_ACCESS = {*TRAINING_ACCESS, *DEPLOYMENT_ACCESS, OWN_POD_ACCESS}
+REQUIRED_ACCESS = {*training_access(PYTORCHJOB), *DEPLOYMENT_ACCESS, OWN_POD_ACCESS}
 
 
 def rules_in(name):
@@ -84,7 +88,7 @@ def use(data_repository, **changes):
     """Plan a run that trains as a job if one is given, else in the step."""
     training = TrainingRequest(preset="tiny")
     if "job" in changes:
-        names = {"job", "nodes", "min_nodes", "storage"} & set(changes)
+        names = {"job", "on", "nodes", "min_nodes", "storage"} & set(changes)
         training = training_request(
             **{"storage": "s3://polarmask/training"} | {name: changes.pop(name) for name in names}
         )
@@ -164,7 +168,9 @@ def granted_in(rules):
 
 
 def test_the_shipped_role_is_what_is_checked_and_nothing_more():
-    assert granted_in(rules_in("role.yaml")) == REQUIRED_ACCESS | {
+    assert granted_in(rules_in("role.yaml")) == {
+        *REQUIRED_ACCESS,
+        *training_access(TRAINJOB),
         NAMESPACE_ACCESS,
         QUOTA_ACCESS,
     }
@@ -237,6 +243,69 @@ def test_missing_operator_is_named(cluster_alone, enter, tmp_path):
         enter(server)
         (line,) = problems(use(tmp_path, job=JobSettings()))
     assert "serves no PyTorchJob of kubeflow.org/v1; install" in line
+
+
+@pytest.fixture
+def cluster_with(cluster_alone, enter):
+    """A function that leads this process to a cluster with these kinds of training jobs alone."""
+    with ExitStack() as stack:
+
+        def make(*kinds):
+            server = stack.enter_context(KubeServer())
+            for on in JOB_RESOURCES.keys() - set(kinds):
+                resource = JOB_RESOURCES[on]
+                name = f"{resource.plural}.{resource.group}"
+                server.delete("CustomResourceDefinition", name)
+            enter(server)
+            return server
+
+        yield make
+
+
+def test_a_trainjob_needs_its_runtime(cluster_with, tmp_path):
+    server = cluster_with(TRAINJOB)
+    plan = use(tmp_path, job=JobSettings(), on=TRAINJOB, nodes=2)
+    (line,) = problems(plan)
+    assert "namespace ml: no TrainingRuntime polarmask-training; apply it: kubectl" in line
+    runtime = PIPELINE.parents[1] / "components/trainer/runtime.yaml"
+    server.create("TrainingRuntime", yaml.safe_load(runtime.read_text()))
+    assert check_cluster(plan) == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "changes", "chosen"),
+    [
+        pytest.param([PYTORCHJOB, TRAINJOB], {}, PYTORCHJOB, id="both"),
+        pytest.param([TRAINJOB], {}, TRAINJOB, id="the-successor"),
+        pytest.param([TRAINJOB], {"nodes": 2, "min_nodes": 1}, AUTO, id="elastic"),
+        pytest.param([], {}, AUTO, id="none"),
+    ],
+)
+def test_auto_takes_the_kind_that_the_cluster_has(cluster_with, kinds, changes, chosen):
+    cluster_with(*kinds)
+    assert with_job_kind(training_request(on=AUTO, **changes)).on == chosen
+    assert with_job_kind(training_request(on=PYTORCHJOB)).on == PYTORCHJOB
+
+
+@pytest.mark.parametrize(
+    ("kinds", "plan", "expected_text"),
+    [
+        ([], {"on": AUTO}, "serves no PyTorchJob and no TrainJob; install training-operator v1 or"),
+        ([TRAINJOB], {"on": PYTORCHJOB}, "install training-operator v1, or set train_on=trainjob"),
+        ([PYTORCHJOB], {"on": TRAINJOB}, "no TrainJob of trainer.kubeflow.org/v1alpha1; install"),
+        (
+            [TRAINJOB],
+            {"on": AUTO, "nodes": 2, "min_nodes": 1},
+            "train_on=auto, and the cluster has TrainJob only: train_min_nodes is 1",
+        ),
+    ],
+)
+def test_a_kind_of_job_that_cannot_be_had_is_named(
+    cluster_with, tmp_path, kinds, plan, expected_text
+):
+    cluster_with(*kinds)
+    (line,) = problems(use(tmp_path, job=JobSettings(), **plan))
+    assert expected_text in line
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service"])

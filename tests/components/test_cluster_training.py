@@ -1,8 +1,10 @@
 """From the step's parameters to a job; whole trainings are in tests/e2e."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from kube.server import KubeServer
 from polarmask.errors import ConfigError
@@ -10,12 +12,15 @@ from polarmask_components.cluster.connection import connect
 from polarmask_components.errors import LaunchError
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import read_job_settings
-from polarmask_components.training import cluster_training
+from polarmask_components.parameters.train_on import AUTO, PYTORCHJOB, TRAINJOB
+from polarmask_components.training import cluster_training, trainjob
 from polarmask_components.training.artifacts import TrainingOutputs
 from polarmask_components.training.cluster_training import make_job, train_on_cluster
 from polarmask_components.training.job_identity import end_job_of_run
 from polarmask_components.training.pytorchjob import manifest_of
 from training_jobs import training_request
+
+RUNTIME = Path(__file__).parents[2] / "k8s/components/trainer/runtime.yaml"
 
 
 @pytest.fixture
@@ -76,6 +81,21 @@ def test_a_job_that_lost_its_train_step_ends_with_the_run(server, own_pod, names
         each["metadata"]["name"] for each in server.list("PyTorchJob", namespace=job.namespace)
     ] == [another.name]
     assert end_job_of_run(namespace) == "no training job is left"
+
+
+@pytest.mark.parametrize("on", [AUTO, TRAINJOB])
+def test_a_trainjob_that_lost_its_train_step_ends_with_the_run(server, own_pod, on):
+    job = job_of(run_id="", on=TRAINJOB)
+    server.create("TrainingRuntime", yaml.safe_load(RUNTIME.read_text()))
+    server.create("TrainJob", trainjob.manifest_of(job), namespace="team")
+    assert end_job_of_run("", PYTORCHJOB) == "no training job is left"
+    assert end_job_of_run("", on).startswith(f"TrainJob team/{job.name} was left")
+    assert server.list("TrainJob", namespace="team") == []
+
+
+def test_a_cluster_without_one_of_the_kinds_fails_no_exit_step(server, own_pod):
+    server.delete("CustomResourceDefinition", "trainjobs.trainer.kubeflow.org")
+    assert end_job_of_run("") == "no training job is left"
 
 
 def test_a_cluster_that_cannot_be_asked_fails_no_exit_step(own_pod, monkeypatch):

@@ -161,7 +161,7 @@ def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
         pytest.param({"overrides": "optim.speed=9"}, r"optim\.speed", id="setting"),
         pytest.param({"overrides": "optim.lr=-1"}, "lr is -1", id="value"),
         pytest.param({"processes_per_node": 3}, "among 1 nodes of 3 proc", id="processes"),
-        pytest.param({"nodes": 3}, "train_nodes is 3: .* train_on=pytorchjob", id="nodes-here"),
+        pytest.param({"nodes": 3}, "train_nodes is 3: .* train_on=auto", id="nodes-here"),
         pytest.param({"nodes": 3, **JOB}, "among 3 nodes", id="nodes"),
         pytest.param({"min_nodes": 2, **JOB}, "train_min_nodes is 2", id="min-nodes"),
         pytest.param({"job": {"gpu": 1}}, "train_job.gpu is not a setting", id="job"),

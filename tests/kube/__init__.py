@@ -4,7 +4,7 @@
         api = client.CoreV1Api(server.api_client())
 
 The official client and kubectl connect to `server`. `kubelet` runs pods as processes of this
-machine, `operator` turns PyTorchJobs into pods, `deployments` rolls Deployments out, `services`
-forwards TCP to ready pods, and `faults` injects faults. Everything listens on 127.x only
-and ends with its context manager.
+machine, `operator` turns PyTorchJobs into pods and `trainer` TrainJobs, `deployments` rolls
+Deployments out, `services` forwards TCP to ready pods, and `faults` injects faults. Everything
+listens on 127.x only and ends with its context manager.
 """

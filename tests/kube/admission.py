@@ -1,4 +1,7 @@
-"""Admission of pods: their service account exists, Pod Security allows them, the quota suffices."""
+"""Admission of pods: their service account exists, Pod Security allows them, the quota suffices.
+
+And of TrainJobs: their runtime exists.
+"""
 
 from kube.errors import ApiError
 from kube.pod_security import enforces_restricted, violations
@@ -18,6 +21,18 @@ def admit(store, pod, namespace):
         raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: {why}')
     for quota in store.list("ResourceQuota", namespace):
         _fit(store, quota, name, spec, namespace)
+
+
+def admit_trainjob(store, job, namespace):
+    """Refuse a new TrainJob (403) as the webhook of Kubeflow Trainer does."""
+    name = job["spec"]["runtimeRef"]["name"]
+    if not store.list("TrainingRuntime", namespace, fields=f"metadata.name={name}"):
+        why = (
+            'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: '
+            f'spec.runtimeRef: Invalid value: TrainingRuntime.trainer.kubeflow.org "{name}" not '
+            "found: specified trainingRuntime must be created before the TrainJob is created"
+        )
+        raise ApiError(403, "Forbidden", why)
 
 
 def _fit(store, quota, name, spec, namespace):

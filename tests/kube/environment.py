@@ -214,17 +214,21 @@ def _resource(container, reference):
 def _with_address(server, namespace, value):
     """Replace the name of a headless Service, `name` or `name:port`, by its pod's address.
 
+    `pod.name` is the pod of the Service with this host name.
+
     Replaces the cluster's DNS, which this machine does not use. Until the pod has an address
     the container waits, as it does for the operator's init container.
     """
     name, colon, port = value.partition(":")
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or (colon and not port.isdigit()):
+    if not re.fullmatch(r"([a-z0-9-]+\.)?[a-z][a-z0-9-]*", name) or (colon and not port.isdigit()):
         return value
-    service = server.find("Service", name, namespace)
+    host, _, of_service = name.rpartition(".")
+    service = server.find("Service", of_service, namespace)
     if service is None or service["spec"].get("clusterIP") != "None":
         return value
     labels = ",".join(f"{key}={label}" for key, label in service["spec"]["selector"].items())
     for pod in server.list("Pod", labels, namespace=namespace):
-        if address := pod.get("status", {}).get("podIP"):
+        address = pod.get("status", {}).get("podIP")
+        if address and host in ("", pod["spec"].get("hostname")):
             return f"{address}{colon}{port}"
     raise ConfigError(f"waiting for the address of {name}", "PodInitializing")

@@ -29,6 +29,7 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
+_TRAINER = "trainer.kubeflow.org"
 _RBAC = "rbac.authorization.k8s.io"
 KINDS = (
     Kind("Pod", "pods", has_status=True, short_names=("po",)),
@@ -56,6 +57,8 @@ KINDS = (
         namespaced=False,
     ),
     Kind("PyTorchJob", "pytorchjobs", "kubeflow.org", has_status=True, custom=True),
+    Kind("TrainJob", "trainjobs", _TRAINER, "v1alpha1", has_status=True, custom=True),
+    Kind("TrainingRuntime", "trainingruntimes", _TRAINER, "v1alpha1", custom=True),
     Kind("Workflow", "workflows", "argoproj.io", "v1alpha1", custom=True),
     Kind("ServiceMonitor", "servicemonitors", "monitoring.coreos.com", custom=True),
     Kind(

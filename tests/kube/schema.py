@@ -4,6 +4,8 @@ import re
 
 import kubernetes_validate
 
+from kube.trainer_fields import RUNTIME, TRAIN_JOB
+
 _VERSION = "1.32"
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123
@@ -51,6 +53,8 @@ def problems_of(obj, old=None):
     problems = _against_schema(obj) if kind in _CORE else []
     more = {
         "PyTorchJob": _problems_of_job,
+        "TrainJob": _problems_of_trainjob,
+        "TrainingRuntime": _problems_of_runtime,
         "Deployment": _problems_of_deployment,
         "Pod": _problems_of_pod,
     }.get(kind)
@@ -126,18 +130,59 @@ def _problems_of_job(job, _old):
     return problems
 
 
+def _problems_of_trainjob(job, old):
+    """Check a TrainJob: the fields of its CRD, its names, and what may not change."""
+    spec, name = job.get("spec") or {}, job["metadata"]["name"]
+    problems = [*_problems_of_fields(spec, TRAIN_JOB, "spec")]
+    if not _LABEL.fullmatch(name) or len(name) > 63:
+        problems.append(f"metadata.name: Invalid value: {name!r}: must match RFC 1035 DNS label")
+    if "runtimeRef" not in spec:
+        problems.append("spec.runtimeRef: Required value")
+    names = [each["name"] for each in spec.get("trainer", {}).get("env", [])]
+    if len({*names}) < len(names):
+        problems.append(f"spec.trainer.env: Duplicate value: {names}")
+    for patch in spec.get("runtimePatches", []):
+        if not re.fullmatch(r"[a-z0-9.-]+/[\w.-]+", patch.get("manager", "")):
+            problems.append("spec.runtimePatches.manager: must be a domain-prefixed path")
+    for fixed in ("runtimeRef", "trainer", "activeDeadlineSeconds"):
+        if old is not None and old["spec"].get(fixed) != spec.get(fixed):
+            problems.append(f"spec.{fixed}: Invalid value: field is immutable")
+    return problems
+
+
+def _problems_of_runtime(runtime, _old):
+    """Check a TrainingRuntime: the fields of its CRD, and what Trainer's webhook refuses."""
+    problems = [*_problems_of_fields(runtime.get("spec") or {}, RUNTIME, "spec")]
+    for job in [] if problems else runtime["spec"]["template"]["spec"]["replicatedJobs"]:
+        pod = job["template"]["spec"]["template"]
+        if job.get("replicas", 1) != 1:
+            problems.append("spec.template.spec.replicatedJobs.replicas: always must be 1")
+        if "node" not in [each["name"] for each in pod["spec"]["containers"]]:
+            problems.append("spec.template.spec.replicatedJobs: must contain the container node")
+        problems += _against_schema({"apiVersion": "v1", "kind": "Pod", "metadata": {}, **pod})
+    return problems
+
+
 def _problems_of_fields(value, fields, where):
+    if isinstance(fields, list):  # of objects with these fields
+        for number, each in enumerate(value):
+            yield from _problems_of_fields(each, fields[0], f"{where}[{number}]")
+        return
     for name, given in value.items():
         wanted = fields.get(name)
         path = f"{where}.{name}"
         if wanted is None:
             yield f"{path}: unknown field"
-        elif isinstance(wanted, dict) and isinstance(given, dict):
+        elif isinstance(wanted, dict | list) and isinstance(given, type(wanted)):
             yield from _problems_of_fields(given, wanted, path)
         elif isinstance(wanted, tuple) and given not in wanted:
             yield f"{path}: Unsupported value: {given!r}: supported values: {wanted}"
-        elif isinstance(wanted, type) and type(given) is not wanted:
-            yield f"{path}: must be of type {wanted.__name__}: {given!r}"
+        elif isinstance(wanted, type | dict | list) and type(given) is not _type_of(wanted):
+            yield f"{path}: must be of type {_type_of(wanted).__name__}: {given!r}"
+
+
+def _type_of(wanted):
+    return wanted if isinstance(wanted, type) else type(wanted)
 
 
 def _problems_of_replica(type_, replica, where):

@@ -8,7 +8,7 @@ import uuid
 from copy import deepcopy
 from dataclasses import dataclass
 
-from kube.admission import admit
+from kube.admission import admit, admit_trainjob
 from kube.clock import now
 from kube.errors import ApiError, conflict, invalid, not_found
 from kube.kinds import kind_of
@@ -76,6 +76,8 @@ class Store:
                 raise invalid(api, meta["name"], problems)
             if kind == "Pod":
                 admit(self, obj, namespace)
+            if kind == "TrainJob":
+                admit_trainjob(self, obj, namespace)
             _encode(obj)
             key = (kind, namespace, meta["name"])
             if key in self._objects:

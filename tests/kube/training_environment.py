@@ -66,6 +66,11 @@ def port_of(job):
             for port in container.get("ports", []):
                 if port.get("name") == "pytorchjob-port":
                     return port["containerPort"]
+    return free_port()
+
+
+def free_port():
+    """Return a port that nothing on this machine listens on."""
     while True:
         port = random.randrange(15000, 32000)  # below the ports of outgoing connections
         with socket.socket() as probe:

@@ -16,6 +16,8 @@ from kubernetes.client import (
 
 from polarmask_components.cluster.commands import PIPELINE_ROLE, how_to_bind
 from polarmask_components.cluster.connection import call_api
+from polarmask_components.parameters.train_on import TRAINJOB
+from polarmask_components.training.job_identity import JOB_RESOURCES
 
 DEADLINE_SECONDS = 10.0
 """Of a check: preflight has to end in seconds."""
@@ -37,11 +39,9 @@ class Access:
 
 
 _WATCHING = (Access("list", "pods"), Access("get", "pods/log"))
-TRAINING_ACCESS = (
-    *(Access(verb, "pytorchjobs", "kubeflow.org") for verb in ("create", "get", "delete")),
-    *_WATCHING,
-    Access("list", "events"),
-)
+_TRAINING = (*_WATCHING, Access("list", "events"))
+RUNTIME_ACCESS = Access("get", "trainingruntimes", JOB_RESOURCES[TRAINJOB].group)
+"""Of a TrainJob."""
 DEPLOYMENT_ACCESS = (
     *(Access(verb, "deployments", "apps") for verb in ("get", "patch")),
     Access("get", "services"),
@@ -59,6 +59,20 @@ NODES_ACCESS = Access("list", "nodes")
 QUOTA_ACCESS = Access("list", "resourcequotas")
 NAMESPACE_ACCESS = Access("get", "namespaces")
 """Preflight finds more with these; runs do not need them."""
+
+
+def training_access(on: str) -> tuple[Access, ...]:
+    """Return what a training job needs.
+
+    Args:
+        on: Kind of the job, as in `train_on`.
+    """
+    resource = JOB_RESOURCES[on]
+    return (
+        *(Access(verb, resource.plural, resource.group) for verb in ("create", "get", "delete")),
+        *_TRAINING,
+        *((RUNTIME_ACCESS,) if on == TRAINJOB else ()),
+    )
 
 
 def is_allowed(api: ApiClient, access: Access, *, namespace: str, name: str = "") -> bool:

@@ -10,7 +10,6 @@ from kubernetes.client import (
     ApisApi,
     AppsV1Api,
     CoreV1Api,
-    CustomObjectsApi,
 )
 from kubernetes.client.exceptions import ApiException
 from kubernetes.utils.quantity import parse_quantity
@@ -25,12 +24,13 @@ from polarmask_components.checks.cluster_access import (
     OWN_POD_ACCESS,
     QUOTA_ACCESS,
     TRAFFIC_ACCESS,
-    TRAINING_ACCESS,
     Access,
     is_allowed,
     missing_access,
+    training_access,
 )
 from polarmask_components.checks.image_reference import problem_of_image
+from polarmask_components.checks.job_kind import problems_of_kind
 from polarmask_components.checks.planned_run import PlannedRun
 from polarmask_components.cluster.address import CLUSTER, split_target
 from polarmask_components.cluster.commands import (
@@ -42,6 +42,7 @@ from polarmask_components.cluster.commands import (
 from polarmask_components.cluster.connection import call_api, connect, own_namespace, refusal_of
 from polarmask_components.errors import ComponentError, PreflightError, StorageError
 from polarmask_components.parameters.job_settings import JobSettings
+from polarmask_components.parameters.train_on import AUTO, PYTORCHJOB
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.provenance.data_version import check_reachable
 
@@ -133,33 +134,15 @@ def _check_training(api: ApiClient, request: TrainingRequest, findings: Findings
     own = own_namespace()
     role = PIPELINE_ROLE if own == namespace else OWN_POD_ROLE
     findings.add(partial(missing_access, api, [OWN_POD_ACCESS], namespace=own, role=role))
-    findings.add(partial(missing_access, api, TRAINING_ACCESS, namespace=namespace))
-    findings.add(partial(_check_operator, api))
+    if request.on != AUTO:  # else no kind fits
+        access = training_access(request.on)
+        findings.add(partial(missing_access, api, access, namespace=namespace))
+    findings.add(partial(problems_of_kind, api, request, namespace))
     findings.add(partial(_check_image, job))
     findings.add(partial(_check_quota, api, job, nodes, namespace))
-    if request.nodes > 1 and not request.is_elastic:  # workers wait for the master
+    # Workers of such a job wait for its master.
+    if request.on == PYTORCHJOB and request.nodes > 1 and not request.is_elastic:
         findings.add(partial(_check_pod_security, api, namespace))
-
-
-def _check_operator(api: ApiClient) -> Iterator[str]:
-    """Use discovery, which is open to all; reading the definition takes a right of its own."""
-    problem = (
-        "the cluster serves no PyTorchJob of kubeflow.org/v1; install Kubeflow's training operator "
-        "1.9 (version 2 knows only TrainJob)"
-    )
-    try:
-        served = call_api(
-            CustomObjectsApi(api).get_api_resources,
-            *("kubeflow.org", "v1"),
-            deadline_seconds=DEADLINE_SECONDS,
-        )
-    except ApiException as error:
-        if error.status != 404:
-            raise
-        yield problem
-        return
-    if "pytorchjobs" not in {each.name for each in served.resources}:
-        yield problem
 
 
 def _check_image(job: JobSettings) -> Iterator[str]:

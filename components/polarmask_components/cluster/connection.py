@@ -5,6 +5,7 @@ A training of forty hours must survive a restart of the API server.
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from polarmask_components.errors import ClusterError
 from polarmask_components.retry import BUSY_STATUSES, DEADLINE_SECONDS, retry
 
 _REFUSED = {401, 403}
+_DENIAL = re.compile("denied (the )?request")
+"""Words of an admission webhook or policy: no Role would help."""
 _SECONDS_PER_CALL = 30.0
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -127,8 +130,11 @@ def refusal_of(error: ApiException) -> str:
 
 
 def _explain_refusal(error: ApiException) -> str:
+    refusal = refusal_of(error)
+    if _DENIAL.search(refusal):
+        return f"the Kubernetes API refused: {refusal}"
     if error.status == 401:
         how = "the credentials are not accepted; renew the kubeconfig or service-account token"
     else:
-        how = how_to_allow(refusal_of(error)) or "give this account a Role that allows it"
-    return f"the Kubernetes API refused: {refusal_of(error)}; {how}"
+        how = how_to_allow(refusal) or "give this account a Role that allows it"
+    return f"the Kubernetes API refused: {refusal}; {how}"

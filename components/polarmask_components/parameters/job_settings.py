@@ -59,6 +59,9 @@ class JobSettings:
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: list[dict[str, Any]] = field(default_factory=list)
     priority_class: str = ""
+    """For a TrainJob its runtime decides."""
+    runtime: str = "polarmask-training"
+    """Of a TrainJob: name of a TrainingRuntime in the job's namespace, k8s/components/trainer."""
     queue: str = ""
     """LocalQueue of Kueue that admits the job; empty for none."""
     env: dict[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from polarmask.config.settings import RunConfig
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
 from polarmask_components.parameters.job_settings import JobSettings
-from polarmask_components.parameters.train_on import HERE, PYTORCHJOB
+from polarmask_components.parameters.train_on import ALL, AUTO, HERE, TRAINJOB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class TrainingRequest:
     def __post_init__(self) -> None:
         """Raise ConfigError, with the name of the pipeline's parameter, unless this can work."""
         batch_size = self.config.optim.batch_size
-        if self.on not in (HERE, PYTORCHJOB):
-            raise ConfigError(f"train_on is {self.on!r}; there are: {HERE}, {PYTORCHJOB}")
+        if self.on not in ALL:
+            raise ConfigError(f"train_on is {self.on!r}; there are: {', '.join(ALL)}")
         if self.nodes < 1:
             raise ConfigError(f"train_nodes is {self.nodes}: training needs at least 1 machine")
         if self.nodes > 1 and not self.on_cluster:
             raise ConfigError(
                 f"train_nodes is {self.nodes}: a step trains on its own machine; set "
-                f"train_on={PYTORCHJOB}"
+                f"train_on={AUTO}"
             )
         if self.processes_per_node < 0:
             raise ConfigError(
@@ -65,6 +65,8 @@ class TrainingRequest:
                 f"train_min_nodes is {self.min_nodes}: give 1 to train_nodes, {self.nodes}, or 0 "
                 "to need all"
             )
+        if self.on == TRAINJOB:
+            self._check_trainjob()
         for nodes in range(self.min_nodes or self.nodes, self.nodes + 1):
             if batch_size % (nodes * self.known_processes_per_node):
                 raise ConfigError(
@@ -72,6 +74,19 @@ class TrainingRequest:
                     f"{self.known_processes_per_node} processes; change it with train_set, or "
                     "train_nodes, train_min_nodes or train_processes_per_node"
                 )
+
+    def _check_trainjob(self) -> None:
+        """Refuse what a TrainJob has no fields for."""
+        if self.is_elastic:
+            raise ConfigError(
+                f"train_min_nodes is {self.min_nodes}: the number of nodes of a TrainJob is fixed; "
+                "set train_min_nodes=0, or install training-operator v1 for train_on=pytorchjob"
+            )
+        if self.job.priority_class:
+            raise ConfigError(
+                "train_job.priority_class can't be set for a TrainJob: write it into a "
+                "TrainingRuntime, and name that in train_job.runtime"
+            )
 
     @property
     def config(self) -> RunConfig:

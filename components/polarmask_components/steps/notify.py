@@ -22,7 +22,7 @@ def notify(
     Args:
         webhook: http(s) address that gets the status as JSON; empty for none.
         status: Given by Kubeflow.
-        on: Where the run trains: `here` or `pytorchjob`.
+        on: Where the run trains: `auto`, `pytorchjob`, `trainjob` or `here`.
         job: Pods of the training job: fields of `job_settings.JobSettings`.
         target: Where the run deploys; the job's namespace follows it.
     """

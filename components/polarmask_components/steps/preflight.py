@@ -62,7 +62,7 @@ def preflight(
         repository: Git checkout or URL of the data. Checked for runs on a cluster only.
         revision: Commit, tag or branch of it.
         target: kubernetes://NAMESPACE/NAME of a Deployment, or folder for the pod of this machine.
-        on: Where to train: `here` or `pytorchjob`.
+        on: Where to train: `auto`, `pytorchjob`, `trainjob` or `here`.
         job: Pods of the training job: fields of `job_settings.JobSettings`.
         min_nodes: Nodes that an elastic training job can continue with; 0 needs all.
         storage: s3://bucket/prefix for checkpoints and result of the training job.
@@ -109,6 +109,11 @@ def preflight(
         storage=storage,
         job=read_job_settings(job, target=target),
     )
+    if on == "auto":
+        # Imports the Kubernetes client, which takes a second.
+        from polarmask_components.checks.job_kind import with_job_kind
+
+        training_request = with_job_kind(training_request)
     resources = StepResources(
         eval_gpus=eval_gpus,
         eval_memory=eval_memory,

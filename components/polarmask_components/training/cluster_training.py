@@ -12,6 +12,7 @@ from polarmask_components.cluster.connection import (
     own_namespace,
 )
 from polarmask_components.errors import LaunchError, StorageError
+from polarmask_components.parameters.train_on import AUTO
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.storage.address import split_uri
 from polarmask_components.training.artifacts import TrainingOutputs
@@ -86,6 +87,8 @@ def make_job(
             "run_id is empty and this step is in no workflow: it needs the id of its run, to find "
             "its job again"
         )
+    if request.on == AUTO:
+        raise ConfigError("train_on=auto: preflight decides it; give a kind of job here")
     namespace = request.job.namespace or own_namespace()
     return TrainingJob(
         name=job_name(run_id),

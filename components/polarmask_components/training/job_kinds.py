@@ -6,8 +6,8 @@ The launcher, its log and its diagnosis ask a kind; they do not know which one i
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from polarmask_components.parameters.train_on import PYTORCHJOB
-from polarmask_components.training import pytorchjob
+from polarmask_components.parameters.train_on import PYTORCHJOB, TRAINJOB
+from polarmask_components.training import pytorchjob, trainjob
 from polarmask_components.training.job_identity import JobResource
 from polarmask_components.training.training_job import TrainingJob
 
@@ -38,7 +38,7 @@ class JobKind(Protocol):
         """Return the names of the objects whose events say that a pod is refused."""
 
 
-JOB_KINDS: Mapping[str, JobKind] = {PYTORCHJOB: pytorchjob}
+JOB_KINDS: Mapping[str, JobKind] = {PYTORCHJOB: pytorchjob, TRAINJOB: trainjob}
 """By the value of `train_on`."""
 
 

@@ -158,7 +158,9 @@ class _Launched:
         self._is_ours = True  # before the call: a signal may hide the response
         try:
             self._call(
-                self._custom.create_namespaced_custom_object, body=self._kind.manifest_of(self._job)
+                self._custom.create_namespaced_custom_object,
+                body=self._kind.manifest_of(self._job),
+                field_validation="Strict",  # else a field that the server lacks is left out
             )
         except ApiException as error:
             self._is_ours = False

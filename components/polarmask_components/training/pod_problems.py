@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-CREATION_REFUSED = ("FailedCreatePod", "FailedCreate", "FailedCreateService")
-"""Reasons of events about the job, from a controller that may not create what the job needs."""
+CREATION_REFUSED = (
+    *("FailedCreatePod", "FailedCreate", "FailedCreateService"),
+    *("TrainJobResourcesCreationFailed", "JobCreationFailed"),
+)
+"""Reasons of events about the job, from a controller that may not create what the job needs: the
+training operator and Jobs, Trainer, JobSet."""
 
 _OPERATORS_CONTAINER = "init-pytorch"
 """training-operator puts it into the workers of a job with a master."""

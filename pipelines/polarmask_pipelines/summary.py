@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,6 +92,11 @@ def summarize(
         decided = outputs["gate-model"]
         summary.gate = {"passed": decided["Output"], "reason": verdict_in(decided)}
     return summary
+
+
+def stopped_by_gate(ran: Collection[str]) -> bool:
+    """Return whether the gate stopped a run, given the names of the steps that succeeded."""
+    return "gate-model" in ran and "deploy-torchserve" not in ran
 
 
 def verdict_in(outputs: Mapping[str, Any]) -> str:

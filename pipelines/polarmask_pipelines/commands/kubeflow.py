@@ -28,6 +28,7 @@ from polarmask_pipelines.parameters import (
     write_value,
 )
 from polarmask_pipelines.schedule import Schedule, is_ours, make_plan
+from polarmask_pipelines.summary import stopped_by_gate
 
 _NOTHING_CHANGED = "nothing was changed (--dry-run)"
 _NOT_DELETED = (
@@ -37,7 +38,6 @@ _NOT_DELETED = (
 )
 _STANDALONE_NAMESPACE = "kubeflow"
 """Of the steps, where Kubeflow serves one user."""
-_GATE, _DEPLOY = "gate-model", "deploy-torchserve"
 _SERVER = (
     argument(
         "--host",
@@ -117,7 +117,7 @@ def _follow(kubeflow: Kubeflow, run_id: str, package: Package, namespace: str) -
         return 1
     # Entries of retries and groups have the name of their task, too, as in "train(0)".
     ran = {each.display_name.partition("(")[0] for each in tasks if each.state == "SUCCEEDED"}
-    if _GATE in ran and _DEPLOY not in ran:
+    if stopped_by_gate(ran):
         print(
             f"{emphasized('STOPPED')}     by the gate: no model was deployed; its page in the UI "
             "has the reason"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin
 
+from polarmask.system.did_you_mean import did_you_mean
 from polarmask_pipelines.errors import ParameterError
 
 _HINTS: dict[type, str] = {
@@ -57,7 +58,8 @@ def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
         name, separator, text = assignment.partition("=")
         if not separator or name not in known:
             raise ParameterError(
-                f"--param {assignment!r}: write NAME=VALUE; names: {', '.join(known)}"
+                f"--param {assignment!r}{did_you_mean(name, known)}: write NAME=VALUE; names: "
+                f"{', '.join(known)}"
             )
         kind = known[name].type
         try:

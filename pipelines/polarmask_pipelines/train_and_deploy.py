@@ -133,7 +133,7 @@ def train_and_deploy(
         train_nodes: Machines to train on.
         train_on: auto: as a job of the kind that the cluster has; pytorchjob or trainjob: of this
             kind; here: in the step itself.
-        train_preset: Name of a known run.
+        train_preset: Name of a known run, or auto, which fits the data.
         train_processes_per_node: Training processes on each machine; 0 fits them to it.
         train_set: Settings to change, section.field=value, separated by spaces.
         train_storage: s3://bucket/prefix for checkpoints of the training job.

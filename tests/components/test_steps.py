@@ -17,9 +17,11 @@ import pytest
 from kfp import dsl
 
 from factories import make_tiny_coco
+from polarmask.config.overrides import override
 from polarmask.config.settings import ConfigError
 from polarmask.data.coco import load_coco
 from polarmask.errors import DataError
+from polarmask.evaluation.auto_preset import preset_for
 from polarmask.inference.model_folder import read_card
 from polarmask.labels.store import LabelStore
 from polarmask.system.files import sha256_of_file
@@ -33,6 +35,7 @@ from polarmask_components.errors import (
     PreflightError,
     StorageError,
 )
+from polarmask_components.parameters.label_work import config_for_labels
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.registry.champion import check_same_task, measure_champion
 from polarmask_components.registry.registry import open_registry
@@ -305,6 +308,18 @@ def test_ingest_names_a_repository_that_went_away(tmp_path):
             **outputs,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_the_preset_that_fits_the_data_are_those_that_its_training_wants(
+    dataset, tmp_path
+):
+    folder, changes = Path(dataset.path), ["augment=off"]
+    checked = check(tmp_path, preset="auto", overrides=" ".join(changes))
+    request = TrainingRequest.from_json(checked.training_request)
+    assert request.flags({})[:2] == ["--preset", "auto"]
+    fitting = override(preset_for("auto", folder), changes)
+    assert config_for_labels(checked.label_settings, folder) == fitting
+    assert request.config.optim.batch_size == fitting.optim.batch_size
 
 
 def test_precompute_leaves_labels_numbers_and_a_page(labelled):

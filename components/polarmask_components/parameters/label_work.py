@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarmask.config.overrides import override
-from polarmask.config.presets import preset
+from polarmask.config.presets import AUTO, preset
 from polarmask.config.settings import RunConfig
 from polarmask.errors import ConfigError
 from polarmask.labels.store import label_settings
 from polarmask_components.parameters.step_resources import CPU
+from polarmask_components.parameters.training_request import TrainingRequest
 
 if TYPE_CHECKING:
     from polarmask.labels.precompute import Workers
@@ -55,14 +56,28 @@ def label_shards(pods: int) -> list[str]:
     return [f"{number}/{pods}" for number in range(1, pods + 1)]
 
 
-def label_settings_text(config: RunConfig) -> str:
-    """Return what ray labels depend on as JSON: equal for runs that can share labels."""
-    return json.dumps(label_settings(config), sort_keys=True)
+def label_settings_text(request: TrainingRequest) -> str:
+    """Return what ray labels depend on as JSON: equal for runs that can share labels.
+
+    Of the preset that fits the data only the name is known before there are data.
+    """
+    if request.preset == AUTO:
+        return json.dumps({"preset": AUTO, "set": request.overrides.split()}, sort_keys=True)
+    return json.dumps(label_settings(request.config), sort_keys=True)
 
 
-def config_for_labels(text: str) -> RunConfig:
-    """Return a config with these label settings; its other settings are not used."""
+def config_for_labels(text: str, data: Path) -> RunConfig:
+    """Return a config with these label settings; its other settings are not used.
+
+    Args:
+        text: Of `label_settings_text`.
+        data: COCO folder.
+    """
     settings: dict[str, Any] = json.loads(text)
+    if "preset" in settings:
+        from polarmask.evaluation.auto_preset import preset_for  # imports torch, preflight need not
+
+        return override(preset_for(settings["preset"], data), settings["set"])
     values = {
         "model.num_rays": settings["num_rays"],
         "model.strides": settings["strides"],

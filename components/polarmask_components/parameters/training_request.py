@@ -12,8 +12,8 @@ from typing import Self
 
 from pydantic import ConfigDict
 
+from polarmask.config import presets
 from polarmask.config.overrides import override
-from polarmask.config.presets import preset
 from polarmask.config.settings import RunConfig
 from polarmask.config.validation import read_settings
 from polarmask.errors import ConfigError
@@ -28,7 +28,7 @@ class TrainingRequest:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     preset: str
-    """Name of a known run."""
+    """Name of a known run, or `auto`, which fits the data."""
     overrides: str = ""
     """Settings to change, `section.field=value`, separated by spaces; no spaces inside a value."""
     on: str = HERE
@@ -90,12 +90,14 @@ class TrainingRequest:
 
     @property
     def config(self) -> RunConfig:
-        """The settings of the training.
+        """The settings of the training; of `auto` those that do not depend on the data.
 
         Raises:
             ConfigError: No such preset or setting, or a value that can't work.
         """
-        return override(preset(self.preset), self.overrides.split())
+        is_fitted = self.preset == presets.AUTO
+        known = presets.tiny() if is_fitted else presets.preset(self.preset)
+        return override(known, self.overrides.split())
 
     @property
     def on_cluster(self) -> bool:

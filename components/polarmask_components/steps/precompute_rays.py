@@ -40,7 +40,7 @@ def precompute_rays(
     from polarmask_components.step_outputs import label_metrics, log_metrics
 
     data = folder_of(dataset)
-    config = config_for_labels(label_settings)
+    config = config_for_labels(label_settings, data)
     made = [Path(each.path) for each in shards]  # lost ones are made again
     workers = choose_workers(data)
     store = precompute(data, Path(labels.path), config, workers=workers, made=made)

@@ -35,7 +35,7 @@ def precompute_shards(
     from polarmask_components.step_inputs import folder_of
 
     data, out = folder_of(dataset), Path(shards.path)
-    config, workers = config_for_labels(label_settings), choose_workers(data, device)
+    config, workers = config_for_labels(label_settings, data), choose_workers(data, device)
     number, of = map(int, shard.split("/"))
     made = make_shards(data, out, config, EveryNth(number, of), workers=workers)
     (out / "shard.txt").write_text(f"{shard}\n")  # object storage keeps no empty folder

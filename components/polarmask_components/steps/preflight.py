@@ -51,7 +51,7 @@ def preflight(
     quota.
 
     Args:
-        preset: Name of a known run.
+        preset: Name of a known run, or auto, which fits the data.
         overrides: Settings to change, `section.field=value`, separated by spaces.
         nodes: Machines to train on.
         processes_per_node: Training processes on each; 0 fits them to the machine.
@@ -150,7 +150,7 @@ def preflight(
     device, gpu = serving_device(target)
     checked = {
         "training_request": training_request.to_json(),
-        "label_settings": label_settings_text(training_request.config),
+        "label_settings": label_settings_text(training_request),
         "label_shards": label_shards(label_pods),
         "settings_id": deciding,
         "train_memory": training_request.job.memory,

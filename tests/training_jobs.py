@@ -1,9 +1,11 @@
 """Training requests and jobs for tests."""
 
+from dataclasses import dataclass
 from math import lcm
 
 from polarmask_components.parameters.train_on import PYTORCHJOB
 from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.training.job_storage import Result
 from polarmask_components.training.training_job import TrainingJob
 
 
@@ -31,3 +33,26 @@ def training_job(kind=TrainingJob, **changes):
         "flags": ("--preset", "tiny"),
     }
     return kind(**fields | changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptJob(TrainingJob):
+    """A job whose pods run a script."""
+
+    script: str = ""
+
+    def container(self):
+        return super().container() | {"command": ["python", "-c", self.script], "args": []}
+
+
+class Storage:
+    """Holds the result of a job once its script has made a file."""
+
+    where = "s3://bucket/training/job"
+
+    def __init__(self, job, file):
+        self._job = job
+        self._file = file
+
+    def result(self):
+        return Result(self._job.spec_sha256, {}, {}) if self._file.exists() else None

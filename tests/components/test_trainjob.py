@@ -1,6 +1,5 @@
 """A training job as a TrainJob: its manifest, its state, and its way through a cluster."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ from polarmask_components.errors import ClusterError, LaunchError
 from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.parameters.train_on import TRAINJOB
 from polarmask_components.training.job_launcher import Pace, run_job
-from polarmask_components.training.job_storage import Result
-from polarmask_components.training.training_job import TrainingJob
 from polarmask_components.training.trainjob import manifest_of, state_of
-from training_jobs import training_job, training_request
+from training_jobs import ScriptJob, Storage, training_job, training_request
 
 RUNTIME = Path(__file__).parents[2] / "k8s/components/trainer/runtime.yaml"
 EVERYTHING = JobSettings(
@@ -114,29 +111,6 @@ def test_the_state_is_read_from_conditions_and_jobs(status, state):
 
 
 # on a cluster
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScriptJob(TrainingJob):
-    """A job whose pods run a script."""
-
-    script: str = ""
-
-    def container(self):
-        return super().container() | {"command": ["python", "-c", self.script], "args": []}
-
-
-class Storage:
-    """Holds the result of a job once its script has made a file."""
-
-    where = "s3://bucket/training/job"
-
-    def __init__(self, job, file):
-        self._job = job
-        self._file = file
-
-    def result(self):
-        return Result(self._job.spec_sha256, {}, {}) if self._file.exists() else None
 
 
 @pytest.fixture

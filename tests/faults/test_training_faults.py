@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,38 +21,13 @@ from polarmask_components.cluster.connection import call_api, connect
 from polarmask_components.errors import ClusterError, LaunchError
 from polarmask_components.parameters.job_settings import JobSettings
 from polarmask_components.training.job_launcher import Pace, run_job
-from polarmask_components.training.job_storage import Result
 from polarmask_components.training.pytorchjob import manifest_of
-from polarmask_components.training.training_job import TrainingJob
-from training_jobs import training_job
+from training_jobs import ScriptJob, Storage, training_job
 
 pytestmark = pytest.mark.faults
 
 PACE = Pace(look=0.1, stuck=1.0, removal=20.0, cleanup_deadline=2.0)
 NAME = "polarmask-train-0123456789"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScriptJob(TrainingJob):
-    """A job whose pods run a script."""
-
-    script: str = ""
-
-    def container(self):
-        return super().container() | {"command": ["python", "-c", self.script], "args": []}
-
-
-class Storage:
-    """Holds the result of a job once its script has made a file."""
-
-    where = "s3://bucket/training/job"
-
-    def __init__(self, job, file):
-        self._job = job
-        self._file = file
-
-    def result(self):
-        return Result(self._job.spec_sha256, {}, {}) if self._file.exists() else None
 
 
 def job_of(script, nodes=2, settings=None, **changes):

@@ -171,6 +171,7 @@ def test_a_champion_that_does_not_come_up_again_leaves_who_answers(place, tmp_pa
         stop_server(tmp_path / "server")
 
 
+@pytest.mark.slow
 def test_a_lost_race_for_a_port_is_run_again(place, tmp_path, monkeypatch):
     launch, taken = LocalPod.launch, []
 
@@ -281,6 +282,7 @@ def serving(place):
     return LocalTarget(place[0] / "server", name="polarmask").serving
 
 
+@pytest.mark.slow
 def test_the_port_stays_the_same_over_versions_stops_and_kills(place):
     before, _ = state(place)
     port = serving(place).port

@@ -264,6 +264,7 @@ def torchrun(tmp_path, code):
     return ["torchrun", str(script)]
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_computes_a_sum(server, kubelet, operator, tmp_path):
     server.create("PyTorchJob", job_of(torchrun(tmp_path, WORKER), workers=1))
     wait_for(server, "Succeeded", timeout=120)

@@ -253,6 +253,7 @@ def test_a_letterbox_has_few_sizes_and_goes_on_with_the_mirror_image():
     assert letterbox(image, (2, 2)) is image
 
 
+@pytest.mark.slow
 def test_loading_an_engine_leaves_the_main_thread_its_stack_for_signals(model):
     """OpenVINO gives the loading thread one that is too small: the next SIGTERM would crash."""
     code = f"""

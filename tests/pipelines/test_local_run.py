@@ -147,6 +147,7 @@ def test_second_run_reports_that_nothing_changed_and_reuses_what_it_can(place, c
     assert len(promotions_of(place.registry)) == 1
 
 
+@pytest.mark.slow
 def test_with_run_only_if_changed_an_unchanged_run_stops_after_resolving_the_data(place, champion):
     again = run(place, "again", run_only_if_changed="true")
     assert "nothing to do: data" in again.out

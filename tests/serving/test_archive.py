@@ -196,9 +196,8 @@ def with_engine(report, name):
     return replace(report, engines=chosen)
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param("openvino", marks=pytest.mark.slow), "openvino_int8"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino", "openvino_int8"])
 def test_an_archive_with_an_exported_network_is_equal_for_equal_inputs(
     random_model, png, report, tmp_path, engine
 ):

@@ -145,7 +145,7 @@ def test_numbers_may_come_as_kubeflow_sends_them():
 @pytest.mark.parametrize(
     ("plain", "expected_text"),
     [
-        ({"gpu": 1}, r"train_job\.gpu is not a setting; there are: cpu, deadline_hours"),
+        ({"gpu": 1}, r"train_job\.gpu is not a setting.*; there are: cpu, deadline_hours"),
         ({"memory": "16 GB"}, r"train_job\.memory: .*no amount; write for example.*16 GB"),
         ({"cpu": -1}, r"train_job\.cpu: .*no amount"),
         ({"gpus_per_node": "two"}, r"train_job\.gpus_per_node: .*integer"),

@@ -6,6 +6,7 @@ noted only.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def paste(servers, tmp_path):
     }
 
     def run(block):
-        block = block.replace(".venv/bin/python", sys.executable).replace(" --wait", "")
+        block = block.replace(".venv/bin/python", shlex.quote(sys.executable)).replace(
+            " --wait", ""
+        )
         block = block.replace("http://127.0.0.1:8888", kubeflow.url)
         done = subprocess.run(
             ["bash", "-e", "-c", block],

@@ -68,7 +68,9 @@ def arguments(command, data, run, out):
 
 
 READS_DATA = ("inspect", "precompute", "train", "evaluate")
-READS_NO_ANNOTATIONS = {"predict", "visualize", "presets", "import-original", "import"}
+READS_NO_ANNOTATIONS = {
+    *("import", "import-original", "predict", "presets", "settings", "visualize")
+}
 
 
 def test_each_command_is_known_to_read_data_or_not():

@@ -75,7 +75,8 @@ def test_original_mode_works_without_resizing_too():
 def test_presets_are_listed_with_what_is_published(capsys):
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(PRESETS)
+    assert len(lines) == 1 + len(PRESETS) + 1
+    assert lines[-1].startswith("auto ")
     row = next(line for line in lines if line.startswith("coco-x101-dcn-2x-32gpu "))
     assert row.endswith("resnext101_64x4d DCN  26      1333 x 640-800  32 x 1         0.02   35.9")
 

@@ -112,7 +112,9 @@ def test_a_worker_whose_init_image_is_missing_waits_beside_a_running_master(serv
             return server.get("Pod", "a-job-worker-0")["status"]
 
         def reasons(kind):
-            return [each["state"].get("waiting", {}).get("reason") for each in status()[kind]]
+            return [
+                each["state"].get("waiting", {}).get("reason") for each in status().get(kind, ())
+            ]
 
         server.wait_for(lambda: reasons("initContainerStatuses") == ["ImagePullBackOff"])
         assert reasons("containerStatuses") == ["PodInitializing"]

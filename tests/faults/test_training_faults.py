@@ -317,7 +317,9 @@ def test_t28_cluster_without_training_operator_has_its_own_error(tmp_path, launc
 
 def test_t29_namespace_that_is_not_there_is_named(cluster, launch, tmp_path, monkeypatch):
     job = job_of(FOREVER, namespace="nowhere")
-    with pytest.raises(ClusterError, match=r"(?s)namespace \"nowhere\".*bind the Role polarmask-pipeline"):
+    with pytest.raises(
+        ClusterError, match=r"(?s)namespace \"nowhere\".*bind the Role polarmask-pipeline"
+    ):
         launch(job)  # a Role covers its own namespace only
     kubeconfig = cluster.server.write_kubeconfig(tmp_path / "administrator")
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))

@@ -1,7 +1,7 @@
 """Image files damaged where their formats have structure, so that decoders read on past the damage.
 
 A file is taken apart into segments, chunks or boxes; some are dropped, repeated, swapped, renamed,
-changed or packed anew, and all is put together with right lengths and checksums.
+changed or compressed again, and all is put together with right lengths and checksums.
 """
 
 import io

@@ -113,7 +113,7 @@ def _file(rng, images):
 
 
 def _costly(rng, images):
-    """Return a request that takes far longer than its size tells, if it is not refused."""
+    """Return a request that takes far longer than its size suggests, unless it is refused."""
     build, sizes = rng.choice(_COSTLY)
     body = build(rng.choice(sizes))
     form = build is costly_requests.form_of_fields

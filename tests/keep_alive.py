@@ -1,6 +1,6 @@
 """A plain keep-alive client, as it is in small programs: it sends again over the connection it has.
 
-It connects anew only when an answer said `Connection: close`, and repeats nothing.
+It opens a new connection only when an answer said `Connection: close`, and repeats nothing.
 """
 
 import http.client
@@ -26,13 +26,13 @@ class KeepAliveClient:
         self.answers = []
         """Status, or what broke, by request."""
         self.closes = 0
-        """How often the server asked to connect anew."""
+        """How often the server asked for a new connection."""
 
     def ask(self):
         if self._connection is None:
             self._connection = http.client.HTTPConnection(*self._address(), timeout=20)
             self._connection.connect()
-            self._connection.auto_open = 0  # else it would connect anew by itself
+            self._connection.auto_open = 0  # else it would reconnect by itself
         try:
             self._connection.request("POST", self._path, self._body, self._headers)
             answer = self._connection.getresponse()

@@ -34,7 +34,7 @@ def environment(monkeypatch, tmp_path):
         "AWS_SESSION_TOKEN",
         "AWS_PROFILE",
     ):
-        monkeypatch.setenv(name, "")  # so that it is restored, whoever sets it
+        monkeypatch.setenv(name, "")  # restored after the test, even if code sets it
         monkeypatch.delenv(name)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials and region
 

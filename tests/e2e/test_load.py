@@ -80,7 +80,7 @@ def test_no_request_hangs_and_the_service_returns_when_its_programs_are_killed(c
     assert max(each.seconds for each in answers) < LIMIT_SECONDS
     assert max(returned.values()) < RETURN_SECONDS
     refused = Counter(each.status for each in answers if each.status not in (200, 503))
-    # Requests that were being worked on get 500 or lose their connection; the rest is told to wait.
+    # Requests that were being worked on get 500 or lose their connection; the rest get 503.
     assert sum(n for status, n in refused.items() if isinstance(status, int)) <= 2 * CLIENTS
     assert {each.status for each in answers if each.sent > SECONDS - 20} == {200}, counts
 

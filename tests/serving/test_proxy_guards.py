@@ -143,7 +143,7 @@ def test_an_authority_that_is_emptied_lets_no_unknown_certificate_in(start_proxy
             new = tls / "new"
             new.write_text(content)
             new.rename(tls / "ca.crt")
-            time.sleep(1)  # Envoy is told of new files by the kernel
+            time.sleep(1)  # the kernel notifies Envoy of new files
             assert status(proxy, unknown) is None
     for content in ("", "no certificate"):
         (tls / "ca.crt").write_text(content)

@@ -1,4 +1,4 @@
-"""Addresses of object storage, told apart from the others that Kubeflow Pipelines takes."""
+"""Addresses of object storage. Other kinds that Kubeflow Pipelines takes are refused by name."""
 
 from polarmask_components.errors import StorageError
 

@@ -18,7 +18,7 @@ class ServerFinder:
     """Finds instances by asking a server, with no threshold but the model's own."""
 
     max_instances = None
-    """Clients are not told the model's limit."""
+    """The server does not report the model's limit."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

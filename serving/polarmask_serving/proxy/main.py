@@ -41,7 +41,7 @@ def envoy_command(config: Path) -> list[str]:
         # One thread has time for hundreds of requests a second, a worker for some.
         *("--concurrency", "1"),
         *("--log-level", "warn"),
-        # Every answer asks its client to connect anew, as soon as draining begins.
+        # Every answer asks its client to open a new connection, as soon as draining begins.
         *("--drain-strategy", "immediate"),
         "--disable-hot-restart",
     ]

@@ -111,7 +111,7 @@ def _no_process_stays(target: Path) -> Iterator[None]:
     with on_stop_signal(signal.default_int_handler):
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # a signal, too, leaves no process behind
             _end(psutil.Process().children(recursive=True))
             if not served_before:
                 stop_server(target)

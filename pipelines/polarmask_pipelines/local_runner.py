@@ -121,7 +121,7 @@ def _reporting(
         dispatched += 1
         return dispatch(*arguments, **named)
 
-    def reporting_execute(task_name: str, task_spec: Any, **named: object) -> object:  # noqa: ANN401
+    def reporting_execute(task_name: str, task_spec: Any, **named: object) -> object:  # noqa: ANN401  # KFP's type
         dispatched_before, start = dispatched, time.monotonic()
         begins(task_name)
         once = type(task_spec)()
@@ -148,7 +148,7 @@ class _InTurn(futures.Executor):
     def __init__(self, max_workers: int) -> None:
         """Ignore the number of threads."""
 
-    def submit(self, call: Callable[..., Any], /, **named: Any) -> futures.Future[Any]:  # type: ignore[override]  # noqa: ANN401
+    def submit(self, call: Callable[..., Any], /, **named: Any) -> futures.Future[Any]:  # type: ignore[override]  # noqa: ANN401  # any call
         done: futures.Future[Any] = futures.Future()
         done.set_result(call(**named))
         return done

@@ -123,6 +123,6 @@ def is_ours(run: Any) -> bool:  # noqa: ANN401  # the generated client has no ty
     return bool(_state_of(run))
 
 
-def _state_of(run: Any) -> str:  # noqa: ANN401
+def _state_of(run: Any) -> str:  # noqa: ANN401  # the client has no types
     found = _MARKED.search(run.description or "")
     return found[1] if found else ""

@@ -114,7 +114,7 @@ class LocalPod:
         command = [module, f"--archive={archive.path.resolve()}", f"--scratch={self.scratch}"]
         try:
             self.open(_spawn(command, self.log), time_out=time_out, alone=alone)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, must leave no program behind
             self.stop(drain_seconds=0)
             raise
 
@@ -174,7 +174,7 @@ class LocalPod:
         moved = replace(self, port=port, operations_port=free_ports(1)[0])
         try:
             moved.open()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, must leave no program behind
             moved.close(drain_seconds=0)
             raise
         self.close()

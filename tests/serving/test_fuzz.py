@@ -162,7 +162,7 @@ def test_workers_and_health_survive_ten_thousand_damaged_requests(server, proxy,
         print()  # noqa: T201 the counts are what a person wants of this run
         for (kind, status), number in sorted(counts.items()):
             print(f"{kind:11} {status} {number:6}")  # noqa: T201 as above
-        print(f"health {dict(health.statuses)}, slowest {health.slowest:.2f} s")  # noqa: T201
+        print(f"health {dict(health.statuses)}, slowest {health.slowest:.2f} s")  # noqa: T201  # a figure for the docs
     assert odd == []
     assert set(health.statuses) == {200}
     assert health.slowest < 1

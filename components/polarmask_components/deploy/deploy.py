@@ -68,7 +68,7 @@ def deploy(
             with on_stop_signal(end_run):
                 proof = place.prove(model, image)
                 registry.promote(model.version, expected=expected)
-        except BaseException as error:
+        except BaseException as error:  # a signal, too, brings the old version back
             with on_stop_signal(lambda *_: _log.warning("busy putting back the old version")):
                 outcome = place.go_back(_champion_of(registry))
             _raise_with(error, outcome)

@@ -64,7 +64,7 @@ def run_git(*arguments: str, seconds: float | None = None) -> subprocess.Complet
     with process:
         try:
             out, errors = process.communicate(timeout=seconds)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C, too, ends the programs of git
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise NotARepositoryError(

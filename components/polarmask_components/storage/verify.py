@@ -29,6 +29,6 @@ def verified(path: Path, sha256: str | None, *, where: str) -> Iterator[None]:
                 f"{where} is not what was stored: {path.stat().st_size} bytes with sha256 {found}, "
                 f"not {sha256}"
             )
-    except BaseException:
+    except BaseException:  # a signal, too, leaves no half file
         path.unlink(missing_ok=True)
         raise

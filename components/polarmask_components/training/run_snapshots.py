@@ -42,7 +42,7 @@ def upload_snapshots(run: Path, storage: str, job: str) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except BaseException:
+    except BaseException:  # a signal, too: what was trained is stored
         done.set()
         thread.join()
         uploader.upload_newest()

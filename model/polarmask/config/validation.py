@@ -31,7 +31,7 @@ def read_settings(cls: type[Settings], plain: Mapping[str, Any], *, name: str = 
         location = first["loc"]
         where = ".".join(str(part) for part in (name, *location) if part != "") or "settings"
         if first["type"] == "unexpected_keyword_argument" and len(location) == 1:
-            known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+            known = [each.name for each in fields(cls)]  # type: ignore[arg-type]  # a dataclass
             hint = did_you_mean(where, known)
             listed = ", ".join(sorted(known))
             raise ConfigError(f"{where} is not a setting{hint}; there are: {listed}") from error

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     print(f"serving {archive.name} {archive.version}, sha256 {archive.sha256}", flush=True)
     os.chdir(scratch)
-    os.execve(command[0], command, launch.java_environment(scratch))  # noqa: S606
+    os.execve(command[0], command, launch.java_environment(scratch))  # noqa: S606  # no shell is wanted
 
 
 if __name__ == "__main__":

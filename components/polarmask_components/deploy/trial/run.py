@@ -110,7 +110,7 @@ class Trial:
                 verdict, figures = self._watch(model)
         except ConflictError:
             raise  # what runs there is another run's
-        except BaseException:
+        except BaseException:  # a signal, too, ends the trial
             self._end()
             raise
         self._end()

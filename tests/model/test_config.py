@@ -29,6 +29,7 @@ def test_an_override_reaches_any_field_and_keeps_its_type():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
+        ("augment.x=1", r"augment\.x is not a setting; there are: augment, "),
         ("optim.rate=1", r"optim\.rate is not a setting.*; there are: amp, batch_size"),
         ("optim.epoch=1", r"did you mean optim\.epochs\?"),
         ("optm.lr=1", r"did you mean optim\.lr\?"),
@@ -79,3 +80,8 @@ def test_every_section_is_a_frozen_dataclass():
 
 def test_augmentation_can_be_switched_off_from_the_command_line():
     assert override(preset("tiny"), ["augment=off"]).augment == "off"
+
+
+def test_a_field_of_a_number_is_no_setting():
+    with pytest.raises(ConfigError, match=r"seed\.x is not a setting; there are: augment, "):
+        override(override(preset("tiny"), ["seed=1"]), ["seed.x=1"])

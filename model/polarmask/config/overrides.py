@@ -79,11 +79,13 @@ def _full_name(path: str, data: Mapping[str, Any]) -> str:
         return fitting[0]
     if fitting:
         raise ConfigError(f"{path} is in several sections; there are: {', '.join(fitting)}")
-    section = data.get(path.rpartition(".")[0])
-    there = [f"{path.rpartition('.')[0]}.{name}" for name in section or ()]
+    section = path.rpartition(".")[0]
+    fields = data.get(section)
+    if not isinstance(fields, Mapping):  # a setting is no section
+        fields = {}
     raise ConfigError(
-        f"{path} is not a setting{did_you_mean(path, there or known)}; there are: "
-        f"{', '.join(sorted(section or data))}; `polarmask settings` explains all"
+        f"{path} is not a setting{did_you_mean(path, [f'{section}.{n}' for n in fields] or known)}"
+        f"; there are: {', '.join(sorted(fields or data))}; `polarmask settings` explains all"
     )
 
 

@@ -142,6 +142,14 @@ def test_instances_are_chosen_by_mask_slice_and_rows(found):
     assert found.masks().sum(axis=(1, 2)).tolist() == [400, 100, 100]
 
 
+def test_one_instance_is_chosen_by_its_row_and_a_loop_goes_over_all(found):
+    assert found[-1].scores.tolist() == found.scores[-1:].tolist()
+    assert [len(each) for each in found] == [1, 1, 1]
+    assert [float(each.scores[0]) for each in found] == found.scores.tolist()
+    with pytest.raises(IndexError):
+        found[3]
+
+
 def test_instances_show_themselves_in_a_line_and_in_a_notebook(found):
     assert repr(found) == "Instances(2 cell, 1 a/b in 80x50 pixels, scores 0.70 to 0.90)"
     assert repr(found.select([])) == "Instances(nothing in 80x50 pixels)"

@@ -26,10 +26,13 @@ class TwoSquares:
 @pytest.fixture
 def images(tmp_path):
     paths = [tmp_path / "in" / name for name in ("a.png", "b.png", "more/a.png")]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(path)
-    return paths
+    return [black(path) for path in paths]
+
+
+def black(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(path, "PNG")
+    return path
 
 
 def rows_of(path):
@@ -88,3 +91,17 @@ def test_unknown_kind_and_folder_of_the_images_are_refused(images, tmp_path):
         save_images(TwoSquares(), images, tmp_path / "out", ["xlsx"])
     with pytest.raises(DataError, match="is the folder of the images"):
         save_images(TwoSquares(), images, tmp_path / "in", ["csv"])
+
+
+def test_an_image_called_as_another_ones_numbered_file_keeps_its_file(images, tmp_path):
+    images.append(black(tmp_path / "in" / "a_0001.png"))
+    save_images(TwoSquares(), images, tmp_path / "out", ["labels"])
+    stems = {path.name.removesuffix("_labels.tif") for path in (tmp_path / "out").iterdir()}
+    assert stems == {"a_0001_", "b", "a_0003", "a_0001"}
+
+
+def test_a_file_name_that_is_no_utf8_is_escaped_in_tables(tmp_path):
+    image = black(tmp_path / "in" / "caf\udce9.png")
+    save_images(TwoSquares(), [image], tmp_path / "out", KINDS)
+    for table in ("objects.csv", "counts.csv"):
+        assert rows_of(tmp_path / "out" / table)[0]["image"].endswith(r"caf\udce9.png")

@@ -79,9 +79,13 @@ class Instances:
         scores = f"{self.scores.min():.2f} to {self.scores.max():.2f}"
         return f"Instances({names} in {size}, scores {scores})"
 
-    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> "Instances":
-        """Return some of the instances: a slice, row numbers, or a mask such as `scores > 0.5`."""
-        return self.select(np.arange(len(self))[rows].tolist())
+    def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[Any]) -> "Instances":
+        """Return some of the instances, also of one: a row, a slice, rows, or `scores > 0.5`.
+
+        Raises:
+            IndexError: No such row.
+        """
+        return self.select(np.atleast_1d(np.arange(len(self))[rows]).tolist())
 
     @property
     def boxes(self) -> NDArray[np.float32]:

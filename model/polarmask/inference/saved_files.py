@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TextIO
 
 from polarmask.errors import DataError
 from polarmask.inference.image_files import Finder, Looked, found_in, progress_in_errors
@@ -77,11 +78,21 @@ def save_images(
 
 def _names(images: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the files of each image: its own, and a number if others share it."""
-    shared = Counter(path.stem for path in images)
-    return {
-        path: path.stem if shared[path.stem] == 1 else f"{path.stem}_{number:04d}"
-        for number, path in enumerate(images, start=1)
-    }
+    sharing = Counter(path.stem for path in images)
+    names = {path: path.stem for path in images if sharing[path.stem] == 1}
+    taken = set(names.values())
+    for number, path in enumerate(images, start=1):
+        if path not in names:
+            name = f"{path.stem}_{number:04d}"
+            while name in taken:  # another image is called so
+                name += "_"
+            names[path] = name
+    return names
+
+
+def _open_table(path: Path) -> TextIO:
+    """Open a CSV file to write; names of files that are no UTF-8 become escapes."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 class _Tables:
@@ -90,7 +101,7 @@ class _Tables:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._file = (folder / "objects.csv").open("w", encoding="utf-8", newline="")
+        self._file = _open_table(folder / "objects.csv")
         self._writer = csv.DictWriter(self._file, ("image", *TABLE_COLUMNS))
         self._counts: dict[Path, Counter[str]] = {}
 
@@ -110,7 +121,7 @@ class _Tables:
         names = sorted(set().union(*self._counts.values()))
         with (
             atomic_path(self._folder / "counts.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
+            _open_table(temporary) as file,
         ):
             writer = csv.writer(file)
             writer.writerow(["image", "all", *names])

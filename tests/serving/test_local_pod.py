@@ -235,4 +235,4 @@ def test_what_is_no_port_is_refused(port, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["serve", "model", "--port", port])
     assert ended.value.code == 2
-    assert "--port" in capsys.readouterr().err
+    assert f"--port: {port!r} is no port: 1 to 65535" in capsys.readouterr().err

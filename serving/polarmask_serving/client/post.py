@@ -48,11 +48,10 @@ def post_within(
     def post() -> None:
         try:
             with session.post(
-                # Longer than the caller waits: it only ends this thread.
                 url,
                 data=body,
                 headers=dict(headers),
-                timeout=seconds + 1,
+                timeout=seconds + 1,  # longer than the caller waits: it only ends this thread
                 stream=True,
             ) as answer:
                 chunks = []

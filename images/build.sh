@@ -37,14 +37,15 @@ mkdir -p dist
 for target in ops trainer serving; do
   name=${IMAGE_REGISTRY:-}polarmask-$target
   "$docker" push "$name:$tag"
-  found=$("$docker" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$name:$tag" |
-    grep "^$name@sha256:" | head -n 1)
-  if [ -z "$found" ]; then
+  # Docker leaves the registry out of names on docker.io.
+  digest=$("$docker" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$name:$tag" |
+    sed -n -e "s|^$name@sha256:|sha256:|p" -e "s|^${name#docker.io/}@sha256:|sha256:|p" | head -n 1)
+  if [ -z "$digest" ]; then
     echo "error: $name:$tag was pushed and $docker names no digest of it" >&2
     exit 1
   fi
   variable=$(echo "$target" | tr '[:lower:]' '[:upper:]')
-  echo "export POLARMASK_${variable}_IMAGE=$found" >> "$digests.new"
+  echo "export POLARMASK_${variable}_IMAGE=$name@$digest" >> "$digests.new"
 done
 mv "$digests.new" "$digests"
 echo "written: $digests; run '. $digests' before you compile or submit the pipeline"

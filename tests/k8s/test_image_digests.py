@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "images" / "build.sh"
 DOCKER = """#!/bin/sh
 case "$1 $2" in
   "image inspect") [ -z "$WITHOUT_DIGEST" ] || exit 0
-    name=${5%:*}
+    name=${5%:*}; name=${name#docker.io/} # as Docker does
     printf 'other.example/%s@sha256:%064d\\n%s@sha256:%064d\\n\\n' "$name" 0 "$name" 1 ;;
 esac
 """
@@ -36,14 +36,15 @@ def build(tmp_path):
     return run
 
 
-def test_pushed_images_are_named_by_the_digests_of_their_registry(build, tmp_path):
-    done = build(PUSH="yes", IMAGE_REGISTRY="registry.example/team/")
+@pytest.mark.parametrize("registry", ["registry.example/team/", "docker.io/team/", "team/"])
+def test_pushed_images_are_named_by_the_digests_of_their_registry(build, tmp_path, registry):
+    done = build(PUSH="yes", IMAGE_REGISTRY=registry)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "dist" / "images.env").read_text().splitlines()
     images = dict(line.removeprefix("export ").split("=", 1) for line in lines)
     assert list(images) == [f"POLARMASK_{name}_IMAGE" for name in ("OPS", "TRAINER", "SERVING")]
     digest = f"@sha256:{1:064d}"
-    assert images["POLARMASK_OPS_IMAGE"] == f"registry.example/team/polarmask-ops{digest}"
+    assert images["POLARMASK_OPS_IMAGE"] == f"{registry}polarmask-ops{digest}"
     assert [problem_of_image(image) for image in images.values()] == [""] * 3
 
 

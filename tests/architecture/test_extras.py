@@ -5,8 +5,10 @@ import re
 import sys
 import tomllib
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from polarmask.system.command_line import _MODULES_OF_EXTRA
 
@@ -98,6 +100,30 @@ def test_images_install_extras_that_exist():
     named = re.findall(r"bin/install-packages ([a-z ]+)", text)
     assert len(named) == 4
     assert set(" ".join(named).split()) <= set(EXTRAS)
+
+
+def installed_with(line, found):
+    """Add what a requirement and its own requirements install here."""
+    wanted = Requirement(line)
+    if wanted in found:
+        return
+    found.add(wanted)
+    for each in map(Requirement, requires(wanted.name) or ()):
+        extras = ("", *wanted.extras)
+        if each.marker is None or any(each.marker.evaluate({"extra": name}) for name in extras):
+            installed_with(str(each), found)
+
+
+def test_the_ops_image_holds_no_torch():
+    installed = {}
+    for extra in ("components", "model"):
+        found = set()
+        for line in PROJECT["optional-dependencies"][extra]:
+            installed_with(line, found)
+        installed[extra] = {each.name for each in found}
+    assert "torch" in installed["model"]
+    assert len(installed["components"]) > 50
+    assert not installed["components"] & {"torch", "torchvision", "opencv-python-headless"}
 
 
 def imports_of_users(extra):

@@ -14,6 +14,7 @@ from polarmask.errors import DataError
 from polarmask.geometry.masks import bitmap_from_rle, rles_from_labels
 from polarmask.importing.coco_export import find_coco_files, load_coco_file, read_coco
 from polarmask.importing.detect import read_source
+from polarmask.importing.source import SourceImage, split_of
 from polarmask.importing.write import choose_split, write_coco
 
 HW = 40, 60
@@ -82,6 +83,29 @@ def test_label_images(tmp_path, image, mask):
     assert list(found.values()) == [[400, 100], [400, 100]]
     assert load_coco(tmp_path / "out", "train").categories[0].name == "cell"
     assert source.problems == []
+
+
+SAME_NAMES = {
+    "folders in each": ("{}/images/1.png", "{}/masks/1.png"),
+    "folders below both": ("images/{}/1.png", "masks/{}/1.png"),
+    "masks beside images": ("{}/1.png", "{}/1_mask.png"),
+}
+
+
+@pytest.mark.parametrize(("image", "mask"), SAME_NAMES.values(), ids=SAME_NAMES)
+def test_images_of_one_name_in_several_folders_have_their_own_masks(tmp_path, image, mask):
+    sides = {"a": 5, "b": 6, "c": 7}
+    for name, side in sides.items():
+        labels = two_objects()
+        labels[:side, :side] = 900
+        save_image(tmp_path / "in" / image.format(name))
+        save(tmp_path / "in" / mask.format(name), labels)
+    (tmp_path / "in" / mask.format("c")).unlink()
+    source = read_source(tmp_path / "in")
+    found = imported(tmp_path, source)
+    last = {name: areas[-1] for name, areas in found.items()}
+    assert last == {image.format(n).removeprefix("images/"): sides[n] ** 2 for n in "ab"}
+    assert [problem.kind for problem in source.problems] == ["no_mask"]
 
 
 def test_masks_of_another_folder(tmp_path):
@@ -260,6 +284,30 @@ def test_image_name_that_two_files_have_is_left_out(tmp_path):
     assert "2 files are called a.png" in source.problems[0].detail
 
 
+def test_folders_that_only_contain_the_letters_of_a_split_are_none(tmp_path):
+    folders = {
+        "train2017": "train",
+        "instances_minitrain": "train",
+        "TrainingImages": "train",
+        "valid": "val",
+        "cocoVal2017": "val",
+        "stage1_test": "val",
+        "minival2014": "val",
+        "oval_cells": None,
+        "interval": None,
+        "latest": None,
+        "strains": None,
+    }
+    assert {name: split_of(name) for name in folders} == folders
+    # Where the folder itself lies says nothing.
+    save_image(tmp_path / "val/in/train/images/a.png")
+    save_image(tmp_path / "val/in/more/images/b.png")
+    for place in ("train/masks/a.png", "more/masks/b.png"):
+        save(tmp_path / "val/in" / place, two_objects())
+    splits = [image.split for image in read_source(tmp_path / "val/in").images]
+    assert splits == [None, "train"]
+
+
 def test_split_keeps_images_of_one_group_together(tmp_path):
     for slide in "abcdefgh":
         for tile in range(4):
@@ -271,6 +319,22 @@ def test_split_keeps_images_of_one_group_together(tmp_path):
     assert len({path.stem[:7] for path in choice.val}) == 2
     assert "whole groups" in choice.reason
     assert choose_split(images, 0.25) == choice
+
+
+def test_a_large_group_is_no_small_split(tmp_path):
+    names = [f"a_{n}" for n in range(60)] + ["b_1", "c_1", "d_1", "e_1", "f_1"]
+    images = [SourceImage(tmp_path / f"{name}.png", 1, 1, ()) for name in names]
+    assert 1 <= len(choose_split(images, 0.2).val) <= 13
+
+
+def test_image_of_two_annotation_files_is_taken_once(tmp_path):
+    for name in ("a", "b"):
+        save_image(tmp_path / "in" / f"{name}.png")
+    for name in ("one", "two"):
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(coco_document(["a.png", "b.png"])))
+    source = read_source(tmp_path / "in")
+    assert imported(tmp_path, source) == {"a.png": [400], "b.png": [400]}
+    assert [problem.kind for problem in source.problems] == ["duplicate_image"] * 2
 
 
 def test_images_are_linked_or_copied(tmp_path):

@@ -56,7 +56,7 @@ def read_image(path: Path, *, upright: bool = False, max_pixels: int | None = No
     Raises:
         DataError: The file is missing, truncated, damaged, too large or no image.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         pixels = image.width * image.height
         if max_pixels is not None and pixels > max_pixels:
             raise DataError(too_large(path, pixels, max_pixels))
@@ -85,7 +85,7 @@ def read_header(path: Path) -> ImageHeader:
     Raises:
         DataError: The file is missing or no image.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         if isinstance(image, TiffImageFile):
             # Its `size` is that of the upright image.
@@ -115,7 +115,8 @@ def too_large(where: object, pixels: int, limit: int) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a file with Pillow; what it raises until the end of the `with` becomes DataError."""
     try:
         # As a file, not a path: Pillow would map a turned TIFF into memory with the wrong width.
         with path.open("rb") as file, Image.open(file) as image:

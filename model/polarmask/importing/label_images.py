@@ -7,16 +7,15 @@ Which mask belongs to which image
     images/a.png  masks/a/*.png                 the same, masks in a folder named after the image
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from polarmask.data.images import read_size
+from polarmask.data.images import opened, read_size
 from polarmask.errors import DataError
 from polarmask.geometry.masks import Rle, rles_from_labels
 from polarmask.importing.source import Source, SourceImage, SourceObject, image_files, split_of
@@ -50,7 +49,7 @@ def read_label_images(folder: Path, *, category: str, masks: Path | None = None)
     for path in images:
         if path not in masks_of:
             source.leave_out("image", "no_mask", path, "no mask has its name")
-    source.images = _read(masks_of, category, source)
+    source.images = _read(folder, masks_of, category, source)
     return source
 
 
@@ -66,19 +65,43 @@ def pair_with_masks(folder: Path, masks: Path | None) -> tuple[list[Path], dict[
         of_name[_plain_stem(path)].append(path)
         of_folder[path.parent].append(path)
     images = sorted(set(files) - set(mask_files))
+    with_name = Counter(image.stem for image in images)
     found = {}
     for image in images:
         for own in _folders_of_one_image(image, masks or folder):
             if own in of_folder:
                 found[image] = of_folder[own]
-        same_split = [
-            mask
-            for mask in of_name[image.stem]
-            if split_of(mask.parent) in (None, split_of(image.parent))
-        ]
-        if image not in found and same_split:
-            found[image] = same_split[:1]
+        own_mask = _mask_of_same_name(
+            image.relative_to(folder),
+            {mask: mask.relative_to(masks or folder) for mask in of_name[image.stem]},
+            alone=with_name[image.stem] == 1,
+        )
+        if image not in found and own_mask:
+            found[image] = [own_mask]
     return images, found
+
+
+def _mask_of_same_name(image: Path, masks: Mapping[Path, Path], *, alone: bool) -> Path | None:
+    """Return the mask of an image: the one that shares most of its folders.
+
+    Other folders have images of the same name: the mask of `b/images/1.png` is no mask of
+    `a/images/1.png`.
+
+    Args:
+        image: Path below the folder of the source.
+        masks: Masks of its name, with their paths below the folder of masks.
+        alone: Whether no other image has its name, so that a mask in any folder will do.
+    """
+    folders_of = {
+        mask: {part for part in path.parent.parts if part.lower() not in MASK_FOLDERS}
+        for mask, path in masks.items()
+    }
+    fitting = [mask for mask in masks if folders_of[mask] <= set(image.parent.parts)]
+    if fitting:
+        return max(fitting, key=lambda mask: len(folders_of[mask]))
+    splits = None, split_of(image.parent)
+    rest = [mask for mask, path in masks.items() if split_of(path.parent) in splits]
+    return rest[0] if rest and alone else None
 
 
 def _is_mask(path: Path, root: Path) -> bool:
@@ -105,7 +128,7 @@ def _folders_of_one_image(image: Path, root: Path) -> Iterator[Path]:
 
 
 def _read(
-    masks_of: Mapping[Path, Sequence[Path]], category: str, source: Source
+    folder: Path, masks_of: Mapping[Path, Sequence[Path]], category: str, source: Source
 ) -> Iterator[SourceImage]:
     binary = all(_is_binary(masks) for masks in masks_of.values())
     if binary:
@@ -120,7 +143,7 @@ def _read(
             source.leave_out("image", "unusable_mask", path, str(error))
             continue
         objects = tuple(SourceObject(category, rle) for rle in rles)
-        yield SourceImage(path, width, height, objects, split_of(path.parent))
+        yield SourceImage(path, width, height, objects, split_of(path.parent.relative_to(folder)))
 
 
 def _is_binary(masks: Sequence[Path]) -> bool:
@@ -153,15 +176,12 @@ def read_labels(path: Path) -> NDArray[np.integer]:
     Raises:
         DataError: The file is no image, or its values are no whole numbers.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("LA", "RGBA", "PA"):
-                image.load()
-                values = np.asarray(image.convert("RGB" if image.mode == "RGBA" else "L"))
-            else:
-                values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no readable image ({error})") from error
+    with opened(path) as image:
+        if image.mode in ("LA", "RGBA", "PA"):
+            image.load()
+            values = np.asarray(image.convert("RGB" if image.mode == "RGBA" else "L"))
+        else:
+            values = np.asarray(image)
     if values.ndim == 3:
         red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))
         return (red << 16) | (green << 8) | blue

@@ -1,5 +1,6 @@
 """What every reader of this folder returns, and how it finds files."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,8 @@ class Source:
         self.problems.append(Problem(item, kind, str(where), detail))
 
 
-_TRAIN_WORDS, _VAL_WORDS = ("train",), ("val", "test")
+_SPLIT_WORD = re.compile(r"(?:(?<![A-Za-z])(?:mini)?(?i:train|val|test)|Train|Val|Test)")
+"""Where a word begins: `oval` and `latest` say nothing."""
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -75,9 +77,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
 def split_of(path: Path | str) -> str | None:
     """Return the split that a folder or file name says: `train2017`, `valid`, `instances_val`."""
     for part in reversed(Path(path).parts):
-        name = part.lower()
-        if any(word in name for word in _TRAIN_WORDS):
-            return "train"
-        if any(word in name for word in _VAL_WORDS):
-            return "val"
+        words = {found.lower() for found in _SPLIT_WORD.findall(part)}
+        if words:
+            return "train" if any(word.endswith("train") for word in words) else "val"
     return None

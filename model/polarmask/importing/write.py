@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def write_coco(
     """
     if out.exists():
         raise DataError(f"{out} exists; give another --out, or delete it first")
-    images = list(progress_bar(source.images, desc="reading", unit="image"))
+    images = list(_once(progress_bar(source.images, desc="reading", unit="image"), source))
     if not any(image.objects for image in images):
         raise DataError(f"no image with an object was found. {describe_problems(source.problems)}")
     choice = choose_split(images, val_share)
@@ -75,6 +75,18 @@ def write_coco(
     return choice
 
 
+def _once(images: Iterable[SourceImage], source: Source) -> Iterator[SourceImage]:
+    """Yield the images whose file is new."""
+    seen: set[Path] = set()
+    for image in images:
+        if image.path in seen:
+            detail = "its annotations are there twice; only the first are used"
+            source.leave_out("image", "duplicate_image", image.path, detail)
+        else:
+            seen.add(image.path)
+            yield image
+
+
 def choose_split(images: Sequence[SourceImage], val_share: float | None) -> SplitChoice:
     """Choose the val images: as the source says, or whole groups of similar names by chance."""
     known = {image.path for image in images if image.split == "val"}
@@ -86,14 +98,15 @@ def choose_split(images: Sequence[SourceImage], val_share: float | None) -> Spli
     groups = _groups([image.path for image in images])
     order = sorted(groups)
     random.Random(0).shuffle(order)  # noqa: S311  # no secret
-    wanted = max(1, round(share * len(images)))
+    # At least the smallest group, but no group that is far more than the share.
+    wanted = max(round(share * len(images)), min(len(group) for group in groups.values()))
     val: set[Path] = set()
     for name in order:
-        if len(val) < wanted and len(val) + len(groups[name]) < len(images):
+        if len(val) + len(groups[name]) <= min(wanted, len(images) - 1):
             val |= set(groups[name])
     alone = len(groups) == len(images)
     how = "images" if alone else f"whole groups of names, such as {_shown(order[0])}"
-    return SplitChoice(frozenset(val), f"{share:.0%} by chance, {how}")
+    return SplitChoice(frozenset(val), f"{len(val) / len(images):.0%} by chance, {how}")
 
 
 def _groups(paths: Sequence[Path]) -> dict[str, list[Path]]:

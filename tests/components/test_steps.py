@@ -639,6 +639,13 @@ def test_a_run_without_an_error_is_not_told_as_a_new_model(webhook):
     assert "says whether a model was deployed" in received[0]["text"]
 
 
+def test_a_run_that_preflight_refused_for_its_train_on_is_notified_too(webhook, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    address, received = webhook
+    notify.python_func(webhook=address, status=STATUS, on="pytorch")
+    assert [each["state"] for each in received] == ["FAILED"]
+
+
 def test_webhook_that_is_not_there_fails_no_run(monkeypatch):
     monkeypatch.setattr(notification, "_DEADLINE_SECONDS", 0)
     notify.python_func(webhook="http://127.0.0.1:9/", status=STATUS)

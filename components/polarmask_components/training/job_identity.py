@@ -84,10 +84,12 @@ def end_job_of_run(namespace: str, on: str = AUTO) -> str:
 
     Args:
         namespace: Of the job; empty for that of this step.
-        on: Kind of the job, as in `train_on`; `auto` for any.
+        on: Kind of the job, as in `train_on`; any kind for `auto` and for values that do not exist,
+            which the exit step of a refused run gets, too.
     """
     namespace = namespace or own_namespace()
-    kinds = JOB_RESOURCES.values() if on == AUTO else [JOB_RESOURCES[on]]
+    known = JOB_RESOURCES.get(on)
+    kinds = [known] if known else JOB_RESOURCES.values()
     try:
         api = connect()
         _, owner = of_own_pod(api)

@@ -1,5 +1,6 @@
 """From the step's parameters to a job; whole trainings are in tests/e2e."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from polarmask_components.errors import LaunchError
 from polarmask_components.images import TRAINER_IMAGE
 from polarmask_components.parameters.job_settings import read_job_settings
 from polarmask_components.parameters.train_on import AUTO, PYTORCHJOB, TRAINJOB
+from polarmask_components.storage.s3_objects import S3Objects
 from polarmask_components.training import cluster_training, trainjob
 from polarmask_components.training.artifacts import TrainingOutputs
 from polarmask_components.training.cluster_training import make_job, train_on_cluster
@@ -114,16 +116,18 @@ def test_a_job_that_failed_for_good_is_not_repeated_by_kubeflow_s_retry(
 
     monkeypatch.setattr(cluster_training, "run_job", fail)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "file").write_text("x")
     request = training_request(storage=f"s3://polarmask/{tmp_path.name}")
     folder = tmp_path / "data"
     outputs = TrainingOutputs(model=tmp_path / "model", run=tmp_path / "run")
-    for run_id in ("one", "one", "another"):
+    for run_id, text in (("one", "x"), ("one", "not sent"), ("another", "sent")):
+        (folder / "file").write_text(text)
         with pytest.raises(LaunchError, match="72 hours"):
             train_on_cluster(
                 request, data=folder, labels=folder, flags=[], outputs=outputs, run_id=run_id
             )
     assert len(started) == len(set(started)) == 2
+    stored = S3Objects.from_uri(f"{request.storage}/inputs").names()
+    assert set(stored) == {hashlib.sha256(text).hexdigest() for text in (b"x", b"sent")}
 
 
 @pytest.mark.parametrize(

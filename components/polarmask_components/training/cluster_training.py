@@ -54,10 +54,10 @@ def train_on_cluster(
     api = connect()
     job = make_job(request, api, flags=flags, run_id=run_id)
     storage = JobStorage(request.storage, job.name)
-    if storage.result() is None:
-        storage.store_inputs({"data": data, "labels": labels})
     if failure := storage.fresh_failure():
         raise LaunchError(failure)
+    if storage.result() is None:
+        storage.store_inputs({"data": data, "labels": labels})
     try:
         result = run_job(job, storage, api, pace=pace)
     except LaunchError as error:

@@ -170,6 +170,17 @@ def test_a_full_quota_is_waited_for_and_said(server, caplog):
     assert "exceeded quota: gpus" in caplog.text
 
 
+def test_a_refusal_of_an_earlier_try_of_this_name_says_nothing_about_this_one(server):
+    pods = JobPods(connect(), JOB)
+    put_event(server, "Error creating: a webhook says no", number=1)
+    pods.look(created="2026-01-01T00:00:02Z")
+    assert pods.stuck(0.0) == pods.why_waiting() == ""
+    assert "webhook" not in pods.diagnosis()
+    put_event(server, "Error creating: a webhook still says no", number=2)
+    pods.look(created="2026-01-01T00:00:02Z")
+    assert "still says no" in pods.stuck(0.0)
+
+
 def test_a_refused_service_is_found_though_the_pods_run(server):
     pods = JobPods(connect(), JOB)
     put_event(server, "Error creating: services is forbidden", reason="FailedCreateService")

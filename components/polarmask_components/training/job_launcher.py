@@ -231,7 +231,8 @@ class _Launched:
             while True:
                 existing = self.get()
                 state, message = self._kind.state_of(existing or {})
-                self._pods.look(has_state=bool(state))
+                created = existing["metadata"]["creationTimestamp"] if existing else ""
+                self._pods.look(has_state=bool(state), created=created)
                 if existing is None:
                     if _finished(self._job, storage) is None:
                         raise self._failure("was deleted while it trained")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from kubernetes.client import ApiClient, CoreV1Api
@@ -81,6 +82,7 @@ class JobPods:
         self._job = job
         self._kind = kind_of(job)
         self._seen: dict[str, _Seen] = {}
+        self._created: datetime | None = None
         self._missing = 0
         """Pods that the job needs and that are not there."""
         self._not_created: Problem | None = None
@@ -88,13 +90,17 @@ class JobPods:
         self._noted: set[str] = set()
         """Problems that were logged already."""
 
-    def look(self, *, has_state: bool = True) -> None:
+    def look(self, *, has_state: bool = True, created: str = "") -> None:
         """Record what is new.
 
         Args:
             has_state: Whether the job has one. A controller that may not create a pod or a Service
                 writes none, only an event.
+            created: When the job was created, as Kubernetes writes it; "" if that is not known.
+                Earlier events are about another job, which had this name in an earlier try.
         """
+        if created:
+            self._created = datetime.fromisoformat(created)
         found = call_api(
             self._core.list_namespaced_pod,
             self._job.namespace,
@@ -125,7 +131,7 @@ class JobPods:
                 event for name in creators for event in self._events(f"involvedObject.name={name}")
             ]
             refused = [event for event in events if event.reason in CREATION_REFUSED]
-            refused.sort(key=lambda event: str(event.last_timestamp or event.event_time))
+            refused.sort(key=lambda event: str(_time_of(event)))
             problem = refusal_of_event(refused[-1]) if refused else None
         if problem and not self._not_created:
             self._not_created_since = time.monotonic()
@@ -253,7 +259,7 @@ class JobPods:
         return list(dict.fromkeys(own))[-_EVENTS_SHOWN:]
 
     def _events(self, *selectors: str) -> list[Any]:
-        """Return warnings in the job's namespace; none if they can't be read."""
+        """Return warnings in the job's namespace since its creation; none if they can't be read."""
         with suppress(ApiException, ClusterError):
             found = call_api(
                 self._core.list_namespaced_event,
@@ -261,8 +267,17 @@ class JobPods:
                 field_selector=",".join(["type=Warning", *selectors]),
                 deadline_seconds=5.0,
             )
-            return list(found.items)
+            return [event for event in found.items if not self._is_older(event)]
         return []
+
+    def _is_older(self, event: Any) -> bool:  # noqa: ANN401  # CoreV1Event has no types
+        when = _time_of(event)
+        return bool(self._created and when and when < self._created)
+
+
+def _time_of(event: Any) -> datetime | None:  # noqa: ANN401  # as above
+    when: datetime | None = event.last_timestamp or event.event_time
+    return when
 
 
 def _restarts(pod: Any) -> int:  # noqa: ANN401  # V1Pod has no types

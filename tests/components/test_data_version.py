@@ -127,6 +127,14 @@ def test_unusable_pointer_is_refused(copy, pointer):
         resolve(str(copy), "HEAD")
 
 
+def test_a_pointer_in_another_encoding_is_read(copy):
+    before = resolve(str(copy), "HEAD")
+    pointer = copy / "data.dvc"
+    pointer.write_bytes("# Stra\xdfen\n".encode("latin-1") + pointer.read_bytes())
+    git(copy, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-a", "-m", "x")
+    assert resolve(str(copy), "HEAD").hash == before.hash
+
+
 def test_files_missing_in_cache_and_remote_leave_nothing_behind(copy, tmp_path):
     shutil.rmtree(copy / ".dvc" / "cache")
     shutil.rmtree(copy / ".dvc" / "bundled")

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from polarmask_components.errors import NotARepositoryError
@@ -55,6 +56,8 @@ def run_git(*arguments: str, seconds: float | None = None) -> subprocess.Complet
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
+            errors="replace",  # files and messages of servers may be in any encoding
             env={**_DEFAULTS, **clean, **_ENVIRONMENT},
             start_new_session=True,  # to end the programs that it starts, too
         )
@@ -65,7 +68,8 @@ def run_git(*arguments: str, seconds: float | None = None) -> subprocess.Complet
         try:
             out, errors = process.communicate(timeout=seconds)
         except BaseException as error:  # Ctrl-C, too, ends the programs of git
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise NotARepositoryError(
                     f"git did not end within {seconds:.0f} s: {' '.join(arguments)}; check that "

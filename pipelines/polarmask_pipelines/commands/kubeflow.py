@@ -171,7 +171,7 @@ def apply(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(_NOTHING_CHANGED)
     elif plan.carry_out(kubeflow, package):
-        print(_NOT_DELETED.format(which="the schedule before", command="schedule apply"))
+        print(_NOT_DELETED.format(which="the earlier schedule", command="schedule apply"))
     return 0
 
 

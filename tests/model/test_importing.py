@@ -206,6 +206,67 @@ def test_labelme(tmp_path):
     assert [problem.kind for problem in source.problems] == ["no_area", "no_area"]
 
 
+def labelme_folder(folder, *shapes):
+    """Write image and JSON `a` with these shapes, and `b` with a square."""
+    square = {"label": "cell", "points": np.reshape(SQUARE, (-1, 2)).tolist()}
+    for name, own in (("a", shapes), ("b", [square])):
+        save_image(folder / f"{name}.png")
+        document = {"shapes": own, "imagePath": "missing.png"}
+        # Editors of Windows put a mark before the text.
+        (folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8-sig")
+
+
+def test_labelme_mask_and_polygon_of_one_group_are_one_object(tmp_path):
+    *_, mask = labelme_shapes()
+    square = {"label": "cell", "points": np.reshape(SQUARE, (-1, 2)).tolist(), "group_id": 1}
+    labelme_folder(tmp_path / "in", {**mask, "group_id": 1}, square)
+    [image, _] = read_source(tmp_path / "in").images
+    assert [bitmap_from_rle(one.segmentation).sum() for one in image.objects] == [420]
+
+
+def test_labelme_rectangle_of_one_point_leaves_its_image_out(tmp_path):
+    labelme_folder(
+        tmp_path / "in", {"label": "cell", "points": [[1, 1]], "shape_type": "rectangle"}
+    )
+    source = read_source(tmp_path / "in")
+    assert [image.path.name for image in source.images] == ["b.png"]
+    assert [problem.kind for problem in source.problems] == ["unusable_file"]
+
+
+def test_labelme_file_takes_the_image_beside_it(tmp_path):
+    labelme_folder(tmp_path / "in")
+    save_image(tmp_path / "in/other/b.png")
+    found = [image.path for image in read_source(tmp_path / "in").images]
+    assert found == [tmp_path / "in/a.png", tmp_path / "in/b.png"]
+
+
+@pytest.mark.parametrize("line", [b"nan .1 .1 .5 .1 .5 .5", b"0 .1 .1 .5 .1 .5 \xe9"])
+def test_yolo_line_that_holds_no_numbers_is_left_out(tmp_path, line):
+    save_image(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_bytes(line + b"\n0 .1 .1 .5 .1 .5 .5\n")
+    source = read_source(tmp_path)
+    assert [len(image.objects) for image in source.images] == [1]
+    assert [problem.kind for problem in source.problems] == ["bad_coordinates"]
+
+
+def test_yolo_names_need_numbers(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: {cell: 0}")
+    with pytest.raises(DataError, match="NUMBER: NAME"):
+        read_source(tmp_path, kind="yolo")
+
+
+def test_coco_file_with_a_mark_is_read_and_a_damaged_one_is_logged(tmp_path, caplog):
+    save_image(tmp_path / "a.png")
+    text = json.dumps(coco_document(["a.png"]))
+    (tmp_path / "train.json").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "val.json").write_text(text[:-9])
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints/train-checkpoint.json").write_text(text)
+    assert [file.path.name for file in find_coco_files(tmp_path)] == ["train.json"]
+    assert "val.json is no COCO instances JSON" in caplog.text
+
+
 def coco_document(names, folder=""):
     return {
         "images": [

@@ -42,8 +42,8 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    files = sorted(_walk(folder))
-    shown = [path for path in files if not _is_hidden(path.relative_to(folder))]
+    files = sorted(walk(folder))
+    shown = [path for path in files if not is_hidden(path.relative_to(folder))]
     images = [path for path in shown if path.suffix.lower() in suffixes()]
     if len(shown) < len(files):
         _note(folder, f"{len(files) - len(shown)} hidden files (.NAME, __MACOSX)")
@@ -58,11 +58,12 @@ def _note(folder: Path, what: str) -> None:
     logger.warning("note: below %s %s are left out", folder, what)
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Return whether a path below a folder is hidden, or what macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Yield all files below a folder, linked folders included; each folder once."""
     seen = set()
     for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):

@@ -5,6 +5,7 @@ differently, so images are looked for by the path that the JSON gives and then b
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,16 @@ from typing import Any
 from polarmask.data.coco_fields import quote, read_flag, read_integer
 from polarmask.data.images import read_size
 from polarmask.errors import DataError
-from polarmask.importing.source import Source, SourceImage, SourceObject, image_files, split_of
+from polarmask.importing.source import (
+    Source,
+    SourceImage,
+    SourceObject,
+    image_files,
+    split_of,
+    visible_files,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,15 @@ class CocoFile:
 
 
 def find_coco_files(folder: Path) -> list[CocoFile]:
-    """Return the JSON files below a folder that hold COCO images with outlines."""
+    """Return the JSON files below a folder that hold COCO images with outlines; log the others."""
     found = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in visible_files(folder):
+        if path.suffix.lower() != ".json":
+            continue
         try:
             file = load_coco_file(path, folder, split_of(path.relative_to(folder).with_suffix("")))
-        except DataError:
+        except DataError as error:
+            logger.warning("note: left out: %s", error)
             continue
         # Captions and keypoints of the same images have files of the same form.
         outlines = any(each.get("segmentation") for each in file.raw["annotations"])
@@ -54,7 +67,7 @@ def load_coco_file(path: Path, images: Path, split: str | None) -> CocoFile:
         DataError: The file is no COCO instances JSON.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_bytes())  # in whatever encoding JSON allows
         lists = [raw["images"], raw["annotations"], raw["categories"]]
         if not all(isinstance(each, dict) for entries in lists for each in entries):
             raise TypeError("an entry is no object")

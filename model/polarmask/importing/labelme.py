@@ -15,7 +15,7 @@ from PIL import Image
 
 from polarmask.data.images import read_size
 from polarmask.errors import DataError
-from polarmask.geometry.masks import Rle, rles_from_labels, united
+from polarmask.geometry.masks import Rle, rles_from_labels, rles_from_polygons, united
 from polarmask.importing.source import (
     Source,
     SourceImage,
@@ -26,6 +26,7 @@ from polarmask.importing.source import (
 )
 
 _CIRCLE_VERTICES = 72
+_UNUSABLE = DataError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 
 
 def read_labelme(folder: Path) -> Source:
@@ -43,28 +44,35 @@ def is_labelme(path: Path) -> bool:
 
 
 def _read(folder: Path, source: Source) -> Iterator[SourceImage]:
-    images = {path.stem: path for path in image_files(folder)}
+    images: dict[str, list[Path]] = defaultdict(list)
+    for path in image_files(folder):
+        images[path.stem].append(path)
     for path in visible_files(folder):
         if path.suffix.lower() != ".json" or not is_labelme(path):
             continue
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(path.read_bytes())
             image = _image_of(path, raw, images)
             height, width = read_size(image)
             objects = tuple(_objects(path, raw["shapes"], (height, width), source))
-        except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNUSABLE as error:
             source.leave_out("image", "unusable_file", path, str(error))
             continue
-        yield SourceImage(image, width, height, objects, split_of(path.parent))
+        yield SourceImage(image, width, height, objects, split_of(path.parent.relative_to(folder)))
 
 
-def _image_of(path: Path, raw: dict[str, Any], images: dict[str, Path]) -> Path:
+def _image_of(path: Path, raw: dict[str, Any], images: dict[str, list[Path]]) -> Path:
     named = path.parent / str(raw.get("imagePath", "")).replace("\\", "/")
     if named.is_file():
         return named
-    if path.stem in images:
-        return images[path.stem]
-    raise DataError(f"its image {raw.get('imagePath')!r} does not exist")
+    of_name = images.get(path.stem, [])
+    found = [image for image in of_name if image.parent == path.parent] or of_name
+    if len(found) != 1:
+        raise DataError(
+            f"its image {raw.get('imagePath')!r} does not exist, and {len(found)} images are "
+            f"called {path.stem}; put the image beside the JSON file"
+        )
+    return found[0]
 
 
 def _objects(
@@ -84,9 +92,8 @@ def _objects(
                 )
             else:
                 outlines.append(outline)
-        masks = [outline for outline in outlines if isinstance(outline, dict)]
-        if masks:
-            yield SourceObject(str(group[0]["label"]), united(masks))
+        if any(isinstance(outline, dict) for outline in outlines):
+            yield SourceObject(str(group[0]["label"]), united([_rle(o, hw) for o in outlines]))
         elif outlines:
             yield SourceObject(str(group[0]["label"]), outlines)
 
@@ -108,6 +115,12 @@ def _outline(shape: dict[str, Any], hw: tuple[int, int]) -> list[float] | Rle | 
     if kind == "mask":
         return _mask(shape, hw)
     return None
+
+
+def _rle(outline: list[float] | Rle, hw: tuple[int, int]) -> Rle:
+    if isinstance(outline, dict):
+        return outline
+    return rles_from_polygons([np.reshape(outline, (-1, 2))], hw)[0]
 
 
 def _mask(shape: dict[str, Any], hw: tuple[int, int]) -> Rle:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polarmask.data.find_images import suffixes
+from polarmask.data.find_images import is_hidden, suffixes, walk
 from polarmask.data.summary import Item, Problem
 from polarmask.errors import DataError
 
@@ -68,9 +68,8 @@ def image_files(folder: Path) -> list[Path]:
 
 def visible_files(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, sorted; hidden files and macOS's copies are left out."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith((".", "__MACOSX")) for part in parts):
+    for path in sorted(walk(folder)):
+        if path.is_file() and not is_hidden(path.relative_to(folder)):
             yield path
 
 

@@ -7,9 +7,17 @@ from typing import Any
 
 import yaml
 
+from polarmask.data.coco_fields import read_integer
 from polarmask.data.images import read_size
 from polarmask.errors import DataError
-from polarmask.importing.source import Source, SourceImage, SourceObject, image_files, split_of
+from polarmask.importing.source import (
+    Source,
+    SourceImage,
+    SourceObject,
+    image_files,
+    split_of,
+    visible_files,
+)
 
 
 def read_yolo(folder: Path) -> Source:
@@ -18,7 +26,7 @@ def read_yolo(folder: Path) -> Source:
     Images without a text file are background, as for YOLO.
 
     Raises:
-        DataError: No folder `labels`, or `data.yaml` is unreadable.
+        DataError: `data.yaml` is unreadable, or gives names to what is no class number.
     """
     names = _category_names(folder)
     source = Source("YOLO segmentation", ())
@@ -28,7 +36,8 @@ def read_yolo(folder: Path) -> Source:
 
 def is_yolo(folder: Path) -> bool:
     """Return whether a folder holds text files in a folder `labels`."""
-    return any("labels" in path.parent.parts for path in folder.rglob("*.txt"))
+    files = (path.relative_to(folder) for path in visible_files(folder))
+    return any(path.suffix == ".txt" and "labels" in path.parent.parts for path in files)
 
 
 def _category_names(folder: Path) -> Mapping[int, str]:
@@ -42,6 +51,11 @@ def _category_names(folder: Path) -> Mapping[int, str]:
         if isinstance(names, list):
             return dict(enumerate(map(str, names)))
         if isinstance(names, dict):
+            wrong = [key for key in names if read_integer(key) is None]
+            if wrong:
+                raise DataError(
+                    f"{path}: names has the key {wrong[0]!r}; write each as NUMBER: NAME"
+                )
             return {int(key): str(name) for key, name in names.items()}
     return {}
 
@@ -67,12 +81,16 @@ def _text_file(image: Path) -> Path:
     return image.parent / "labels" / f"{image.stem}.txt"
 
 
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 def _objects(
     path: Path, size: tuple[int, int], names: Mapping[int, str], source: Source
 ) -> Iterator[SourceObject]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -85,7 +103,7 @@ def _objects(
             continue
         if len(values) == 4:
             source.leave_out("object", "box_only", where, "is a box, no outline")
-        elif len(values) < 6 or len(values) % 2 or not all(map(math.isfinite, values)):
+        elif len(values) < 6 or len(values) % 2 or not all(map(math.isfinite, (category, *values))):
             source.leave_out(
                 "object",
                 "bad_coordinates",

@@ -24,7 +24,9 @@ class StarFinder:
 
     def __init__(self, first=lambda number: None):
         self.first, self.number = first, 0
-        self.max_instances = 100
+
+    def max_instances(self, image_hw):
+        return 100
 
     def predict(self, images):
         self.first(self.number)

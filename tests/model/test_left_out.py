@@ -270,7 +270,7 @@ def test_an_evaluation_says_where_results_were_cut(drawn_data):
     by_pixels = {read_image(data.image_path(i)).tobytes(): found[i.id] for i in data.images}
     predictor = SimpleNamespace(
         card=SimpleNamespace(categories=data.categories, config=LIMITED),
-        max_instances=1,
+        max_instances=lambda image_hw: 1,
         predict=lambda images: [by_pixels[image.tobytes()] for image in images],
     )
     evaluation, _ = evaluate_split(predictor, data)

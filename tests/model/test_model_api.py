@@ -71,6 +71,13 @@ def test_image_much_larger_than_the_training_images_is_cut_into_tiles(folder):
     assert len(tiled) != len(whole)
 
 
+def test_an_image_that_is_not_cut_into_tiles_has_the_limit_of_instances(folder):
+    finder = polarmask.load(folder, device="cpu").finder
+    side = finder.card.training["image_side"]
+    assert finder.max_instances((side, side)) == finder.card.config.postprocess.max_instances
+    assert finder.max_instances((side, 2 * side)) is None
+
+
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [((5, 6), "uint8"), ((5, 6, 1), "uint16"), ((5, 6, 3), "float64"), ((5, 6, 4), "bool")],

@@ -18,6 +18,9 @@ SMALL = [[50, 5], [50, 15], [40, 15], [40, 5]]
 class TwoSquares:
     """Finds the same two squares in every image."""
 
+    def max_instances(self, image_hw):
+        return 2
+
     def predict(self, images):
         objects = [(SQUARE, 0.9, 1), (SMALL, 0.4, 2)]
         return [make_instances(image.shape[:2], objects) for image in images]
@@ -44,6 +47,7 @@ def test_every_kind_is_written_for_every_image(images, tmp_path):
     out = tmp_path / "out"
     looked = save_images(TwoSquares(), images, out, KINDS, min_score=0.5)
     assert list(looked.counts.values()) == [1, 1, 1]
+    assert not looked.cut
     names = {path.name for path in out.iterdir()}
     stems = ("a_0001", "b", "a_0003")
     endings = ("_labels.tif", "_overlay.jpg", ".geojson", "_rois.zip")
@@ -95,7 +99,8 @@ def test_unknown_kind_and_folder_of_the_images_are_refused(images, tmp_path):
 
 def test_an_image_called_as_another_ones_numbered_file_keeps_its_file(images, tmp_path):
     images.append(black(tmp_path / "in" / "a_0001.png"))
-    save_images(TwoSquares(), images, tmp_path / "out", ["labels"])
+    looked = save_images(TwoSquares(), images, tmp_path / "out", ["labels"])
+    assert looked.cut == dict.fromkeys(map(str, images), 2)
     stems = {path.name.removesuffix("_labels.tif") for path in (tmp_path / "out").iterdir()}
     assert stems == {"a_0001_", "b", "a_0003", "a_0001"}
 

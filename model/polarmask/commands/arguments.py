@@ -156,12 +156,10 @@ def print_counts(looked: "Looked") -> None:
         print(f"{path}: {count} instances")
 
 
-def outcome_of(looked: "Looked", finder: "Finder") -> Outcome:
+def outcome_of(looked: "Looked") -> Outcome:
     """Print which images failed and why; the exit code is 1 if any did."""
-    limit = finder.max_instances
     problems = [Problem("image", "failed", path, text) for path, text in looked.failed.items()]
-    if limit is not None:
-        problems += [results_cut(path, limit) for path, n in looked.counts.items() if n >= limit]
+    problems += [results_cut(path, limit) for path, limit in looked.cut.items()]
     _print_failed(looked)
     summary = summary_of_files(len(looked.counts) + len(looked.failed), problems)
     return Outcome([summary], exit_code=1 if looked.failed else 0)

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> Outcome:
     total = sum(looked.counts.values())
     failed = f", {len(looked.failed)} failed" if looked.failed else ""
     print(f"{len(looked.counts):,} images, {total:,} instances{failed}: {out}")
-    return outcome_of(looked, finder)
+    return outcome_of(looked)
 
 
 def _checked(text: str, *, folder: bool) -> Path:

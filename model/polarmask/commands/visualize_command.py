@@ -40,4 +40,4 @@ def run(options: argparse.Namespace) -> Outcome:
     print_counts(looked)
     if looked.counts:
         print(f"overlays: {options.out}, all together: {options.out / 'contact_sheet.jpg'}")
-    return outcome_of(looked, finder)
+    return outcome_of(looked)

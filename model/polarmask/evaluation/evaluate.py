@@ -182,15 +182,14 @@ def _evaluate_matched(
 ) -> Evaluation:
     """Evaluate, and note in the summary where the model's limit of instances counts."""
     evaluation = evaluate_predictions(data, predictions)
-    limit = predictor.max_instances
-    if limit is None:
-        return evaluation
-    cut = [
-        results_cut(f"image {image.image_id} ({image.file_name})", limit)
-        for image in evaluation.per_image
-        if image.objects > limit
-        or _is_cut(predictions[image.image_id], limit, evaluation.operating_score)
-    ]
+    cut = []
+    for image in evaluation.per_image:
+        found = predictions[image.image_id]
+        limit = predictor.max_instances(found.image_hw)
+        if limit is not None and (
+            image.objects > limit or _is_cut(found, limit, evaluation.operating_score)
+        ):
+            cut.append(results_cut(f"image {image.image_id} ({image.file_name})", limit))
     return replace(evaluation, data=evaluation.data.plus(cut))
 
 

@@ -30,16 +30,23 @@ class Looked:
 
     counts: dict[str, int] = field(default_factory=dict)
     """Number of instances by image path."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """Limit of instances by path, of images that reached it."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why by path, of images that can't be read or that a server refused."""
+
+    def add(self, path: Path, count: int, limit: int | None) -> None:
+        """Note how many instances an image has, and whether that is as many as it can get."""
+        self.counts[str(path)] = count
+        if limit is not None and count >= limit:
+            self.cut[str(path)] = limit
 
 
 class Finder(Protocol):
     """Finds instances in images: a `Predictor`, or a client of a server."""
 
-    @property
-    def max_instances(self) -> int | None:
-        """Instances that an image gets at most; None if that is not known."""
+    def max_instances(self, image_hw: tuple[int, int]) -> int | None:
+        """Return how many instances an image gets at most; None if that is not known."""
 
     def predict(self, images: Sequence[Pixels]) -> list[Instances]:
         """Return what is in each (H, W, 3) RGB image."""
@@ -81,7 +88,7 @@ def predict_images(
         for path, _, found in found_in(finder, images, max_pixels, fail):
             entry = _to_json(path, found, min_score)
             entries.append(entry)
-            looked.counts[str(path)] = len(entry["instances"])
+            looked.add(path, len(entry["instances"]), finder.max_instances(found.image_hw))
     return looked
 
 
@@ -121,7 +128,7 @@ def visualize_images(
             # Files of different folders may have the same name; the number does not repeat.
             name = f"{len(looked.counts):04d}_{path.stem[:_NAME_CHARACTERS]}.jpg"
             write_jpeg(out / name, overlay)
-            looked.counts[str(path)] = len(shapes)
+            looked.add(path, len(shapes), finder.max_instances(found.image_hw))
             if len(overlays) < _SHEET_IMAGES:
                 overlays.append(overlay)
     if overlays:

@@ -100,10 +100,10 @@ class Predictor:
         runs = load_engine(model, detector, device=own, name=engine, threads=threads)
         return cls(runs, card, own, tile=tile)
 
-    @property
-    def max_instances(self) -> int | None:
-        """Instances that an image gets at most; None with tiles, each of which gets that many."""
-        return None if self._tile else self.card.config.postprocess.max_instances
+    def max_instances(self, image_hw: tuple[int, int]) -> int | None:
+        """Return how many instances an image of this size gets at most; None if it is tiled."""
+        tiled = self.tile_side(image_hw) is not None  # and each tile gets that many
+        return None if tiled else self.card.config.postprocess.max_instances
 
     def predict(
         self, images: Sequence[Pixels], *, clock: StageClock | None = None
@@ -119,7 +119,7 @@ class Predictor:
             ValueError: An image of another shape or type.
             DataError: Values that the model's `input.intensity` does not take.
         """
-        sides = [self.tile_side(image) for image in images]
+        sides = [self.tile_side(image.shape[:2]) for image in images]
         whole = [image for image, side in zip(images, sides, strict=True) if side is None]
         found = iter(self.predict_prepared([self.prepare(each) for each in whole], clock=clock))
         find = partial(self._predict_tiles, clock=clock)
@@ -128,12 +128,12 @@ class Predictor:
             for image, side in zip(images, sides, strict=True)
         ]
 
-    def tile_side(self, image: Pixels) -> int | None:
-        """Return the side of the tiles that `predict` cuts an image into; None keeps it whole."""
+    def tile_side(self, image_hw: tuple[int, int]) -> int | None:
+        """Return the side in pixels of the tiles of an image of this size; None keeps it whole."""
         # A model that resizes to a short side is given all images at one scale.
         resizes = self.card.config.input.short_side is not None
         learned = 0 if resizes else int(self.card.training.get("image_side", 0))
-        return tile_side(image.shape[:2], self._tile, learned or None)
+        return tile_side(image_hw, self._tile, learned or None)
 
     def _predict_tiles(
         self, tiles: Sequence[NDArray[np.uint8]], clock: StageClock | None

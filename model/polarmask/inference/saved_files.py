@@ -72,7 +72,7 @@ def save_images(
             if results is not None:
                 for entry in found.coco(number_of[path]):
                     results.append({**entry, "file_name": path.name})
-            looked.counts[str(path)] = len(found)
+            looked.add(path, len(found), finder.max_instances(found.image_hw))
     return looked
 
 

@@ -17,11 +17,11 @@ _OF_ONE_IMAGE = {400, 413, 415, 422, 500, 504}
 class ServerFinder:
     """Finds instances by asking a server, with no threshold but the model's own."""
 
-    max_instances = None
-    """The server does not report the model's limit."""
-
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    def max_instances(self, image_hw: tuple[int, int]) -> None:
+        """Return None: the server does not report the model's limit."""
 
     def predict(self, images: Sequence[Pixels]) -> list[Instances]:
         """Return what is in each (H, W, 3) uint8 or uint16 RGB image.

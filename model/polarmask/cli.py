@@ -25,7 +25,7 @@ _FIRST_STEPS = """\
 first steps, from label masks to counts:
   polarmask import my-images --out data
   polarmask train --data data --out runs/first
-  polarmask predict --model runs/first --save csv,overlay --out found my-images
+  polarmask predict --model runs/first --save csv,overlay --out found data/images
 """
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,25 @@ def test_masks_of_one_value_are_taken_apart(tmp_path):
     source = read_source(tmp_path / "in")
     assert imported(tmp_path, source)["a.png"] == [100, 50]
     assert "connected region" in source.kind
+
+
+def test_masks_below_the_images_are_no_images_however_the_folder_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        save_image(tmp_path / "in" / f"{name}.png")
+        save(tmp_path / "in/drawn" / f"{name}.png", two_objects())
+    source = read_source(Path("in"), masks=tmp_path / "in/drawn")
+    assert [image.path for image in source.images] == [Path("in/a.png"), Path("in/b.png")]
+
+
+def test_masks_that_jpeg_changed_are_refused(tmp_path):
+    for name, end in (("a", "png"), ("b", "jpg")):
+        save_image(tmp_path / "in/images" / f"{name}.png")
+        binary = np.where(two_objects() == 7, 255, 0).astype(np.uint8)
+        save(tmp_path / "in/masks" / f"{name}.{end}", binary)
+    source = read_source(tmp_path / "in")
+    assert [image.path.name for image in source.images] == ["a.png"]
+    assert "save masks as PNG" in source.problems[0].detail
 
 
 def test_mask_that_does_not_fit_leaves_its_image_out(tmp_path):

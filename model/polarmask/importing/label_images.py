@@ -64,7 +64,8 @@ def pair_with_masks(folder: Path, masks: Path | None) -> tuple[list[Path], dict[
     for path in mask_files:
         of_name[_plain_stem(path)].append(path)
         of_folder[path.parent].append(path)
-    images = sorted(set(files) - set(mask_files))
+    are_masks = {path.resolve() for path in mask_files}  # `masks` may lie in `folder`
+    images = [path for path in files if path.resolve() not in are_masks]
     with_name = Counter(image.stem for image in images)
     found = {}
     for image in images:
@@ -174,7 +175,7 @@ def read_labels(path: Path) -> NDArray[np.integer]:
     Colours count as integers: each is an object, black is background.
 
     Raises:
-        DataError: The file is no image, or its values are no whole numbers.
+        DataError: The file is no image, or its values are no whole numbers or changed by JPEG.
     """
     with opened(path) as image:
         if image.mode in ("LA", "RGBA", "PA"):
@@ -182,6 +183,9 @@ def read_labels(path: Path) -> NDArray[np.integer]:
             values = np.asarray(image.convert("RGB" if image.mode == "RGBA" else "L"))
         else:
             values = np.asarray(image)
+        lossy = image.format in ("JPEG", "MPO")
+    if lossy and len(np.unique(values)) > 2:  # each would be an object
+        raise DataError(f"{path} is a JPEG, which changes values; save masks as PNG or TIFF")
     if values.ndim == 3:
         red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))
         return (red << 16) | (green << 8) | blue

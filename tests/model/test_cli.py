@@ -232,6 +232,15 @@ def test_settings_have_value_and_meaning(name, capsys):
     assert f"optim.epochs={preset(name).optim.epochs:.1f}" in lines
 
 
+def test_settings_of_data_are_those_that_fit_it(drawn_data, capsys):
+    assert main(["settings", "--data", str(drawn_data)]) == 0
+    fitting = capsys.readouterr().out
+    assert main(["settings", "auto", "--data", str(drawn_data)]) == 0
+    assert capsys.readouterr().out == fitting
+    assert main(["settings"]) == 0
+    assert capsys.readouterr().out != fitting
+
+
 def test_a_mistyped_preset_gets_a_suggestion(capsys):
     assert main(["settings", "tinny"]) == 2
     assert "no preset 'tinny' (did you mean tiny?)" in capsys.readouterr().err

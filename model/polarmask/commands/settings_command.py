@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "preset",
         nargs="?",
-        default="tiny",
         metavar="PRESET",
-        help=f"one of {', '.join(preset_names())} (default: tiny, which {AUTO} is derived from)",
+        help=f"one of {', '.join(preset_names())} (default: tiny, which {AUTO} is derived from; "
+        f"with --data {AUTO})",
     )
     parser.add_argument("--data", type=Path, help=f"data folder, for {AUTO}")
 
@@ -27,11 +27,11 @@ def run(options: argparse.Namespace) -> Outcome:
     from polarmask.config.describe import describe_settings
     from polarmask.config.presets import preset
 
-    if options.data is not None and options.preset == AUTO:
+    if options.data is not None and options.preset in (None, AUTO):
         from polarmask.evaluation.auto_preset import preset_for
 
         config = preset_for(AUTO, options.data)
     else:
-        config = preset(options.preset)
+        config = preset(options.preset or "tiny")
     print(describe_settings(config))
     return Outcome([])

@@ -192,7 +192,8 @@ class LabelConfig:
             f"center_radius is {self.center_radius}: must be above 0 and finite",
         )
         _require(
-            self.min_area < float("inf"), f"min_area is {self.min_area}: must be a finite number"
+            abs(self.min_area) < float("inf"),
+            f"min_area is {self.min_area}: must be a finite number",
         )
         _require(
             len(self.level_ranges) <= 8, "there are more than 8 level_ranges: give one per stride"
@@ -274,6 +275,10 @@ class OptimConfig:
         )
         _require(self.warmup_lr >= 0, f"warmup_lr is {self.warmup_lr}: must not be below 0")
         _require(self.epochs > 0, f"epochs is {self.epochs}: must be above 0")
+        _require(
+            self.grad_clip > 0,
+            f"grad_clip is {self.grad_clip}: must be above 0, such as 1e9 for no limit",
+        )
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: must be in [0, 1)")
 
 
@@ -346,6 +351,7 @@ class RunConfig:
             self.validate_epochs >= 0,
             f"validate_epochs is {self.validate_epochs}: must be 0 (off) or above",
         )
+        _require(0 <= self.seed < 2**63, f"seed is {self.seed}: must be 0 or above, below 2**63")
         _require(
             self.model.backbone_norm != "frozen_batch" or self.backbone_weights is not None,
             "backbone_norm frozen_batch keeps the statistics of pretrained weights and there are "

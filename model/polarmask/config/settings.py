@@ -275,10 +275,7 @@ class OptimConfig:
         )
         _require(self.warmup_lr >= 0, f"warmup_lr is {self.warmup_lr}: must not be below 0")
         _require(self.epochs > 0, f"epochs is {self.epochs}: must be above 0")
-        _require(
-            self.grad_clip > 0,
-            f"grad_clip is {self.grad_clip}: must be above 0, such as 1e9 for no limit",
-        )
+        _require(self.grad_clip > 0, f"grad_clip is {self.grad_clip}: must be above 0; 1e9 is off")
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: must be in [0, 1)")
 
 

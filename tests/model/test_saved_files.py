@@ -110,3 +110,13 @@ def test_a_file_name_that_is_no_utf8_is_escaped_in_tables(tmp_path):
     save_images(TwoSquares(), [image], tmp_path / "out", KINDS)
     for table in ("objects.csv", "counts.csv"):
         assert rows_of(tmp_path / "out" / table)[0]["image"].endswith(r"caf\udce9.png")
+
+
+def test_image_with_the_longest_name_gets_its_files(tmp_path):
+    names = ["x" * 250 + end for end in (".png", ".bmp")]
+    for name in names:
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    looked = save_images(TwoSquares(), paths, tmp_path / "out", ["labels", "overlay"])
+    assert len(looked.counts) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 4

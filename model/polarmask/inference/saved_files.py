@@ -1,6 +1,7 @@
 """What is found in many images, as files that other programs read: `polarmask predict --save`."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,9 @@ FILE_OF = {
     "roi": "{}_rois.zip",
 }
 """Files of each image, by kind; the name of the image stands for the braces."""
+
+_LONGEST_STEM = 200
+"""Bytes."""
 
 KINDS = (*FILE_OF, "csv", "coco")
 """`csv` writes objects.csv and counts.csv, `coco` coco_results.json, each for all images."""
@@ -78,16 +82,22 @@ def save_images(
 
 def _names(images: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the files of each image: its own, and a number if others share it."""
-    sharing = Counter(path.stem for path in images)
-    names = {path: path.stem for path in images if sharing[path.stem] == 1}
+    stems = {path: _stem(path) for path in images}
+    sharing = Counter(stems.values())
+    names = {path: stem for path, stem in stems.items() if sharing[stem] == 1}
     taken = set(names.values())
     for number, path in enumerate(images, start=1):
         if path not in names:
-            name = f"{path.stem}_{number:04d}"
+            name = f"{stems[path]}_{number:04d}"
             while name in taken:  # another image is called so
                 name += "_"
             names[path] = name
     return names
+
+
+def _stem(path: Path) -> str:
+    """Return an image's name, cut if an ending would make it too long: files have 255 bytes."""
+    return path.stem if len(os.fsencode(path.stem)) <= _LONGEST_STEM else path.stem[:50]
 
 
 def _open_table(path: Path) -> TextIO:

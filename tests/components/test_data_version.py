@@ -297,6 +297,19 @@ def wrong_key(monkeypatch, tmp_path):
         yield address
 
 
+def test_a_file_that_may_not_be_opened_is_no_matter_of_credentials(
+    data_repository, tmp_path, monkeypatch
+):
+    version = resolve(str(data_repository), "main")
+
+    def refuse(*_args, **_options):
+        raise PermissionError(13, "Permission denied", "/cache/files/ab")
+
+    monkeypatch.setattr("dvc.api.DVCFileSystem", refuse)
+    with pytest.raises(MissingObjectsError, match="may not open /cache/files/ab; correct the"):
+        fetch(str(data_repository), version, tmp_path / "out")
+
+
 @contextmanager
 def no_bucket(monkeypatch, tmp_path):
     server = ScriptedS3()

@@ -437,6 +437,15 @@ def test_nothing_is_written_without_an_object(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_nothing_is_written_if_a_split_has_no_object(tmp_path):
+    for split, objects in (("train", two_objects()), ("val", np.zeros(HW, np.uint8))):
+        save_image(tmp_path / f"in/images/{split}/{split}_1.png")
+        save(tmp_path / f"in/masks/{split}/{split}_1.png", objects)
+    with pytest.raises(DataError, match=r"no image of the val split has an object .*--val"):
+        write_coco(read_source(tmp_path / "in"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_command_prints_counts_problems_and_the_next_command(tmp_path, capsys):
     for name in ("a", "b", "c"):
         save_image(tmp_path / "in/images" / f"{name}.png")

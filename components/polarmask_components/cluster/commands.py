@@ -1,6 +1,7 @@
 """What to type where a cluster lacks something: a Role of `k8s/` that gives a right, a Secret."""
 
 import re
+import shlex
 
 PIPELINE_ROLE, TRIAL_ROLE = "polarmask-pipeline", "polarmask-trial"
 """Of k8s/base/pipeline and k8s/components/trial, in the namespace of jobs and server."""
@@ -23,7 +24,7 @@ def how_to_bind(role: str, *, namespace: str, user: str) -> str:
     if role == OWN_POD_ROLE:
         made = f"{kubectl} role {role} --verb get --resource pods && "
     found = _ACCOUNT.fullmatch(user)
-    name, subject = user, f"--user {user}"
+    name, subject = user, f"--user {shlex.quote(user)}"
     if found:
         name, subject = "-".join(found.groups()), f"--serviceaccount {':'.join(found.groups())}"
     name = re.sub("[^a-z0-9-]+", "-", name.lower())

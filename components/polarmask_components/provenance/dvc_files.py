@@ -82,12 +82,16 @@ def _diagnosis(causes: list[BaseException]) -> str:
         )
     if "NoSuchBucket" in codes:
         return "the bucket of the DVC remote does not exist; make it, or correct the remote's url"
+    denied = [each.filename for each in causes if isinstance(each, PermissionError)]
+    if any(denied):  # a file of this machine; the errors of remotes name none
+        path = next(filter(None, denied))
+        return f"this user may not open {path}; correct the rights of the file or folder"
     if names & {"NoCredentialsError", "PartialCredentialsError"}:
         return (
             "there are no credentials for the DVC remote; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
-    if codes & _REFUSALS or any(isinstance(each, PermissionError) for each in causes):
+    if codes & _REFUSALS or denied:
         return "the DVC remote refuses these credentials; check the keys and their rights"
     if any(
         isinstance(each, ConnectionError | socket.gaierror | TimeoutError) for each in causes

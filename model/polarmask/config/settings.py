@@ -229,6 +229,11 @@ class LossConfig:
     """Sums over all processes divide the losses; `original` uses those of each process, counts
     images among the positives of the class loss, and boxes have the original's extra pixel."""
 
+    def __post_init__(self) -> None:
+        """Reject losses that reward mistakes."""
+        _require(0 < self.focal_alpha < 1, f"focal_alpha is {self.focal_alpha}: must be in (0, 1)")
+        _require(self.focal_gamma >= 0, f"focal_gamma is {self.focal_gamma}: must not be below 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -277,6 +282,13 @@ class OptimConfig:
         _require(self.epochs > 0, f"epochs is {self.epochs}: must be above 0")
         _require(self.grad_clip > 0, f"grad_clip is {self.grad_clip}: must be above 0; 1e9 is off")
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: must be in [0, 1)")
+        for name in ("weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} is {value}: must not be below 0")
+        _require(
+            all(0 < drop <= 1 for drop in self.lr_drops),
+            f"lr_drops {self.lr_drops}: each is a fraction of all steps, in (0, 1]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

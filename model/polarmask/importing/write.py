@@ -53,6 +53,12 @@ def write_coco(
     if not any(image.objects for image in images):
         raise DataError(f"no image with an object was found. {describe_problems(source.problems)}")
     choice = choose_split(images, val_share)
+    for split, is_val in zip(SPLITS, (False, True), strict=True):
+        if not any(each.objects for each in images if (each.path in choice.val) == is_val):
+            raise DataError(
+                f"no image of the {split} split has an object (split: {choice.reason}); "
+                "give another share with --val"
+            )
     names = _names([image.path for image in images])
     found = {each.category for image in images for each in image.objects}
     id_of = source.category_ids or {name: n for n, name in enumerate(sorted(found), start=1)}

@@ -21,8 +21,9 @@ import torch
 from harness import Result, main, race, wrong
 from torch.utils.data import DataLoader
 
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.presets import tiny
-from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
+from polarmask.config.settings import LabelConfig, ModelConfig
 from polarmask.data.coco import load_coco
 from polarmask.data.labels import apply_to_labels
 from polarmask.data.preprocess import normalise

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from harness import Result, main, race, wrong
 
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.presets import tiny
-from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig
+from polarmask.config.settings import LabelConfig, ModelConfig
 from polarmask.data.coco import load_coco
 from polarmask.geometry.locations import all_locations, level_points
 from polarmask.geometry.masks import bitmap_from_rle, rle_from_segmentation, rles_from_polygons

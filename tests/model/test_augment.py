@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from factories import make_tiny_coco
-from polarmask.config.settings import InputConfig, LabelConfig, ModelConfig, RunConfig
+from polarmask.config.input_settings import InputConfig
+from polarmask.config.settings import LabelConfig, ModelConfig, RunConfig
 from polarmask.data.coco import load_coco
 from polarmask.data.images import read_image
 from polarmask.data.labels import apply_to_labels

@@ -12,8 +12,8 @@ import torch
 
 from factories import coco_annotation, make_tiny_coco
 from polarmask.cli import main
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.presets import original, preset
-from polarmask.config.settings import InputConfig
 from polarmask.data.coco import Category
 from polarmask.data.coco_categories import COCO_CATEGORIES
 from polarmask.errors import ConfigError, ModelFormatError

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from factories import make_tiny_coco
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.overrides import override
 from polarmask.config.presets import tiny
-from polarmask.config.settings import InputConfig, from_dict, to_dict
+from polarmask.config.settings import from_dict, to_dict
 from polarmask.data.coco import load_coco
 from polarmask.data.intensity import stretched, to_uint8
 from polarmask.errors import ConfigError, DataError

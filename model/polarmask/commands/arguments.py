@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polarmask.commands.outcome import Outcome
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.overrides import override
 from polarmask.config.presets import AUTO, preset_names
-from polarmask.config.settings import InputConfig, RunConfig
+from polarmask.config.settings import RunConfig
 from polarmask.data.summary import Problem, results_cut, summary_of_files
 from polarmask.errors import DataError
 from polarmask.system.argument_types import at_least, between

@@ -1,4 +1,4 @@
-"""What each setting means, from the docstrings of `config.settings`."""
+"""What each setting means, from the docstrings of `config`."""
 
 import ast
 import inspect

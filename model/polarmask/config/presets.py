@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.published import PUBLISHED, coco_r50_1x
 from polarmask.config.settings import (
-    InputConfig,
     LabelConfig,
     LossConfig,
     ModelConfig,

@@ -7,7 +7,8 @@ losses and scores are ours; `presets.original` changes those to the paper's.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polarmask.config.settings import InputConfig, ModelConfig, OptimConfig, RunConfig
+from polarmask.config.input_settings import InputConfig
+from polarmask.config.settings import ModelConfig, OptimConfig, RunConfig
 
 _WEIGHTS = "https://download.openmmlab.com/pretrain/third_party/"
 _LR_PER_IMAGE = 0.01 / 16

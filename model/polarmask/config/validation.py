@@ -1,16 +1,31 @@
-"""Plain data to a settings dataclass, with errors that name the field."""
+"""What settings dataclasses check, and plain data to one, with errors that name the field."""
 
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from polarmask.errors import ConfigError
 from polarmask.system.did_you_mean import did_you_mean
 
 Settings = TypeVar("Settings")
+
+FORBID_UNKNOWN = ConfigDict(extra="forbid")
+FINITE = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def limit(highest: int, **values: int | None) -> None:
+    """Bound what memory depends on: a model may come from anybody."""
+    for name, value in values.items():
+        require((value or 0) <= highest, f"{name} is above {highest:,}, the highest possible")
 
 
 def read_settings(cls: type[Settings], plain: Mapping[str, Any], *, name: str = "") -> Settings:

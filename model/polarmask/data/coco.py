@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmask.config.settings import InputConfig
+from polarmask.config.input_settings import InputConfig
 from polarmask.data.annotation_index import index_annotations
 from polarmask.data.coco_fields import (
     position_or_id,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from polarmask.config.settings import InputConfig
+from polarmask.config.input_settings import InputConfig
 from polarmask.data.images import ImageHeader, Pixels, read_header, read_image, too_large
 from polarmask.data.intensity import fitting_bits, lacks_range
 from polarmask.data.summary import Problem

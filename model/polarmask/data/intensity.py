@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.config.settings import InputConfig
+from polarmask.config.input_settings import InputConfig
 from polarmask.data.images import Pixels
 from polarmask.errors import DataError
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polarmask.config.settings import InputConfig
+from polarmask.config.input_settings import InputConfig
 
 
 def resized_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int]:

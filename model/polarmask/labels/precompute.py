@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from polarmask.config.settings import InputConfig, RunConfig
+from polarmask.config.input_settings import InputConfig
+from polarmask.config.settings import RunConfig
 from polarmask.data.coco import (
     CocoData,
     ImageRecord,

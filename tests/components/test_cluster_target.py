@@ -46,6 +46,7 @@ def test_the_first_model_is_scaled_up_served_and_promoted(cluster, first):
     assert served.uri == f"{cluster.registry.where}/models/{served.version}.mar"
 
 
+@pytest.mark.slow
 def test_the_step_takes_a_second_model_and_keeps_the_number_of_pods(cluster, first, tmp_path):
     cluster.scale(2)
     (tmp_path / "sample.png").write_bytes(cluster.image)

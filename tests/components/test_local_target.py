@@ -144,6 +144,7 @@ def refuse_the_answer(answer, name, version):
     raise ServerError("scores out of range")
 
 
+@pytest.mark.slow
 def test_a_champion_that_does_not_come_up_again_leaves_who_answers(place, tmp_path, monkeypatch):
     here, model = (tmp_path, place[1]), make_model(tmp_path / "promoted", 31)
     old = put(here, make_model(tmp_path / "served", 30), expected=None).version
@@ -243,6 +244,7 @@ def test_server_whose_archive_is_damaged_takes_the_champion_from_the_registry(pl
     assert state(place) == (version, version)
 
 
+@pytest.mark.slow
 def test_of_two_deployments_at_once_one_wins_and_registry_and_server_agree(place, tmp_path):
     models = [make_model(tmp_path / name, seed) for name, seed in (("a", 11), ("b", 12))]
     here = (tmp_path, place[1])

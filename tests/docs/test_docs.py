@@ -28,6 +28,7 @@ def commands_marked_as_tested():
     return [line for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_readme_s_commands_run_one_after_the_other(tmp_path):
     assert (ROOT / "data" / "images").is_dir(), "run `make data` first"
     (tmp_path / "data").symlink_to(ROOT / "data")

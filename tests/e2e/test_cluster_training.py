@@ -162,6 +162,7 @@ def steps_of(machines, out="out"):
     return [json.loads(line)["step"] for line in lines]
 
 
+@pytest.mark.slow
 def test_two_nodes_train_from_and_to_object_storage(machines):
     put_inputs(machines, make_tiny_coco(machines.folder / "data", images=8, val_images=2))
     overrides = "optim.epochs=3 optim.batch_size=4"

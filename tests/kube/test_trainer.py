@@ -137,6 +137,7 @@ def test_fields_that_no_trainjob_has_are_refused(server, change, expected_text):
         server.create("TrainJob", job_of("true", **change))
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_computes_a_sum(server, kubelet, trainer, tmp_path):
     run(server, job_of(torchrun(tmp_path, WORKER)))
     server.wait_for(lambda: "Complete" in server.conditions("TrainJob", "a-job"), timeout=120)

@@ -369,6 +369,7 @@ def test_a_machine_gets_processes_that_pay(monkeypatch, images, gpus, cores, pro
     assert choose_processes(images) == processes
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(untrained, drawn, tmp_path):
     evaluate_command = ("-m", "polarmask", "evaluate", "--device=cpu", "--threads=1")
     together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -65,6 +65,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_ends_with_all_processes_at_one_saved_step(drawn_data, drawn_labels, tmp_path):
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     with start(drawn_data, drawn_labels, tmp_path, *launcher) as child:

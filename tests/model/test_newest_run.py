@@ -76,6 +76,7 @@ def test_all_go_on_from_the_newest_checkpoint_of_any(train_on_two, tmp_path):
         assert (straight / "0" / name).read_bytes() == (parts / "0" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_one_stops_all(train_on_two, tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "checkpoint.pt").write_bytes(b"damaged")

@@ -174,6 +174,7 @@ def test_candidate_below_the_floor_is_not_deployed(place, champion):
     assert stopped.summary["champion"] == champion
 
 
+@pytest.mark.slow
 def test_champion_that_does_not_answer_fails_the_run_with_its_summary(place, champion):
     command = command_for(place, "strange", deploy_model_name="other", eval_floor_ap="0.99")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -173,6 +173,7 @@ def report(packed):
         )
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_packs(packed, report):
     out, (*table, last) = packed
     assert last == f"{out} sha256:{read_archive(out).sha256}"

@@ -55,6 +55,7 @@ def version_at(pod, png):
     return requests.post(pod.url, data=png, timeout=60).json()["model"]["version"]
 
 
+@pytest.mark.slow
 def test_a_pod_answers_moves_to_the_port_of_another_and_stops_without_leftovers(
     archive_of_handler, png, tmp_path, monkeypatch
 ):
@@ -149,6 +150,7 @@ def test_a_port_that_torchserve_lost_to_another_program_is_told_apart(archive, t
     assert_gone(pod)
 
 
+@pytest.mark.slow
 def test_the_command_restarts_a_dead_server_and_ends_with_its_terminal(random_model, png, tmp_path):
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "polarmask_serving", "serve", str(random_model)]
@@ -194,6 +196,7 @@ def wait_for(condition, seconds):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_pod_whose_worker_cannot_be_started_again_is_not_alive(archive_of_handler, tmp_path):
     broken = tmp_path / "broken"
     archive = archive_of_handler(

@@ -18,9 +18,8 @@ from kfp import dsl
 
 from factories import make_tiny_coco
 from polarmask.config.overrides import override
-from polarmask.config.settings import ConfigError
 from polarmask.data.coco import load_coco
-from polarmask.errors import DataError
+from polarmask.errors import ConfigError, DataError
 from polarmask.evaluation.auto_preset import preset_for
 from polarmask.inference.model_folder import read_card
 from polarmask.labels.store import LabelStore

@@ -220,8 +220,10 @@ def test_an_archive_with_an_exported_network_is_equal_for_equal_inputs(
     assert Predictor.load(tmp_path / "unpacked" / "model").engine.name == engine
 
 
-def test_a_report_of_other_weights_is_refused(random_model, report, tmp_path):
-    other = replace(report, weights_sha256="0" * 64)
+def test_a_report_of_other_weights_is_refused(random_model, tmp_path):
+    other = EngineRanking(
+        weights_sha256="0" * 64, device="cpu", cpu="any", canvas_hw=(64, 64), images="", engines=()
+    )
     with pytest.raises(ArchiveError, match="other weights"):
         build_archive(random_model, tmp_path / "a.mar", name="a", version="1", engines=other)
 

@@ -16,7 +16,8 @@ def small_config() -> RunConfig:
     return replace(
         run,
         model=replace(run.model, channels=32, tower_depth=1, num_classes=3),
-        optim=replace(run.optim, batch_size=4, epochs=3, warmup_steps=2),
+        # In float32 wherever the tests run: sums in another order must come out alike.
+        optim=replace(run.optim, batch_size=4, epochs=3, warmup_steps=2, amp="off"),
     )
 
 

@@ -11,7 +11,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ("amp", "device", "has_bf16", "expected"),
     [
         pytest.param("off", CUDA, True, None, id="off"),
-        pytest.param("auto", CPU, True, None, id="auto-on-cpu"),
         pytest.param("auto", CUDA, True, torch.bfloat16, id="auto-on-a-new-gpu"),
         pytest.param("auto", CUDA, False, torch.float16, id="auto-on-an-old-gpu"),
         pytest.param("fp16", CUDA, True, torch.float16, id="chosen-fp16"),
@@ -21,6 +20,21 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_precision_suits_the_device(monkeypatch, amp, device, has_bf16, expected):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
     assert half_precision(amp, device) is expected
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        pytest.param({"avx2": True, "avx512_bf16": False}, None, id="avx2"),
+        pytest.param({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, id="avx512-bf16"),
+        pytest.param({"amx_bf16": True}, torch.bfloat16, id="amx"),
+        pytest.param({}, None, id="not-x86"),
+    ],
+)
+def test_a_cpu_takes_bf16_by_itself_only_if_it_computes_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert half_precision("auto", CPU) is expected
+    assert half_precision("off", CPU) is None
 
 
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):

@@ -196,7 +196,8 @@ class OptimConfig:
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights; 0 turns averaging off."""
     amp: Literal["off", "auto", "bf16", "fp16"] = "auto"
-    """Mixed precision; `auto` is bf16 on a GPU that has it, fp16 on an older one, off on CPU."""
+    """Mixed precision; `auto` is bf16 on a GPU or CPU that computes it, fp16 on an older GPU, off
+    on an older CPU."""
 
     def __post_init__(self) -> None:
         """Reject runs that can't learn."""

@@ -45,7 +45,7 @@ def half_precision(
         ConfigError: The GPU has no bf16.
     """
     on_cuda = device.type == "cuda"
-    if amp == "off" or (amp == "auto" and not on_cuda):
+    if amp == "off" or (amp == "auto" and not on_cuda and not _cpu_computes_bf16()):
         return None
     if amp == "fp16":
         return torch.float16
@@ -55,6 +55,12 @@ def half_precision(
     if amp == "bf16":
         raise ConfigError("optim.amp is bf16 and this GPU has none; --set optim.amp=fp16")
     return torch.float16
+
+
+def _cpu_computes_bf16() -> bool:
+    """Return whether this CPU multiplies bf16; others emulate it, many times slower."""
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> Outcome:
     """Print the inspection of a split, and write it as a page with `--out`."""
     from polarmask.config.presets import AUTO
     from polarmask.data.coco import load_coco
+    from polarmask.data.crop import crops_text
     from polarmask.evaluation.auto_preset import describe_auto
     from polarmask.evaluation.inspect_data import inspect_data
     from polarmask.evaluation.inspection_text import describe
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace) -> Outcome:
     if config.name == AUTO:
         print(f"--preset {AUTO}, the default, has these settings, and:")
         print(f"  {describe_auto(config, data)}")
+    if config.input.crop:
+        print(crops_text(data.images, config.input))
     if options.out:
         from polarmask.inference.drawing import write_jpeg
         from polarmask.report.inspection import inspection_page, worst_overlays, worst_sheet

@@ -18,6 +18,10 @@ class InputConfig:
     """Upper limit of the longer image side after resizing, in pixels."""
     keep_ratio: bool = True
     """If false, every image becomes `max_side` wide and `short_side` high, as in the original."""
+    crop: int = 0
+    """Side in pixels of the square crops that training takes of larger images, before it resizes
+    them; an epoch has as many as cover the image. Predictions then cut such images into tiles of
+    that size. 0 takes whole images."""
     train_short_sides: tuple[int, int] | None = None
     """Range that training draws the short side from, ends included; None trains at one size."""
     multiple: int = 32
@@ -41,6 +45,14 @@ class InputConfig:
         """Reject sizes that leave no image or fill memory, and bits that no file has."""
         limit(16_384, short_side=self.short_side, max_side=self.max_side)
         limit(1024, multiple=self.multiple)
+        require(
+            self.crop == 0 or 64 <= self.crop <= 16_384,
+            f"crop is {self.crop}: needs 0 (whole images), or 64 to 16384 pixels",
+        )
+        require(
+            not self.crop or self.keep_ratio,
+            "crop takes squares, which keep_ratio false would stretch; set input.keep_ratio=true",
+        )
         require(
             8 <= self.bits <= 16 and (self.bits == 16 or self.intensity == "bit_depth"),
             f"bits is {self.bits}: needs 8 to 16, and input.intensity=bit_depth if below 16",

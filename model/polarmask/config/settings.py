@@ -190,7 +190,8 @@ class OptimConfig:
     batch_size: int = 16
     """Images per step over all processes."""
     epochs: float = 12
-    """Passes over the training images; a fraction is allowed."""
+    """Passes over the training images, or over the area of those in crops; a fraction is
+    allowed."""
     grad_clip: float = 35.0
     """Largest L2 norm of the gradient."""
     ema_decay: float = 0.0
@@ -301,6 +302,10 @@ class RunConfig:
             "divide 360 and be a multiple of 4",
         )
         _require(
+            self.labels.mode == "exact" or not self.input.crop,
+            "labels.mode original takes whole images; set input.crop=0",
+        )
+        _require(
             self.labels.parts == "largest" or self.model.box_branch,
             "labels.parts all finds the parts of an object by their common box; "
             "set model.box_branch=true",
@@ -316,9 +321,11 @@ class RunConfig:
     def fresh_labels(self) -> bool:
         """Whether labels differ from epoch to epoch by more than a mirror, so none are stored.
 
-        The assignment depends on scale, and the original's whole-pixel arithmetic on mirroring.
+        The assignment depends on scale and crop, and the original's whole-pixel arithmetic on
+        mirroring.
         """
-        return self.input.train_short_sides is not None or self.labels.mode == "original"
+        changes = self.input.train_short_sides is not None or self.input.crop > 0
+        return changes or self.labels.mode == "original"
 
 
 _ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)

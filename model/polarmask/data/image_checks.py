@@ -1,13 +1,17 @@
 """Checks of a split's image files: which can be used, and what their readers should know."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 from polarmask.config.input_settings import InputConfig
-from polarmask.data.images import ImageHeader, Pixels, read_header, read_image, too_large
+from polarmask.data.images import ImageHeader, read_header, read_image, too_large
 from polarmask.data.intensity import fitting_bits, lacks_range
 from polarmask.data.summary import Problem
 from polarmask.errors import DataError
 
+_LARGE = 16_000_000
+"""Pixels above which threads decode one image at a time: one takes hundreds of megabytes."""
 _SAMPLED = 32
 """Deep images, at most, that are decoded for their values where pixels are not checked."""
 
@@ -29,6 +33,7 @@ class ImageChecks:
             "bit_depth": ("uint16", "int32"),
             "percentile": (),
         }["as_is" if config is None else config.intensity]
+        self._one_large = Lock()
         self._deep: list[str] = []
         self._highest: list[int] = []
         """Of the deep images that were decoded."""
@@ -51,9 +56,9 @@ class ImageChecks:
             header = read_header(path)
             refused = self._refuse(header, where, hw)
             if refused is None and self._must_decode(header):
-                pixels = read_image(path)
-                self._note_values(pixels)
-                refused = _check_size((pixels.shape[0], pixels.shape[1]), header, where, hw)
+                is_large = header.width * header.height > _LARGE
+                with self._one_large if is_large else nullcontext():
+                    refused = self._decode(path, header, where, hw)
         except DataError as error:
             return [Problem("image", "undecodable_image", where, str(error))]
         if refused is not None:
@@ -61,6 +66,14 @@ class ImageChecks:
         if header.values in self._deep_types:
             self._deep.append(where)
         return [Problem("image", *note, kept=True) for note in self._notes(header, where)]
+
+    def _decode(
+        self, path: Path, header: ImageHeader, where: str, hw: tuple[int, int]
+    ) -> Problem | None:
+        pixels = read_image(path)
+        if str(pixels.dtype) in self._deep_types:
+            self._highest.append(int(pixels.max()))
+        return _check_size((pixels.shape[0], pixels.shape[1]), header, where, hw)
 
     def _refuse(self, header: ImageHeader, where: str, hw: tuple[int, int]) -> Problem | None:
         if self._config is not None:
@@ -77,10 +90,6 @@ class ImageChecks:
         limit = (self._config or InputConfig()).max_pixels
         is_sample = header.values in self._deep_types and len(self._highest) < _SAMPLED
         return (self._pixels or is_sample) and header.width * header.height <= limit
-
-    def _note_values(self, pixels: Pixels) -> None:
-        if str(pixels.dtype) in self._deep_types:
-            self._highest.append(int(pixels.max()))
 
     def _notes(self, header: ImageHeader, where: str) -> list[tuple[str, str, str]]:
         """Return kind, place and detail of what is no reason to leave the image out."""

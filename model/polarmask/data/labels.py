@@ -36,6 +36,11 @@ class ImageLabels:
     iou_G: NDArray[np.float32]
     ignored_I3: NDArray[np.int64]
 
+    def without_locations(self) -> "ImageLabels":
+        """Return the labels with their objects only."""
+        names = ("location_P3", "object_P", "ray_PR", "ignored_I3")
+        return replace(self, **{name: getattr(self, name)[:0] for name in names})
+
 
 def apply_to_labels(
     labels: ImageLabels, symmetry: Symmetry, strides: tuple[int, ...]

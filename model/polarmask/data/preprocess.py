@@ -24,9 +24,29 @@ def resized_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
 
+def crop_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int]:
+    """Return rows and columns of what training sees of an image at once, before resizing."""
+    if not config.crop:
+        return image_hw
+    return min(image_hw[0], config.crop), min(image_hw[1], config.crop)
+
+
+def learned_hw(image_hw: tuple[int, int], config: InputConfig) -> tuple[int, int]:
+    """Return rows and columns of a whole image at the scale that training sees it at.
+
+    Without `crop` this is `resized_hw`.
+    """
+    seen_hw = crop_hw(image_hw, config)
+    rows, columns = resized_hw(seen_hw, config)
+    return (
+        max(1, round(image_hw[0] * rows / seen_hw[0])),
+        max(1, round(image_hw[1] * columns / seen_hw[1])),
+    )
+
+
 def input_scale(image_hw: tuple[int, int], config: InputConfig) -> NDArray[np.float64]:
-    """Return pixels of the network's input per pixel of the image, (x, y)."""
-    rows, columns = resized_hw(image_hw, config)
+    """Return pixels of the network's input per pixel of the image in training, (x, y)."""
+    rows, columns = learned_hw(image_hw, config)
     return np.array([columns / image_hw[1], rows / image_hw[0]])
 
 

@@ -4,26 +4,36 @@ Everything follows from the train split: sizes and number of its objects and ima
 of some images. So `inspect`, `precompute` and `train` choose the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 
+from polarmask.config.input_settings import InputConfig
 from polarmask.config.overrides import override
 from polarmask.config.presets import AUTO, preset, tiny
 from polarmask.config.settings import RunConfig
-from polarmask.data.coco import CocoData, load_coco
+from polarmask.data.coco import CocoData, ImageRecord, load_coco
+from polarmask.data.crop import count_crops
 from polarmask.data.image_checks import ImageChecks
 from polarmask.evaluation.recommend import recommend_for, sample_images, spread
+from polarmask.system.progress_bar import progress_bar
 
 _SMALL_OBJECT = 24
 """Pixels: large images are shrunk until one object in ten is smaller. Three of stride 8."""
 _SIDES = (256, 1024)
 """The longer side, in pixels, is not shrunk below the first nor left above the second."""
+_MUCH_LARGER = 1.25
+"""Images that are still so many times larger, when shrunk, are taken in crops."""
+_CROPS = (512, 1024)
+"""Sides of crops, in pixels of the network's input: four times a large object, within these."""
 _STEPS = 400
 """Optimiser steps, about, in which `tiny` learns one category; several get twice as many."""
 _FEWEST_EPOCHS = 3
+"""Of whole images; of crops one, because neighbours are alike."""
+_COUNTED_IMAGES = 100
 _DECODED_IMAGES = 16
 
 
@@ -39,15 +49,16 @@ def preset_for(name: str | None, folder: Path) -> RunConfig:
 
 def fit(data: CocoData) -> RunConfig:
     """Return the run that fits a loaded split, whose images were read without settings."""
-    images = sample_images(data)
-    most = max(len(image.annotations) for image in images)
     base = tiny()
+    max_side, crop = _sizes(sample_images(data))
+    images = replace(base.input, max_side=max_side, crop=crop)
+    most = max(_most_objects(image, crop) for image in spread(data.images, _COUNTED_IMAGES))
     limit = max(base.postprocess.max_instances, 200 * ceil(most / 100))
     config = replace(
         base,
         name=AUTO,
-        input=replace(base.input, max_side=_max_side(data)),
-        optim=replace(base.optim, epochs=_epochs(data, base.optim.batch_size)),
+        input=images,
+        optim=replace(base.optim, epochs=_epochs(data, images, base.optim.batch_size)),
         postprocess=replace(
             base.postprocess,
             max_instances=limit,
@@ -60,35 +71,70 @@ def fit(data: CocoData) -> RunConfig:
 
 def describe_auto(config: RunConfig, data: CocoData) -> str:
     """Return in words what `auto` sets besides what `recommend` does."""
-    images, optim, pixels = len(data.images), config.optim, config.input
+    images, optim, pixels = _number_seen(data, config.input), config.optim, config.input
+    size = f"of at most {pixels.max_side} px" if not pixels.crop else _crops_size(pixels)
+    what = f"{images} crops" if pixels.crop else f"{images} images"
     return (
-        f"images of at most {pixels.max_side} px; input.intensity={pixels.intensity}"
+        f"images {size}; input.intensity={pixels.intensity}"
         f"{f' input.bits={pixels.bits}' if pixels.intensity == 'bit_depth' else ''}; "
-        f"{optim.epochs:g} epochs of {images} images, "
+        f"{optim.epochs:g} epochs of {what}, "
         f"{ceil(optim.epochs * images / optim.batch_size)} steps of {optim.batch_size}; "
-        f"at most {config.postprocess.max_instances} instances in an image"
+        f"at most {config.postprocess.max_instances} instances in "
+        f"{'a crop' if pixels.crop else 'an image'}"
     )
 
 
-def _max_side(data: CocoData) -> int:
-    images = sample_images(data)
-    sides = [float(np.sqrt(a.area)) for image in images for a in image.annotations if a.parts]
+def _crops_size(pixels: InputConfig) -> str:
+    shrunk = f", shrunk to {pixels.max_side} px" if pixels.max_side < pixels.crop else ""
+    return f"in crops of {pixels.crop} px{shrunk}"
+
+
+def _sizes(images: Sequence[ImageRecord]) -> tuple[int, int]:
+    """Return `max_side` and `crop` in pixels; 0 where whole images will do."""
+    objects = [annotation for image in images for annotation in image.annotations]
     longest = max(max(image.width, image.height) for image in images)
+    small = float(np.quantile([np.sqrt(each.area) for each in objects], 0.1))
+    scale = min(1.0, _SMALL_OBJECT / small)
     least, most = _SIDES
-    wanted = longest * _SMALL_OBJECT / float(np.quantile(sides, 0.1))
-    return most if wanted >= longest else 32 * ceil(min(max(wanted, least), most) / 32)
+    if longest * scale <= most * _MUCH_LARGER:
+        return most if scale == 1 else _rounded(min(max(longest * scale, least), most)), 0
+    boxes = np.array([each.bbox for each in objects])
+    large = float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.95))
+    side = _rounded(min(max(4 * large * scale, _CROPS[0]), _CROPS[1]))
+    return (most, side) if scale == 1 else (side, round(side / scale))
 
 
-def _epochs(data: CocoData, batch_size: int) -> int:
+def _rounded(side: float) -> int:
+    return 32 * ceil(side / 32)
+
+
+def _most_objects(image: ImageRecord, crop: int) -> int:
+    """Return how many objects of an image the network sees at once, about."""
+    if not (crop and image.annotations):
+        return len(image.annotations)
+    box_A4 = np.array([each.bbox for each in image.annotations])
+    cell_A2 = ((box_A4[:, :2] + box_A4[:, 2:]) / 2 // crop).astype(np.int64)
+    return int(np.unique(cell_A2, axis=0, return_counts=True)[1].max())
+
+
+def _number_seen(data: CocoData, config: InputConfig) -> int:
+    """Return how many images or crops an epoch has."""
+    if not config.crop:
+        return len(data.images)
+    return sum(count_crops((image.height, image.width), config) for image in data.images)
+
+
+def _epochs(data: CocoData, config: InputConfig, batch_size: int) -> int:
     steps = _STEPS if len(data.categories) == 1 else 2 * _STEPS
-    return max(_FEWEST_EPOCHS, ceil(steps * batch_size / len(data.images)))
+    fewest = 1 if config.crop else _FEWEST_EPOCHS
+    return max(fewest, ceil(steps * batch_size / _number_seen(data, config)))
 
 
 def _intensity(data: CocoData) -> tuple[str, ...]:
     """Return settings for values of more than 8 bits; of the same images each time."""
     if any(problem.kind == "unknown_intensity" for problem in data.problems):
         return ("input.intensity=percentile",)
-    checks = ImageChecks(None, pixels=True)
-    for image in spread(data.images, _DECODED_IMAGES):
+    checks = ImageChecks(None, pixels=False)  # which decodes those of more than 8 bits
+    for image in progress_bar(spread(data.images, _DECODED_IMAGES), desc="values", unit="image"):
         checks.check(data.image_path(image), *image.where_and_hw)
     return checks.recommended()

@@ -29,6 +29,8 @@ HISTOGRAM_BINS = 20
 """Of the scores in [0, 1]."""
 
 _BATCH_IMAGES = 8
+_BATCH_PIXELS = 32_000_000
+"""Of the images of a batch together, to save memory."""
 _IOU_50, _IOU_75 = 0, 5
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
@@ -218,13 +220,14 @@ def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
 
 
 def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
-    """Yield batches of images of one size, so that no batch is mostly padding."""
+    """Yield batches of images of one size, so that no batch is mostly padding; large ones alone."""
     places: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, record in enumerate(data.images):
         places[record.height, record.width].append(place)
-    for _, group in sorted(places.items()):
-        for first in range(0, len(group), _BATCH_IMAGES):
-            yield tuple(data.images[place] for place in group[first : first + _BATCH_IMAGES])
+    for (rows, columns), group in sorted(places.items()):
+        number = min(max(1, _BATCH_PIXELS // (rows * columns)), _BATCH_IMAGES)
+        for first in range(0, len(group), number):
+            yield tuple(data.images[place] for place in group[first : first + number])
 
 
 def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> Evaluation:

@@ -33,6 +33,8 @@ _RANGE_STRIDES = 8
 """A level learns objects up to this many of its strides from the location, as published."""
 _SAMPLED_IMAGES = 100
 """Sizes of objects are taken from so many images, evenly spread: more change nothing."""
+_SAMPLED_SIZES = 2000
+"""Objects of each, at most, whose sizes count: a slide holds many thousand."""
 _SAMPLED_OBJECTS = 10
 """Objects of each, at most, that are redrawn from rays."""
 
@@ -74,11 +76,19 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
 
 
 def sample_images(data: CocoData) -> list[ImageRecord]:
-    """Return the images, evenly spread, that settings are chosen by; some have objects."""
-    sample = spread(data.images, _SAMPLED_IMAGES)
+    """Return the images, evenly spread, that settings are chosen by; some have objects.
+
+    Of the objects of each, many enough are kept.
+    """
+    sample = [_thinned(image) for image in spread(data.images, _SAMPLED_IMAGES)]
     if any(map(_objects, sample)):
         return sample
-    return spread([image for image in data.images if _objects(image)], _SAMPLED_IMAGES)
+    with_objects = [_thinned(image) for image in data.images if _objects(image)]
+    return spread(with_objects, _SAMPLED_IMAGES)
+
+
+def _thinned(image: ImageRecord) -> ImageRecord:
+    return replace(image, annotations=tuple(spread(_objects(image), _SAMPLED_SIZES)))
 
 
 def _objects(image: ImageRecord) -> list[Annotation]:

@@ -130,9 +130,10 @@ class Predictor:
 
     def tile_side(self, image_hw: tuple[int, int]) -> int | None:
         """Return the side in pixels of the tiles of an image of this size; None keeps it whole."""
-        # A model that resizes to a short side is given all images at one scale.
-        resizes = self.card.config.input.short_side is not None
-        learned = 0 if resizes else int(self.card.training.get("image_side", 0))
+        # A model that resizes whole images to a short side is given all of them at one scale.
+        images = self.card.config.input
+        one_scale = images.short_side is not None and not images.crop
+        learned = 0 if one_scale else int(self.card.training.get("image_side", 0))
         return tile_side(image_hw, self._tile, learned or None)
 
     def _predict_tiles(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, ImageRecord
 from polarmask.data.labels import ImageLabels, apply_to_labels
-from polarmask.data.preprocess import canvas_hw, input_scale, resized_hw
+from polarmask.data.preprocess import canvas_hw, input_scale, learned_hw
 from polarmask.geometry import masks
-from polarmask.geometry.locations import Grid, all_locations, level_points
+from polarmask.geometry.locations import Grid, level_points
 from polarmask.geometry.outlines import polygon_area
 from polarmask.geometry.rays import Polygons, decode_rays
 from polarmask.geometry.symmetry import Symmetry
@@ -116,7 +116,7 @@ class _Shapes:
 
     @classmethod
     def of(cls, record: ImageRecord, config: RunConfig) -> "_Shapes":
-        content_hw = resized_hw((record.height, record.width), config.input)
+        content_hw = learned_hw((record.height, record.width), config.input)
         canvas = canvas_hw(content_hw, config.model.strides, config.input.multiple)
         scale_2 = _scale(record, config)
         objects = [a for a in record.annotations if _is_learned(a, scale_2, config)]
@@ -244,19 +244,40 @@ def _ignored_locations(
     canvas: tuple[int, int],
     config: RunConfig,
 ) -> NDArray[np.int64]:
-    """Return locations inside crowd regions and specks that no object claims."""
-    if not ignored:
+    """Return locations inside crowd regions and specks that no object claims, in their order."""
+    inside = [_locations_inside(annotation, record, canvas, config) for annotation in ignored]
+    if not inside:
         return np.zeros((0, 3), dtype=np.int64)
-    location_L3 = all_locations(canvas, config.model.strides)
-    point_L2 = level_points(location_L3, config.model.strides).numpy() / _scale(record, config)
-    pixel_L2 = point_L2.astype(np.int64)
-    on_image_L = (pixel_L2 < (record.width, record.height)).all(axis=1)
-    covered_L = np.zeros(len(pixel_L2), dtype=bool)
-    for annotation in ignored:
-        rle = masks.rle_from_segmentation(annotation.segmentation, (record.height, record.width))
-        bitmap = masks.bitmap_from_rle(rle)
-        covered_L[on_image_L] |= bitmap[pixel_L2[on_image_L, 1], pixel_L2[on_image_L, 0]]
+    location_I3 = np.unique(np.concatenate(inside), axis=0)
     grid = Grid.of(torch.tensor([canvas]), config.model.strides)
-    number_P = grid.number(torch.from_numpy(claimed_P3), torch.zeros(len(claimed_P3)).long())
-    covered_L[number_P.numpy()] = False
-    return location_L3.numpy()[covered_L]
+    number_I, number_P = (
+        grid.number(torch.from_numpy(each), torch.zeros(len(each)).long()).numpy()
+        for each in (location_I3, claimed_P3)
+    )
+    return np.asarray(location_I3[~np.isin(number_I, number_P)])
+
+
+def _locations_inside(
+    annotation: Annotation, record: ImageRecord, canvas: tuple[int, int], config: RunConfig
+) -> NDArray[np.int64]:
+    """Return level, row and column (I, 3) of the locations on an annotation's mask."""
+    rle = masks.rle_from_segmentation(annotation.segmentation, (record.height, record.width))
+    bitmap, corner = masks.crop_from_rle(rle)
+    scale_2 = _scale(record, config)
+    found = []
+    for level, stride in enumerate(config.model.strides):
+        # Per axis: the cells whose location lies in the mask's box, and the pixels there.
+        cells, pixels = [], []
+        for axis in (0, 1):
+            low, high = corner[axis], corner[axis] + bitmap.shape[1 - axis]
+            first = max(0, int(low * scale_2[axis] / stride) - 1)
+            last = min(int(high * scale_2[axis] / stride) + 1, canvas[1 - axis] // stride)
+            cell = np.arange(first, last)
+            pixel = ((cell + 0.5) * stride / scale_2[axis]).astype(np.int64)
+            is_near = (pixel >= low) & (pixel < high)
+            cells.append(cell[is_near])
+            pixels.append(pixel[is_near] - low)
+        row_I, column_I = np.nonzero(bitmap[np.ix_(pixels[1], pixels[0])])
+        cell_I2 = np.stack([cells[1][row_I], cells[0][column_I]], axis=1)
+        found.append(np.concatenate([np.full((len(cell_I2), 1), level), cell_I2], axis=1))
+    return np.concatenate(found)

@@ -316,9 +316,14 @@ def _write(job: _Job, device: str | None) -> None:
             whole.append(record)
         else:
             facts.problems.append(astuple(problem))
-    made = label_images(whole, job.config, device)
-    for record, labels in zip(whole, made, strict=True):
-        facts.add(_facts_of(record, labels))
+    made = []
+    # Images in crops may hold many thousand objects each, and their labels are made crop by crop.
+    groups = [[record] for record in whole] if job.config.input.crop else [whole]
+    for records in groups:
+        labelled = label_images(records, job.config, device)
+        for record, labels in zip(records, labelled, strict=True):
+            facts.add(_facts_of(record, labels))
+            made.append(labels.without_locations() if job.config.input.crop else labels)
     write_shard(job.path, made, job.key, asdict(facts))
 
 

@@ -69,10 +69,11 @@ def decode_lengths(code: NDArray[np.uint16]) -> NDArray[np.float32]:
 def label_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that labels depend on: a store serves every run that agrees on them."""
     plain = to_dict(config)
+    names = ["short_side", "max_side", "keep_ratio", "multiple"]
+    if config.input.crop:  # stores that were made before there were crops stay valid
+        names.append("crop")
     return {
-        "input": {
-            key: plain["input"][key] for key in ("short_side", "max_side", "keep_ratio", "multiple")
-        },
+        "input": {name: plain["input"][name] for name in names},
         "labels": plain["labels"],
         "num_rays": config.model.num_rays,
         "strides": list(config.model.strides),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from polarmask.config.presets import AUTO
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import CocoData
+from polarmask.data.crop import crops_text
 from polarmask.data.images import read_image
 from polarmask.evaluation.auto_preset import describe_auto
 from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels, range_labels
@@ -73,6 +74,7 @@ def inspection_page(
             f"--set '{setting}'" for setting in inspection.recommendation.overrides()
         ),
         auto=describe_auto(config, data) if config.name == AUTO else "",
+        crops=crops_text(data.images, config.input),
         worst=make_figures(overlays, expected=_SHEET_IMAGES),
     )
 

@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
+from polarmask.data.crop import crop_around, cropped
 from polarmask.data.images import Pixels, read_image
 from polarmask.data.labels import ImageLabels
-from polarmask.data.preprocess import resized_hw
+from polarmask.data.preprocess import learned_hw
 from polarmask.geometry.locations import level_points
 from polarmask.geometry.rays import decode_rays
 from polarmask.inference.drawing import SKY, YELLOW, Shape, draw_shapes
+from polarmask.labels.image_labels import label_image
 from polarmask.labels.store import LabelStore, LabelSummary
 from polarmask.report.page import Figure, Tile, make_figures, render
 
@@ -101,18 +103,29 @@ def _draw_worst(
     overlays = []
     for file_name, annotation_id, iou in summary.worst[:number]:
         record = record_of[file_name]
-        annotation = next(a for a in record.annotations if a.id == annotation_id)
+        image = read_image(data.image_path(record))
+        annotation = _find(record, annotation_id)
+        if config.input.crop:  # what the store holds of objects alone: labels are made for crops
+            x0, y0, x1, y1 = crop_around(annotation, record, config.input)
+            record = cropped(record, (x0, y0, x1, y1))
+            image, annotation = image[y0:y1, x0:x1], _find(record, annotation_id)
+            labels = label_image(record, config)
+        else:
+            labels = store.read(data.split, record.id)
         shapes = [Shape(annotation.parts, YELLOW, opacity=0.15)]
-        labels = store.read(data.split, record.id)
         rays = _best_rays(labels, annotation_id, record, config)
         if rays is not None:
             center, polygon = rays
             shapes.append(Shape((polygon,), SKY, opacity=0.25, center=center))
-        overlay = _close_up(read_image(data.image_path(record)), annotation, shapes)
+        overlay = _close_up(image, annotation, shapes)
         category = data.categories[annotation.category].name
         note = f"annotation {annotation_id} of {file_name}"
         overlays.append((overlay, f"{category}, IoU {iou:.2f}", note))
     return make_figures(overlays, expected=_IMAGES)
+
+
+def _find(record: ImageRecord, annotation_id: int) -> Annotation:
+    return next(each for each in record.annotations if each.id == annotation_id)
 
 
 def _best_rays(
@@ -128,7 +141,7 @@ def _best_rays(
         torch.from_numpy(labels.location_P3[best : best + 1]), config.model.strides
     )
     polygon_1R2 = decode_rays(center_12, torch.from_numpy(labels.ray_PR[best : best + 1]))
-    height, width = resized_hw((record.height, record.width), config.input)
+    height, width = learned_hw((record.height, record.width), config.input)
     scale_2 = np.array([record.width / width, record.height / height])
     return center_12[0].numpy() * scale_2, polygon_1R2[0].numpy() * scale_2
 

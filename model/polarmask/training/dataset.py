@@ -1,12 +1,13 @@
 """Batches of training images and their labels, in an order that depends on seed and step only.
 
-The images of a step, and how each is mirrored, follow from (seed, epoch, image). So a resumed run,
-more loader workers or another number of processes get the same batches.
+The images of a step, and how each is mirrored and cropped, follow from (seed, epoch, image). So a
+resumed run, more loader workers or another number of processes get the same batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,21 +17,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from polarmask.config.settings import RunConfig
-from polarmask.data.coco import CocoData, ImageRecord
-from polarmask.data.images import read_image
-from polarmask.data.intensity import to_uint8
+from polarmask.data.coco import CocoData
+from polarmask.data.crop import Region, count_crops, cropped, regions_of
 from polarmask.data.labels import ImageLabels, apply_to_labels
-from polarmask.data.preprocess import canvas_hw, resize, resized_hw, to_canvas
+from polarmask.data.pixel_files import PixelFiles
+from polarmask.data.preprocess import canvas_hw, crop_hw, resize, resized_hw, to_canvas
 from polarmask.geometry.symmetry import Symmetry, apply_to_image, draw_symmetry
 from polarmask.labels.image_labels import label_view
 from polarmask.labels.store import LabelStore
 from polarmask.network.losses import Targets
-from polarmask.system.distributed import rank, world_size
+from polarmask.system.distributed import barrier, is_first, rank, world_size
+from polarmask.system.progress_bar import progress_bar
 from polarmask.system.signals import ignore_signals
 
 
 class EpochImage(NamedTuple):
-    """An image, by its index, in one epoch."""
+    """An image, or a region of one in a run with crops, by its index, in one epoch."""
 
     epoch: int
     image: int
@@ -68,20 +70,60 @@ class Batch:
 
 
 class TrainingImages(Dataset[Sample]):
-    """All images of a split that have labels; those without objects are background."""
+    """All images of a split that have labels, or their crops; those without objects are background.
 
-    def __init__(self, coco: CocoData, store: LabelStore, config: RunConfig) -> None:
+    A run with `input.crop` has an entry for each region of an image.
+    """
+
+    def __init__(
+        self, coco: CocoData, store: LabelStore, config: RunConfig, *, pixels: Path | None = None
+    ) -> None:
+        """Read images and labels.
+
+        Args:
+            coco: The split.
+            store: Labels of its images.
+            config: Of the run.
+            pixels: Folder for uncompressed copies of images that are read in crops; None decodes
+                an image for each crop.
+        """
         self.records = coco.images
         self._coco = coco
         self._store = store
         self._config = config
+        self._regions = regions_of(coco.images, config.input) if config.input.crop else None
+        self._pixels = PixelFiles(pixels, config.input)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records if self._regions is None else self._regions)
 
+    def _region(self, index: int) -> Region:
+        if self._regions is None:
+            return Region.whole(self.records[index])
+        return self._regions[index]
+
+    @cached_property
     def longest_side(self) -> int:
-        """Return the longer side of the largest image in pixels."""
-        return max(max(record.width, record.height) for record in self.records)
+        """Longer side of the largest image or crop in pixels."""
+        return max(
+            max(crop_hw((record.height, record.width), self._config.input))
+            for record in self.records
+        )
+
+    def copy_pixels(self) -> None:
+        """Copy the images of which an epoch takes several crops; all processes do it together."""
+        if self._regions is None:
+            return
+        names = [
+            record.file_name
+            for record in self.records
+            if count_crops((record.height, record.width), self._config.input) > 1
+        ]
+        # The second time only what is not there: processes on other machines have other folders.
+        for own in (names[rank() :: world_size()], names):
+            for name in progress_bar(own, desc="copying pixels", unit="image", shown=is_first()):
+                self._pixels.copy(self._coco.root / "images" / name)
+            barrier()
 
     def view(self, source: EpochImage) -> tuple[RunConfig, Symmetry]:
         """Return the run at this epoch's input size, and how the image is mirrored and turned."""
@@ -95,26 +137,29 @@ class TrainingImages(Dataset[Sample]):
         return replace(config, input=replace(config.input, short_side=short_side)), symmetry
 
     def canvas_hw(self, source: EpochImage) -> tuple[int, int]:
-        """Return the rows and columns that the image needs in this epoch."""
+        """Return the rows and columns that the image or crop needs in this epoch."""
         config, symmetry = self.view(source)
-        rows, columns = self._canvas_hw(self.records[source.image], config)
+        rows, columns = self._canvas_hw(self._region(source.image).crop_hw, config)
         return (columns, rows) if symmetry.transpose else (rows, columns)
 
-    def _canvas_hw(self, record: ImageRecord, config: RunConfig) -> tuple[int, int]:
-        content_hw = resized_hw((record.height, record.width), config.input)
+    def _canvas_hw(self, image_hw: tuple[int, int], config: RunConfig) -> tuple[int, int]:
+        content_hw = resized_hw(image_hw, config.input)
         return canvas_hw(content_hw, config.model.strides, config.input.multiple)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        record = self.records[key.source.image]
+        region = self._region(key.source.image)
         config, symmetry = self.view(key.source)
+        # One number more than `view` has, so that neither changes what the other draws.
+        box = region.draw(np.random.default_rng((config.seed, *key.source, 1)))
+        record = region.record if region.is_whole else cropped(region.record, box)
         if config.fresh_labels:
             labels = label_view(record, config, symmetry)
         else:
             stored = self._store.read(self._coco.split, record.id)
             labels = apply_to_labels(stored, symmetry, config.model.strides)
-        pixels = read_image(self._coco.image_path(record))
-        image = resize(to_uint8(pixels, config.input), config.input)
-        image = to_canvas(image, self._canvas_hw(record, config), config.input)
+        pixels = self._pixels.read(self._coco.image_path(record), box)
+        image = resize(pixels, config.input)
+        image = to_canvas(image, self._canvas_hw(region.crop_hw, config), config.input)
         image = to_canvas(apply_to_image(image, symmetry), key.canvas_hw, config.input)
         return Sample(image, labels, record.file_name)
 

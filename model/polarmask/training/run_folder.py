@@ -11,6 +11,8 @@ BEST = "best"
 """Model folder of the best weights that validation has found."""
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
+PIXELS = "pixels"
+"""Folder of uncompressed copies of large images; removed when the training ends."""
 DATA = "data.json"
 """Summaries of the splits, by name."""
 

@@ -9,6 +9,7 @@ Step: `training_run.TrainingRun.advance`. Batches: `dataset.load_steps`.
 import json
 import logging
 import math
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from polarmask.config.settings import RunConfig, to_dict
 from polarmask.data.coco import CocoData, read_categories
+from polarmask.data.crop import crops_text
 from polarmask.data.match_categories import require_same_meaning
 from polarmask.data.summary import SplitSummary
 from polarmask.errors import ConfigError, LabelStoreError
@@ -29,7 +31,7 @@ from polarmask.system.signals import StopRequest, stop_request
 from polarmask.training.dataset import TrainingImages, load_steps
 from polarmask.training.initial import InitialWeights
 from polarmask.training.progress import Progress
-from polarmask.training.run_folder import BEST, CHECKPOINT, DATA, METRICS
+from polarmask.training.run_folder import BEST, CHECKPOINT, DATA, METRICS, PIXELS
 from polarmask.training.tensorboard import TensorBoard, open_tensorboard
 from polarmask.training.training_run import TrainingRun
 from polarmask.training.validation import Validator
@@ -99,6 +101,8 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
             write_text(options.out / DATA, json.dumps(summaries, indent=1))
             for each in data.summaries:
                 logger.info("%s", each.describe())
+            if data.config.input.crop:
+                logger.info("%s", crops_text(data.coco.images, data.config.input))
             if data.total_steps < _FEW_STEPS and not run.step and options.initial is None:
                 logger.warning("%s", _few_steps(data))
         first_step = run.step
@@ -108,9 +112,12 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         _run_steps(run, data, options, progress)
         folder = options.out / "model"
         is_due = run.step > first_step or not is_model_folder(folder)
-        if run.step == data.total_steps and is_due and is_first():
+        is_done = run.step == data.total_steps
+        if is_done and is_due and is_first():
             _write_model(folder, run, data, options, progress)
         barrier()
+        if is_done:  # on all processes: they may have no folder in common
+            shutil.rmtree(options.out / PIXELS, ignore_errors=True)
         return folder
 
 
@@ -166,7 +173,7 @@ class _TrainingData:
             each.summary.require_complete(strict=options.strict)
         categories = len(coco["train"].categories)
         config = replace(config, model=replace(config.model, num_classes=categories))
-        images = TrainingImages(coco["train"], store, config)
+        images = TrainingImages(coco["train"], store, config, pixels=options.out / PIXELS)
         return cls(config, coco["train"], images, coco.get("val"), hashes["train"])
 
     @property
@@ -182,7 +189,7 @@ class _TrainingData:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimiser steps that see each image once."""
+        """Optimiser steps that see each image once, or the area of those in crops."""
         return len(self.images) / self.config.optim.batch_size
 
 
@@ -224,6 +231,8 @@ def _run_steps(
     last_step = min(data.total_steps, options.stop_after or data.total_steps)
     save_every = max(1, len(data.images) // data.config.optim.batch_size)
     folder = options.out / "tensorboard"
+    if run.step < last_step:
+        data.images.copy_pixels()
     steps = load_steps(
         data.images,
         data.config,
@@ -264,7 +273,12 @@ def _make_validator(
     return Validator(
         data.validation,
         options.out,
-        ModelCard(data.config, data.coco.categories, options.provenance or {}),
+        ModelCard(
+            data.config,
+            data.coco.categories,
+            options.provenance or {},
+            {"image_side": data.images.longest_side},
+        ),
         every=max(1, round(data.config.validate_epochs * data.steps_per_epoch)),
         device=options.device,
         board=board,
@@ -288,8 +302,8 @@ def _write_model(
     training = {
         "steps": run.step,
         "epochs": run.step * data.config.optim.batch_size / len(data.images),
-        "images": len(data.images),
-        "image_side": data.images.longest_side(),
+        "images": len(data.coco.images),
+        "image_side": data.images.longest_side,
         "left_out_images": data.coco.summary.left_out_images,
         "left_out_objects": data.coco.summary.left_out_objects,
         "processes": world_size(),

@@ -402,6 +402,16 @@ def test_split_keeps_images_of_one_group_together(tmp_path):
     assert choose_split(images, 0.25) == choice
 
 
+def test_most_images_stay_in_their_split_when_others_are_added():
+    first = [SourceImage(Path(f"a/{n}.png"), 1, 1, ()) for n in range(60)]
+    more = [SourceImage(Path(f"b/{n}_more.png"), 1, 1, ()) for n in range(120)]
+    before, after = choose_split(first, 0.2).val, choose_split([*first, *more], 0.2).val
+    assert len(before) == 12
+    assert len(after) == 36
+    moved = before ^ {path for path in after if path.parent.name == "a"}
+    assert len(moved) <= 6  # 12 to 20 if the split were drawn anew
+
+
 def test_a_large_group_is_no_small_split(tmp_path):
     names = [f"a_{n}" for n in range(60)] + ["b_1", "c_1", "d_1", "e_1", "f_1"]
     images = [SourceImage(tmp_path / f"{name}.png", 1, 1, ()) for name in names]

@@ -1,8 +1,8 @@
 """The images of a source to a COCO folder: chooses the split, links the files, writes the JSON."""
 
+import hashlib
 import json
 import os
-import random
 import re
 import shutil
 from collections import defaultdict
@@ -102,8 +102,8 @@ def choose_split(images: Sequence[SourceImage], val_share: float | None) -> Spli
         raise DataError("one image can't be split into train and val; import at least two")
     share = 0.2 if val_share is None else val_share
     groups = _groups([image.path for image in images])
-    order = sorted(groups)
-    random.Random(0).shuffle(order)  # noqa: S311  # no secret
+    # By a hash of the name: most images stay in their split when others are added.
+    order = sorted(groups, key=lambda group: (_hash(_shown(group)), group))
     # At least the smallest group, but no group that is far more than the share.
     wanted = max(round(share * len(images)), min(len(group) for group in groups.values()))
     val: set[Path] = set()
@@ -130,6 +130,10 @@ def _groups(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 def _shown(group: str) -> str:
     return Path(group).name
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -17,6 +17,7 @@ from polarmask.system.files import write_text
 
 HERE = Path(__file__).parent
 RESULTS, SEEDS, SOAK = HERE / "results.json", HERE / "seeds", HERE / "soak.json"
+BIT_DEPTHS = HERE / "bit_depths.json"
 REFERENCE = HERE.parent / "docs" / "reference"
 MODEL = HERE.parent / "model" / "README.md"
 FOR_MODEL = (
@@ -46,6 +47,7 @@ def pages():
             accuracy.read_text(encoding="utf-8"),
             seeds=[*seed_table(ours), "", _source(ours)],
             original=_comparison(ours, original),
+            bits=bit_depth_table(_read(BIT_DEPTHS)),
             soak=_soak(_read(SOAK)),
         ),
     }
@@ -62,6 +64,20 @@ def seed_table(record):
         for run in record["runs"]
     ]
     return markdown(("seed", "mask AP", "AP50", "AP75", "training, s"), rows)
+
+
+def bit_depth_table(record):
+    """Return a Markdown table with a row for each setting, and where it comes from."""
+    held = {(row["intensity"], row["bits"]): row["mask_ap"] for row in record["rows"]}
+    bits = sorted({row["bits"] for row in record["rows"]})
+    fitting = {number: "bit_depth" if ("bit_depth", number) in held else "as_is" for number in bits}
+    rows = [
+        ("fitting the bits", *(f"{held[fitting[n], n]:.4f} (`{fitting[n]}`)" for n in bits)),
+        ("`percentile`", *(f"{held['percentile', n]:.4f}" for n in bits)),
+    ]
+    lines = markdown(("`input.intensity`", *(f"{n} bits" for n in bits)), rows)
+    command = ".venv/bin/python benchmarks/bit_depths.py --model runs/first/model"
+    return [*lines, "", f"`{command}`, {record['date']}, {record['machine']}."]
 
 
 def _read(path):

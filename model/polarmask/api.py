@@ -10,6 +10,7 @@ from polarmask.evaluation.auto_preset import preset_for
 from polarmask.inference.predictor import Predictor
 from polarmask.model_sources.model import Model, load
 from polarmask.model_sources.open_model import open_model, open_weights
+from polarmask.report.run_pages import RunPages
 from polarmask.system.distributed import process_group
 from polarmask.training import train as training
 
@@ -51,6 +52,7 @@ def train(
     initial = open_weights(init_from) if init_from else None
     like = initial.config if initial and preset is None else None
     config = change(like or preset_for(preset, Path(data)), settings)
+    provenance = {"init_from": str(init_from)} if init_from else {}
     with process_group(device) as own:
         options = training.TrainOptions(
             data=Path(data),
@@ -60,7 +62,8 @@ def train(
             loader_workers=loader_workers,
             tensorboard=tensorboard,
             initial=initial,
-            provenance={"init_from": str(init_from)} if init_from else {},
+            provenance=provenance,
+            observer=RunPages(Path(out), provenance),
         )
         folder = training.train(config, options)
     return load(folder, device=device)

@@ -8,13 +8,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polarmask.report.index import add_page
 from polarmask.system.files import write_text
 from polarmask_components.deploy.target import Deployment
 from polarmask_pipelines.local_runner import TaskResult
 
 SUMMARY = "summary.json"
 _REUSABLE = ("ingest-coco", "precompute-rays", "train", "evaluate")
-_PAGES = {"ingest-coco": "data", "precompute-rays": "labels", "evaluate": "evaluation"}
+_PAGES = {
+    "ingest-coco": "data",
+    "precompute-rays": "labels",
+    "train": "training",
+    "evaluate": "evaluation",
+    "evaluate-champion": "comparison",
+    "measure-engines": "engines",
+}
 
 
 @dataclass
@@ -78,7 +86,8 @@ def summarize(
     outputs = {name: result.outputs for name, result in by_name.items() if result.outputs}
     for step, page in _PAGES.items():
         if step in outputs:
-            _copy(outputs[step]["page"].path, out / "reports" / f"{page}.html")
+            text = Path(outputs[step]["page"].path).read_text(encoding="utf-8")
+            add_page(out, f"reports/{page}.html", text)
     if "train" in outputs:
         summary.model = _copy(outputs["train"]["model"].path, out / "model")
     if "evaluate" in outputs:

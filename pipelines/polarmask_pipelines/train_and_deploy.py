@@ -239,9 +239,14 @@ def train_and_deploy(
             evaluated = evaluate(model=model, dataset=dataset, code_version=code_version)
             _present(evaluated, "Evaluate candidate")
 
+            # After the candidate, as late as possible: another run may promote meanwhile.
             champion = evaluate_champion(
-                dataset=dataset, registry=deploy_registry, code_version=code_version
-            ).after(evaluated)  # as late as possible: another run may promote meanwhile
+                model=model,
+                result=evaluated.outputs["result"],
+                dataset=dataset,
+                registry=deploy_registry,
+                code_version=code_version,
+            )
             _present(champion, "Evaluate champion", cached=False)
             for_gpu(
                 evaluated,

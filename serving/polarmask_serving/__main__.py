@@ -163,10 +163,17 @@ def _read_metrics(path: Path) -> dict[str, float]:
 
 
 def _write_measured(options: argparse.Namespace) -> None:
+    from polarmask.report.engines import engines_page
+    from polarmask.report.index import add_page
     from polarmask.system.files import write_text
+    from polarmask.training.run_folder import run_folder_of
 
-    write_text(options.out, _measure(options).to_json())
+    measured = _measure(options)
+    write_text(options.out, measured.to_json())
     print(options.out)
+    if run := run_folder_of(options.model):
+        page = engines_page(measured, provenance={"model": str(options.model)})
+        print(add_page(run, "engines.html", page))
 
 
 def _measure(options: argparse.Namespace) -> "EngineRanking":

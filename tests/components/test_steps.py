@@ -21,7 +21,9 @@ from polarmask.config.overrides import override
 from polarmask.data.coco import load_coco
 from polarmask.errors import ConfigError, DataError
 from polarmask.evaluation.auto_preset import preset_for
+from polarmask.evaluation.evaluate import evaluate as evaluate_model
 from polarmask.inference.model_folder import read_card
+from polarmask.inference.predictor import Predictor
 from polarmask.labels.store import LabelStore
 from polarmask.system.files import sha256_of_file
 from polarmask_components import notification
@@ -97,7 +99,9 @@ def label(dataset, parts, outputs, folder):
 def trained(dataset, labelled, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     outputs = SimpleNamespace(
-        model=artifact(dsl.Model, folder / "model"), run=artifact(dsl.Artifact, folder / "run")
+        model=artifact(dsl.Model, folder / "model"),
+        run=artifact(dsl.Artifact, folder / "run"),
+        page=artifact(dsl.HTML, folder / "page"),
     )
     train.python_func(
         dataset=dataset,
@@ -285,6 +289,7 @@ def test_no_step_trains_on_a_cached_dataset_that_lost_files(dataset, labelled, t
             code_version="v1",
             model=artifact(dsl.Model, tmp_path / "model"),
             run=artifact(dsl.Artifact, tmp_path / "run"),
+            page=artifact(dsl.HTML, tmp_path / "page"),
         )
 
 
@@ -388,6 +393,7 @@ def test_failed_training_carries_its_last_lines(dataset, labelled, tmp_path):
             code_version="v1",
             model=artifact(dsl.Model, tmp_path / "model"),
             run=artifact(dsl.Artifact, tmp_path / "run"),
+            page=artifact(dsl.HTML, tmp_path / "page"),
         )
     assert "elastic" not in str(caught.value)  # torchrun's own message would bury the reason
     assert not (tmp_path / "model").exists()
@@ -397,6 +403,7 @@ def test_evaluation_gives_a_number_a_page_and_a_picture(trained, dataset, tmp_pa
     outputs = {
         "metrics": artifact(dsl.Metrics, tmp_path / "metrics"),
         "page": artifact(dsl.HTML, tmp_path / "page"),
+        "result": artifact(dsl.Artifact, tmp_path / "result"),
         "overlay": artifact(dsl.Artifact, tmp_path / "overlay"),
         "sample": artifact(dsl.Artifact, tmp_path / "sample"),
     }
@@ -434,7 +441,7 @@ def test_damaged_val_image_is_left_out_and_a_bitmap_is_sent_as_png(trained, tmp_
     to_bmp(folder)
     outputs = {
         name: artifact(dsl.Metrics if name == "metrics" else dsl.Artifact, tmp_path / name)
-        for name in ("metrics", "page", "overlay", "sample")
+        for name in ("metrics", "page", "result", "overlay", "sample")
     }
     evaluate.python_func(
         model=trained.model,
@@ -459,6 +466,17 @@ def test_damaged_val_image_is_left_out_and_a_bitmap_is_sent_as_png(trained, tmp_
 def test_sample_that_a_server_would_refuse_is_made_smaller(tmp_path):
     folder = make_tiny_coco(tmp_path, images=1, val_images=1, sizes=((40, 12000),))
     assert sample_image(load_coco(folder, "val")).shape == (7, 2000, 3)
+
+
+@pytest.fixture(scope="module")
+def candidate(trained, dataset, tmp_path_factory):
+    """The trained model and its evaluation."""
+    folder = tmp_path_factory.mktemp("candidate")
+    result = artifact(dsl.Artifact, folder / "result")
+    model = Path(trained.model.path)
+    judged = evaluate_model(Predictor.load(model), Path(dataset.path))
+    Path(result.path).write_text(judged.to_json())
+    return {"model": trained.model, "result": result}
 
 
 @pytest.fixture
@@ -528,15 +546,18 @@ def damage_archive(place, tmp_path):
 
 @pytest.mark.parametrize("damage", [damage_record, damage_card, damage_archive])
 def test_champion_that_cannot_be_loaded_is_named_and_leaves_the_floor_to_decide(
-    registry, dataset, tmp_path, damage
+    registry, dataset, candidate, tmp_path, damage
 ):
     damage(Path(registry.where) / "models" / registry.champion_version(), tmp_path)
     mask_ap, version, reason = evaluate_champion.python_func(
+        **candidate,
         dataset=dataset,
         registry=registry.where,
         code_version="v2",
         note=artifact(dsl.Markdown, tmp_path / "note"),
+        page=(page := artifact(dsl.HTML, tmp_path / "page")),
     )
+    assert "can&#39;t be evaluated" in Path(page.path).read_text()
     assert (mask_ap, version) == (-1.0, registry.champion_version())
     page = artifact(dsl.Markdown, tmp_path / "verdict")
     assert gate_model.python_func(
@@ -547,23 +568,36 @@ def test_champion_that_cannot_be_loaded_is_named_and_leaves_the_floor_to_decide(
 
 
 def test_registered_number_of_the_champion_is_taken_for_equal_data_and_code(
-    registry, dataset, tmp_path
+    registry, dataset, candidate, tmp_path
 ):
     note = artifact(dsl.Markdown, tmp_path / "note")
     answer = evaluate_champion.python_func(
-        dataset=dataset, registry=registry.where, code_version="v1", note=note
+        **candidate,
+        dataset=dataset,
+        registry=registry.where,
+        code_version="v1",
+        note=note,
+        page=(page := artifact(dsl.HTML, tmp_path / "page")),
     )
     assert answer[:2] == (0.7, registry.champion().version)
     assert "as registered" in Path(note.path).read_text()
+    # The candidate is the champion's own model: nothing got better or worse.
+    html = Path(page.path).read_text()
+    assert f"version {answer[1]}" in html
+    assert html.count("+0.000 from") >= 3
+    assert "<img" not in html
 
 
-def test_without_champion_the_number_is_minus_one(dataset, tmp_path):
+def test_without_champion_the_number_is_minus_one(dataset, candidate, tmp_path):
     answer = evaluate_champion.python_func(
+        **candidate,
         dataset=dataset,
         registry=str(tmp_path / "empty"),
         code_version="v1",
         note=artifact(dsl.Markdown, tmp_path / "note"),
+        page=(page := artifact(dsl.HTML, tmp_path / "page")),
     )
+    assert "there is no champion yet" in Path(page.path).read_text()
     assert answer == (-1.0, "", "there is no champion yet")
 
 

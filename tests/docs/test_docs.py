@@ -45,7 +45,7 @@ def test_the_readme_s_commands_run_one_after_the_other(tmp_path):
             timeout=300,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-    assert (tmp_path / "runs/first/report/report.html").is_file()
+    assert (tmp_path / "runs/first/evaluation.html").is_file()
     assert (tmp_path / "runs/first/overlays/contact_sheet.jpg").is_file()
 
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import subprocess
 import sys
 import tomllib
@@ -52,7 +53,36 @@ def test_evaluate_prints_ap_and_writes_a_page(run_folder, drawn_data, tmp_path, 
     assert main(["evaluate", *flags, "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("mask AP 0.")
     assert "mask_ap50" in json.loads((tmp_path / "evaluation.json").read_text())
-    assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html>")
+    assert (tmp_path / "evaluation.html").read_text().lower().startswith("<!doctype html>")
+
+
+def links(path):
+    return re.findall(r'href="([^"]+)"', path.read_text())
+
+
+def test_commands_add_their_pages_to_the_run(run_folder, drawn_data, tmp_path, capsys):
+    assert {"data.html", "labels.html", "training.html"} <= set(links(run_folder / "index.html"))
+    assert "http-equiv" not in (run_folder / "training.html").read_text()
+    flags = ["--data", str(drawn_data), "--out", str(tmp_path)]
+    model = str(run_folder / "model")
+    assert main(["evaluate", "--model", model, "--against", model, *flags]) == 0
+    assert capsys.readouterr().out.count(f"{model}: mask AP") == 2
+    assert links(tmp_path / "index.html") == ["evaluation.html", "comparison.html"]
+    text = (tmp_path / "evaluation.html").read_text()
+    for fact in (model, str(drawn_data), "<b>split</b> val", "<b>written</b> 20"):
+        assert fact in text
+
+
+def test_evaluate_adds_to_the_run_that_the_model_is_in(run_folder, drawn_data, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("model", "metrics.jsonl"):
+        (mine / name).symlink_to(run_folder / name)
+    for source in (mine, mine / "model"):
+        assert main(["evaluate", "--model", str(source), "--data", str(drawn_data)]) == 0
+        assert links(mine / "index.html") == ["evaluation.html"]
+        (mine / "evaluation.html").unlink()
+        assert "mask_ap" in json.loads((mine / "evaluation.json").read_text())
 
 
 def test_predict_takes_files_and_folders(run_folder, drawn_data, tmp_path):

@@ -29,6 +29,7 @@ from polarmask.data.coco import Annotation, Category, ImageRecord, load_coco
 from polarmask.errors import DataError
 from polarmask.evaluation.coco_ap import score_predictions
 from polarmask.evaluation.evaluate import (
+    Evaluation,
     evaluate,
     evaluate_predictions,
     evaluate_split,
@@ -108,6 +109,40 @@ def test_ap_of_two_hits_and_a_miss_between_is_what_a_hand_computes(tmp_path):
     assert (image.true_positives, image.false_positives, image.false_negatives) == (2, 1, 0)
     assert image.quality == pytest.approx(2 / 2.5)
     assert result.score_histogram.sum(axis=1).tolist() == [2, 1]
+
+
+def test_curves_over_the_score_threshold_are_what_a_hand_computes(tmp_path):
+    objects = [(square(0, 0), 0, False), (square(50, 50, 20.0), 0, False)]
+    data = dataset(tmp_path, record(1, objects))
+    # IoU of the second is 2/3.
+    found = make_instances(
+        (100, 100),
+        [(square(0, 0), 0.9, 3), (square(20, 70), 0.8, 3), (square(54, 50, 20.0), 0.7, 3)],
+    )
+    result = evaluate_predictions(data, {1: found})
+    at = [0, 69, 71, 79, 81, 89, 91]  # scores are float32
+    np.testing.assert_allclose(result.thresholds[0, at], [2 / 3, 2 / 3, 0.5, 0.5, 1, 1, 1])
+    np.testing.assert_allclose(result.thresholds[1, at], [1, 1, 0.5, 0.5, 0.5, 0.5, 0])
+    np.testing.assert_allclose(result.thresholds[2, at], [0.8, 0.8, 0.5, 0.5, 2 / 3, 2 / 3, 0])
+    # Sides of 10 and 20 are in the bins 8 to 16 and 16 to 24.
+    assert result.found_by_size[:, :4].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert result.found_by_size.sum() == result.num_instances
+
+
+def test_objects_found_as_another_category_are_confusions_and_not_misses(tmp_path):
+    objects = [(square(20 * place, 0), place % 2, False) for place in range(4)]
+    data = dataset(tmp_path, record(1, objects))
+    found = make_instances(
+        (100, 100),
+        [
+            *((square(20 * place, 0), 0.9, 3) for place in (0, 1, 2)),
+            *((square(20 * place, 60), 0.95, 8) for place in (0, 3)),
+            (square(60, 0), 0.9, 8),
+        ],
+    )
+    result = evaluate_predictions(data, {1: found})
+    # True cells are found; of the tubes one is found as a cell. Two false tubes.
+    assert result.confusion.tolist() == [[2, 0, 0], [1, 1, 0], [0, 2, 0]]
 
 
 def test_a_shifted_mask_counts_only_below_its_iou(tmp_path):
@@ -301,6 +336,8 @@ def test_results_survive_json_without_nan_tokens(tmp_path):
     assert again["mask_ap_large"] is None
     assert again["per_category"] == [asdict(category) for category in result.per_category]
     assert again["mask_ap"] == result.mask_ap
+    assert Evaluation.from_json(text).to_json() == text
+    assert math.isnan(Evaluation.from_json(text).mask_ap_large)
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +417,6 @@ def test_two_processes_find_what_one_finds(untrained, drawn, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("mask AP") == 1
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "evaluation.html").exists()
     written = (tmp_path / "evaluation.json").read_text()
     assert written == evaluate(Predictor.load(untrained, threads=1), drawn.root).to_json()

@@ -62,7 +62,7 @@ def arguments(command, data, run, out):
         "train": ([*FLAGS, "--data", str(data), "--out", str(out)], ["labels/index.json"]),
         "evaluate": (
             [*model, "--data", str(data), "--out", str(out)],
-            ["evaluation.json", "report.html"],
+            ["evaluation.json", "evaluation.html"],
         ),
     }[command]
 

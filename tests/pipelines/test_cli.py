@@ -72,7 +72,6 @@ def test_demo_that_fails_leaves_no_server(tmp_path, monkeypatch):
 def test_a_stopped_run_begins_with_the_verdict_and_ends_with_its_code(
     tmp_path, monkeypatch, capsys, passed, code
 ):
-    (tmp_path / "reports").mkdir()
     gate = {"passed": passed, "reason": "mask AP 0.1000 is below the floor 0.2500"}
     summary = Summary(
         mask_ap=0.1, mask_ap50=0.2, gate=gate, champion="abc", overlay="o", sample="s", model="m"

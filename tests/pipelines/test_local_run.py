@@ -123,7 +123,10 @@ def test_summary_names_the_files_for_people(place, first):
     assert cv2.imread(summary["overlay"]) is not None
     assert (Path(summary["model"]) / "model.safetensors").is_file()
     pages = {path.name for path in (place.runs / "first" / "reports").iterdir()}
-    assert pages == {"data.html", "labels.html", "evaluation.html"}
+    names = ("data", "labels", "training", "evaluation", "comparison", "engines")
+    assert pages == {f"{name}.html" for name in names}
+    index = (place.runs / "first" / "index.html").read_text()
+    assert all(f'href="reports/{name}.html"' in index for name in names)
 
 
 def test_registered_champion_records_data_code_and_metrics(place, first):

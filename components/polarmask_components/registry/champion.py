@@ -1,9 +1,11 @@
 """The champion's mask AP, on the same data and by the same code as the candidate's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from polarmask.errors import DataError, ModelFormatError
 from polarmask_components.errors import (
@@ -13,7 +15,12 @@ from polarmask_components.errors import (
 )
 from polarmask_components.registry.registry import ModelRecord, Registry
 
-_UNUSABLE = (UnusableModelError, UnknownVersionError, ModelFormatError)
+if TYPE_CHECKING:
+    from polarmask.data.coco import CocoData
+    from polarmask.evaluation.evaluate import Evaluation
+    from polarmask.inference.instances import Instances
+
+UNUSABLE = (UnusableModelError, UnknownVersionError, ModelFormatError)
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,18 @@ class ChampionScore:
     """Empty if there is no champion."""
     reason: str
     """Where the number comes from, for people."""
+    judged: "Judged | None" = None
+    """If the champion was evaluated again."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluated model."""
+
+    evaluation: "Evaluation"
+    predictions: "Mapping[int, Instances]"
+    """By image id."""
+    data: "CocoData"
 
 
 def measure_champion(
@@ -46,7 +65,7 @@ def measure_champion(
         return ChampionScore(None, "", "there is no champion yet")
     try:
         return _measure(registry, registry.record(version), data, data_hash, code_version)
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         reason = f"champion {version} can't be evaluated, so the floor alone decides: {error}"
         return ChampionScore(None, version, reason)
 
@@ -60,24 +79,36 @@ def _measure(
         known = facts.metrics["mask_ap"]
         return ChampionScore(known, champion.version, f"{who}: mask AP {known:.4f}, as registered")
 
-    from polarmask.data.coco import load_coco
-    from polarmask.evaluation.whole_machine import evaluate_on_machine
-    from polarmask.model_sources.open_model import open_model
-
-    with TemporaryDirectory() as folder:
-        archive = registry.fetch(champion.version, Path(folder) / "model.mar")
-        open_champion = partial(open_model, archive)
-        predictor = open_champion(device=None)
-        images = predictor.card.config.input
-        split = load_coco(data, "val", check_pixels=True, config=images)
-        mask_ap = evaluate_on_machine(predictor, open_champion, split)[0].mask_ap
+    judged = judge_version(registry, champion.version, data)
+    mask_ap = judged.evaluation.mask_ap
     other = "other data" if facts.data_hash != data_hash else "other code"
     return ChampionScore(
         mask_ap,
         champion.version,
         f"{who}: mask AP {mask_ap:.4f} on this data, evaluated again because its registered "
         f"{facts.metrics['mask_ap']:.4f} comes from {other}",
+        judged,
     )
+
+
+def judge_version(registry: Registry, version: str, data: Path) -> Judged:
+    """Evaluate a registered model on the val split.
+
+    Raises:
+        RegistryError, StorageError, ModelFormatError: The model can't be fetched or loaded.
+        DataError: It was trained on categories that mean something else.
+    """
+    from polarmask.data.coco import load_coco
+    from polarmask.evaluation.whole_machine import evaluate_on_machine
+    from polarmask.model_sources.open_model import open_model
+
+    with TemporaryDirectory() as folder:
+        archive = registry.fetch(version, Path(folder) / "model.mar")
+        open_champion = partial(open_model, archive)
+        predictor = open_champion(device=None)
+        images = predictor.card.config.input
+        split = load_coco(data, "val", check_pixels=True, config=images)
+        return Judged(*evaluate_on_machine(predictor, open_champion, split), split)
 
 
 def check_same_task(registry: Registry, data: Path) -> str:
@@ -96,7 +127,7 @@ def check_same_task(registry: Registry, data: Path) -> str:
 
     try:
         known = [Category(**each) for each in registry.record(version).facts.categories]
-    except (*_UNUSABLE, TypeError) as error:
+    except (*UNUSABLE, TypeError) as error:
         return f"champion {version} can't be compared: {error}"
     categories = read_categories(data, "val")
     try:

@@ -31,7 +31,7 @@ def ingest_coco(
 
     from polarmask.data.summary import summary_counts
     from polarmask.labels.precompute import load_splits
-    from polarmask.report import data_page
+    from polarmask.report.data import data_page
     from polarmask.system.files import write_text
     from polarmask_components.provenance.data_version import DataVersion, fetch
     from polarmask_components.step_inputs import record_contents

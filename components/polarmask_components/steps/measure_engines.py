@@ -11,6 +11,7 @@ def measure_engines(
     dataset: dsl.Input[dsl.Dataset],
     code_version: str,
     ranking: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
     device: str = "",
 ) -> str:
     """Run the model with every engine on the kind of device that serves.
@@ -24,6 +25,7 @@ def measure_engines(
         dataset: COCO folder; the first 32 images of its val split are used.
         code_version: Hash of the installed code.
         ranking: The engine ranking (JSON), which goes into the archive; metadata: code_version.
+        page: The same, with a chart.
         device: Of the server: `cpu` or `cuda`; empty takes CUDA where there is one.
 
     Returns:
@@ -35,6 +37,7 @@ def measure_engines(
     import torch
 
     from polarmask.evaluation.measure_engines import measure_engines, ranking_table
+    from polarmask.report.engines import engines_page
     from polarmask.system.files import write_text
     from polarmask_components.step_inputs import folder_of
 
@@ -43,5 +46,7 @@ def measure_engines(
     measured = measure_engines(Path(model.path), data=folder_of(dataset), device=own)
     logging.getLogger(__name__).info("%s", ranking_table(measured))
     write_text(Path(ranking.path), measured.to_json())
+    html = engines_page(measured, provenance={"code_version": code_version})
+    write_text(Path(page.path), html)
     ranking.metadata["code_version"] = code_version
     return " ".join(measured.fastest_first)

@@ -33,7 +33,7 @@ def precompute_rays(
 
     from polarmask.data.coco import load_coco
     from polarmask.labels.precompute import precompute
-    from polarmask.report import labels_page
+    from polarmask.report.labels import labels_page
     from polarmask.system.files import write_text
     from polarmask_components.parameters.label_work import choose_workers, config_for_labels
     from polarmask_components.step_inputs import folder_of, record_contents

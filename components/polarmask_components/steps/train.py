@@ -13,6 +13,7 @@ def train(
     code_version: str,
     model: dsl.Output[dsl.Model],
     run: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
     run_id: str = "",
 ) -> None:
     """Train, show the log of the training, and keep the model.
@@ -24,6 +25,7 @@ def train(
         code_version: Hash of the installed code.
         model: Model folder: weights, config, categories, provenance.
         run: Run folder: config, metrics of each step.
+        page: Losses, validation, speed, settings.
         run_id: For a job on the cluster: the same each time this run is retried, to find its job
             again. Empty takes the name of the workflow that the step is in; caching still works.
     """
@@ -31,6 +33,8 @@ def train(
     from pathlib import Path
 
     from polarmask.data.summary import SplitSummary, summary_counts
+    from polarmask.report.training import training_page
+    from polarmask.system.files import write_text
     from polarmask.training.run_folder import DATA
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.code_version import code_commit
@@ -52,6 +56,7 @@ def train(
         outputs=TrainingOutputs(model=Path(model.path), run=Path(run.path)),
         run_id=run_id,
     )
+    write_text(Path(page.path), training_page(Path(run.path)))
     summaries = json.loads((Path(run.path) / DATA).read_text(encoding="utf-8")).values()
     counts = summary_counts(SplitSummary.from_json(each) for each in summaries)
     model.metadata.update(provenance | counts)

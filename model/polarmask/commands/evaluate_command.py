@@ -1,7 +1,11 @@
 """`polarmask evaluate`: compute COCO mask AP."""
 
 import argparse
+import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polarmask.commands.arguments import (
     add_data_argument,
@@ -13,8 +17,13 @@ from polarmask.commands.arguments import (
 from polarmask.commands.outcome import Outcome
 from polarmask.system.argument_types import output_folder
 
+if TYPE_CHECKING:
+    from polarmask.data.coco import CocoData
+    from polarmask.evaluation.evaluate import Evaluation
+    from polarmask.report.comparison import Compared
+
 HELP = "compute COCO mask AP"
-EXAMPLE = "polarmask evaluate --model runs/first/model --data data --out runs/first/report"
+EXAMPLE = "polarmask evaluate --model runs/first --data data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tile_argument(parser)
     add_max_pixels_argument(parser, default=None)
     parser.add_argument(
-        "--out", type=output_folder, help="folder for evaluation.json and report.html"
+        "--against", metavar="MODEL", help="second model: compare the two on the same images"
+    )
+    parser.add_argument(
+        "--out",
+        type=output_folder,
+        help="folder for evaluation.json and pages (default: the run folder, if the model is in "
+        "one)",
     )
 
 
@@ -38,33 +53,68 @@ def run(options: argparse.Namespace) -> Outcome:
     from polarmask.data.coco import load_coco
     from polarmask.evaluation.evaluate import evaluate_together
     from polarmask.model_sources.open_model import open_model
+    from polarmask.report.comparison import Compared
     from polarmask.system.distributed import process_group
+
+    names = [options.model, *([options.against] if options.against else [])]
+    compared: list[Compared] = []
+    provenance: dict[str, str] = {}
+    with process_group(options.device) as device:
+        for name in names:
+            predictor = open_model(name, device=device, threads=options.threads, tile=options.tile)
+            images = predictor.card.config.input
+            if options.max_pixels:
+                images = replace(images, max_pixels=options.max_pixels)
+            data = load_coco(options.data, options.split, check_pixels=True, config=images)
+            data.summary.require_complete(strict=options.strict)
+            judged = evaluate_together(predictor, data)
+            if judged is not None:
+                compared.append(Compared(name, *judged))
+                provenance = provenance or dict(predictor.card.provenance)
+    if not compared:
+        return Outcome([])
+    for each in compared:
+        _print(each.evaluation, f"{each.name}: " if len(compared) > 1 else "")
+    if folder := options.out or _own_folder(options.model):
+        _write(folder, compared, data, provenance)
+    return Outcome([compared[0].evaluation.data])
+
+
+def _own_folder(model: str) -> Path | None:
+    """Return the run folder that the model is in; None if it is in none, or can't be written."""
+    from polarmask.training.run_folder import run_folder_of
+
+    folder = run_folder_of(model)
+    return folder if folder is not None and os.access(folder, os.W_OK) else None
+
+
+def _print(result: "Evaluation", name: str) -> None:
+    print(
+        f"{name}mask AP {result.mask_ap:.4f}  AP50 {result.mask_ap50:.4f}  "
+        f"AP75 {result.mask_ap75:.4f}  ({result.num_images} images, "
+        f"{result.num_instances} instances)"
+    )
+
+
+def _write(
+    folder: Path, compared: "list[Compared]", data: "CocoData", provenance: Mapping[str, str]
+) -> None:
+    """Write results and page of the first model, and the comparison with the second."""
+    from polarmask.report.comparison import comparison_page
+    from polarmask.report.evaluation import evaluation_page
+    from polarmask.report.index import add_page
     from polarmask.system.files import write_text
 
-    with process_group(options.device) as device:
-        predictor = open_model(
-            options.model, device=device, threads=options.threads, tile=options.tile
-        )
-        images = predictor.card.config.input
-        if options.max_pixels:
-            images = replace(images, max_pixels=options.max_pixels)
-        data = load_coco(options.data, options.split, check_pixels=True, config=images)
-        data.summary.require_complete(strict=options.strict)
-        judged = evaluate_together(predictor, data)
-    if judged is None:
-        return Outcome([])
-    evaluation, predictions = judged
-    print(
-        f"mask AP {evaluation.mask_ap:.4f}  AP50 {evaluation.mask_ap50:.4f}  "
-        f"AP75 {evaluation.mask_ap75:.4f}  ({evaluation.num_images} images, "
-        f"{evaluation.num_instances} instances)"
+    own = compared[0]
+    facts = {"data": str(data.root), "split": data.split}
+    write_text(folder / "evaluation.json", own.evaluation.to_json())
+    page = evaluation_page(
+        own.evaluation,
+        data,
+        own.predictions,
+        provenance={"model": own.name, **facts, **provenance},
     )
-    if options.out:
-        from polarmask.report.evaluation import evaluation_page
-
-        write_text(options.out / "evaluation.json", evaluation.to_json())
-        provenance = predictor.card.provenance
-        page = evaluation_page(evaluation, data, predictions, provenance=provenance)
-        write_text(options.out / "report.html", page)
-        print(f"report: {options.out / 'report.html'}")
-    return Outcome([evaluation.data])
+    print(f"page: {add_page(folder, 'evaluation.html', page)}")
+    if len(compared) > 1:
+        page = comparison_page(own, compared[1], data, provenance=facts)
+        print(f"page: {add_page(folder, 'comparison.html', page)}")

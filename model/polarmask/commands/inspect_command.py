@@ -48,11 +48,10 @@ def run(options: argparse.Namespace) -> Outcome:
         print(crops_text(data.images, config.input))
     if options.out:
         from polarmask.inference.drawing import write_jpeg
+        from polarmask.report.index import add_page
         from polarmask.report.inspection import inspection_page, worst_overlays, worst_sheet
-        from polarmask.system.files import write_text
 
         page = inspection_page(inspection, data, config=config)
-        write_text(options.out / "inspection.html", page)
         write_jpeg(options.out / "worst.jpg", worst_sheet(worst_overlays(inspection, data)))
-        print(f"page: {options.out / 'inspection.html'}")
+        print(f"page: {add_page(options.out, 'inspection.html', page)}")
     return Outcome([inspection.data])

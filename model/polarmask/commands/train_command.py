@@ -90,6 +90,8 @@ def run(options: argparse.Namespace) -> Outcome:
 
     from polarmask.data.summary import SplitSummary
     from polarmask.model_sources.open_model import open_weights
+    from polarmask.report.index import INDEX
+    from polarmask.report.run_pages import RunPages
     from polarmask.system.distributed import is_first, process_group, world_size
     from polarmask.training.run_folder import DATA
     from polarmask.training.train import TrainOptions, train
@@ -119,11 +121,13 @@ def run(options: argparse.Namespace) -> Outcome:
                 tensorboard=options.tensorboard,
                 initial=initial,
                 provenance=_provenance(options),
+                observer=RunPages(options.out, _provenance(options)),
             ),
         )
         if not is_first():
             return Outcome([])
     print(f"model: {folder}")
+    print(f"pages: {options.out / INDEX}")
     summaries = json.loads((options.out / DATA).read_text(encoding="utf-8"))
     return Outcome([SplitSummary.from_json(each) for each in summaries.values()])
 

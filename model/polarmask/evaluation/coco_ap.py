@@ -48,6 +48,21 @@ class CocoScores:
     """Index in the image's annotations of the object matched at IoU .5, or -1."""
     iou_D: NDArray[np.float64]
     """Mask IoU with that object; 0 for a false detection."""
+    scorer: hotcoco.COCOeval
+
+    def confusion(self, min_score: float) -> NDArray[np.int64]:
+        """Match detections to objects of any category at IoU .5.
+
+        Returns:
+            (K + 1, K + 1): true by found category; last row: false, last column: missed. Empty,
+            (0, 0), for a single category.
+        """
+        if self.precision_TQKA.shape[2] < 2:
+            return np.zeros((0, 0), dtype=np.int64)
+        found = self.scorer.confusion_matrix(
+            iou_thr=0.5, max_det=self.max_detections, min_score=min_score
+        )
+        return np.asarray(found["matrix"], dtype=np.int64)
 
 
 def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> CocoScores:
@@ -86,6 +101,7 @@ def score_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> C
         score_D=np.array(detections.score, dtype=np.float64)[place_D],
         object_D=row_T[matched_D],
         iou_D=_ious(detections, place_D.tolist(), truths, matched_D.tolist()),
+        scorer=scorer,
     )
 
 

@@ -2,7 +2,7 @@
 
 Dimension key
     T: IoU thresholds .5, .55, ... .95    Q: recall 0, .01, ... 1    K: categories of the data
-    A: object sizes (all, small, medium, large)    D: detections
+    A: object sizes (all, small, medium, large)    D: detections    Z: sizes between `SIDE_EDGES`
 """
 
 import json
@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from polarmask.data.images import read_image
 from polarmask.data.match_categories import match_categories
 from polarmask.data.summary import SplitSummary, results_cut
 from polarmask.evaluation.coco_ap import CocoScores, score_predictions
+from polarmask.evaluation.operating_point import found_by_size, threshold_curves
 from polarmask.inference.instances import Instances
 from polarmask.inference.predictor import Predictor
 from polarmask.system.distributed import gather_to_first, is_first, rank, world_size
@@ -98,6 +100,15 @@ class Evaluation:
     """(3, 101): precision at IoU .5, .75 and averaged, at recall 0, 0.01, ... 1."""
     score_histogram: NDArray[np.int64]
     """(2, HISTOGRAM_BINS): true and false detections at IoU .5 by score."""
+    thresholds: NDArray[np.float64]
+    """(3, 101): precision, recall and F1 at IoU .5 if detections of a score of at least 0, 0.01,
+    ... 1 count."""
+    found_by_size: NDArray[np.int64]
+    """(3, Z): objects between the `SIDE_EDGES` in pixels of the image, found with IoU of .75 or
+    more, found with .5 to .75, and missed, at the operating point."""
+    confusion: NDArray[np.int64]
+    """(K + 1, K + 1): true by found category at the operating point, in the order of the data's
+    categories; last row: false, last column: missed. Empty for one category."""
     data: SplitSummary
     """What was evaluated, and what was left out of it."""
 
@@ -113,6 +124,27 @@ class Evaluation:
         """Return strict JSON; NaN becomes null."""
         plain = asdict(self) | {"data": self.data.to_json()}
         return json.dumps(_plain(plain), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Evaluation":
+        """Read what `to_json` returned."""
+        values = _with_nan(json.loads(text))
+        confusion = values["confusion"]
+        values |= {
+            "per_category": tuple(CategoryResult(**_with_nan(x)) for x in values["per_category"]),
+            "per_image": tuple(ImageResult(**_with_nan(x)) for x in values["per_image"]),
+            "precision_recall": np.array(values["precision_recall"], dtype=np.float64),
+            "score_histogram": np.array(values["score_histogram"], dtype=np.int64),
+            "thresholds": np.array(values["thresholds"], dtype=np.float64),
+            "found_by_size": np.array(values["found_by_size"], dtype=np.int64),
+            "confusion": np.array(confusion, dtype=np.int64).reshape(2 * (len(confusion),)),
+            "data": SplitSummary.from_json(values["data"]),
+        }
+        return cls(**values)
+
+
+def _with_nan(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in plain.items()}
 
 
 def _plain(value: object) -> object:
@@ -234,7 +266,8 @@ def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -
     """Evaluate predictions, given by image id; an image without an entry has no detections."""
     scores = score_predictions(data, predictions)
     precision_TQKA = scores.precision_TQKA
-    operating_score = _best_f1_score(scores, _count_objects(data))
+    curves = threshold_curves(scores, _count_objects(data))
+    operating_score = curves.best_score
     is_true_D = scores.iou_D > 0
     return Evaluation(
         split=data.split,
@@ -258,6 +291,9 @@ def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -
                 for chosen_D in (is_true_D, ~is_true_D)
             ]
         ),
+        thresholds=np.stack([curves.precision_S, curves.recall_S, curves.f1_S]),
+        found_by_size=found_by_size(data, scores, operating_score),
+        confusion=scores.confusion(operating_score),
         data=data.summary,
     )
 
@@ -270,16 +306,6 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _count_objects(data: CocoData) -> int:
     return sum(not annotation.crowd for image in data.images for annotation in image.annotations)
-
-
-def _best_f1_score(scores: CocoScores, num_objects: int) -> float:
-    """Return the score threshold with the best F1; 1 without true detections."""
-    order_D = np.argsort(-scores.score_D, kind="stable")
-    score_D, true_D = scores.score_D[order_D], np.cumsum(scores.iou_D[order_D] > 0)
-    f1_D = 2 * true_D / (np.arange(1, len(order_D) + 1) + num_objects)
-    # A threshold keeps or drops equal scores together, so only the last of them counts.
-    f1_D[:-1][score_D[1:] == score_D[:-1]] = 0
-    return float(score_D[f1_D.argmax()]) if f1_D.any() else 1.0
 
 
 def _per_category(data: CocoData, precision_TQK: NDArray[np.float64]) -> tuple[CategoryResult, ...]:

@@ -7,10 +7,7 @@ Dimension key
     G: objects
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import isfinite
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from polarmask.data.coco import CocoData
 from polarmask.data.summary import SplitSummary, results_cut
 from polarmask.evaluation.evaluate import Evaluation, evaluate_predictions
 from polarmask.evaluation.exact_rays import draw_from_rays
+from polarmask.evaluation.object_sizes import SIDE_EDGES
 from polarmask.evaluation.recommend import (
     RAY_COUNTS,
     Recommendation,
@@ -29,9 +27,6 @@ from polarmask.evaluation.recommend import (
 from polarmask.inference.instances import Instances
 from polarmask.labels.image_labels import label_image
 from polarmask.system.progress_bar import progress_bar
-
-SIDE_EDGES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, float("inf"))
-"""Of the size histogram: square root of an object's area in pixels of the network's input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +70,7 @@ class Inspection:
     side_quantiles: tuple[float, float, float]
     """10, 50 and 90 percent of the objects are below this square root of area, network pixels."""
     size_counts: tuple[int, ...]
-    """Objects between the `SIDE_EDGES`."""
+    """Objects between the `SIDE_EDGES`, in pixels of the network's input."""
     levels: Levels
     bounds: tuple[UpperBound, ...]
     """For `RAY_COUNTS`."""
@@ -186,8 +181,3 @@ def _levels(data: CocoData, config: RunConfig) -> Levels:
         positives=tuple(positives.tolist()),
         without_positive=1 - learned / objects if objects else 0.0,
     )
-
-
-def range_labels(edges: Sequence[float]) -> list[str]:
-    """Return a name for each bin between two edges, such as "8-16" or "512+"."""
-    return [f"{low:g}-{high:g}" if isfinite(high) else f"{low:g}+" for low, high in pairwise(edges)]

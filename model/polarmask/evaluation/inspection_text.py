@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels, range_labels
+from polarmask.evaluation.inspect_data import Inspection, Levels
+from polarmask.evaluation.object_sizes import SIDE_EDGES, range_labels
 
 
 def describe(inspection: Inspection) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 460, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 44
 _PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT
 _PLOT_HEIGHT = _HEIGHT - _TOP - _BOTTOM
 _MOST_LABELS = 10
+_MOST_DOTS = 40
 
 Points = Sequence[tuple[float, float]]
 
@@ -23,16 +24,40 @@ def line_chart(
     x_label: str,
     y_label: str,
     limits: tuple[float, float] = (1, 1),
+    mark: float | None = None,
 ) -> Markup:
-    """Draw lines through points (x, y), both axes from 0 to `limits`."""
+    """Draw lines through points (x, y), both axes from 0 to `limits`.
+
+    Args:
+        series: Points by name; of a few, each gets a dot.
+        x_label: Below the chart.
+        y_label: Left of it.
+        limits: Ends of the axes, above 0.
+        mark: Where on the x axis to draw a vertical line.
+    """
     lines = [
         Markup('<polyline class="line c{}" points="{}"><title>{}</title></polyline>').format(
             index, " ".join(f"{_x(x / limits[0])},{_y(y / limits[1])}" for x, y in points), name
         )
         for index, (name, points) in enumerate(series.items(), start=1)
     ]
+    dots = [
+        Markup(
+            '<circle class="dot c{}" cx="{}" cy="{}" r="3"><title>{}: {:g}, {:g}</title></circle>'
+        ).format(index, _x(x / limits[0]), _y(y / limits[1]), name, x, y)
+        for index, (name, points) in enumerate(series.items(), start=1)
+        if len(points) <= _MOST_DOTS
+        for x, y in points
+    ]
+    if mark is not None:
+        place = _x(mark / limits[0])
+        lines.append(
+            Markup('<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
+                place, _y(0), place, _y(1)
+            )
+        )
     ticks = _number_ticks(limits[0])
-    return _figure([*_axes(ticks, limits[1], x_label, y_label), *lines], list(series))
+    return _figure([*_axes(ticks, limits[1], x_label, y_label), *lines, *dots], list(series))
 
 
 def scatter_chart(

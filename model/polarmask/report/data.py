@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from polarmask.data.coco import CocoData
 from polarmask.data.images import read_image
-from polarmask.evaluation.inspect_data import SIDE_EDGES, range_labels
+from polarmask.evaluation.object_sizes import SIDE_EDGES, range_labels
 from polarmask.evaluation.recommend import spread
 from polarmask.inference.drawing import draw_shapes, shapes_of_annotations
 from polarmask.report.charts import bar_chart
@@ -40,6 +40,10 @@ def data_page(
     return render(
         "data.html",
         title=title,
+        summary="; ".join(
+            f"{split}: {len(held.names):,} images, {len(held.sides):,} objects"
+            for split, held in contents.items()
+        ),
         provenance=provenance,
         tiles={split: _tiles(contents[split], data) for split, data in data_by_split.items()},
         shared_files=_shared_files(contents),

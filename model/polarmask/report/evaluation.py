@@ -1,25 +1,27 @@
 """The evaluation page: mask AP, curves, counts, best and worst images of a model."""
 
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from math import nan
 
 import numpy as np
+from markupsafe import Markup
 
-from polarmask.data.coco import CocoData, ImageRecord
-from polarmask.data.images import read_image
-from polarmask.evaluation.coco_ap import score_predictions
+from polarmask.data.coco import CocoData
 from polarmask.evaluation.evaluate import Evaluation, ImageResult
-from polarmask.inference.drawing import SKY, VERMILION, WHITE, YELLOW, Shape, draw_shapes
+from polarmask.evaluation.object_sizes import SIDE_EDGES, range_labels
+from polarmask.evaluation.operating_point import THRESHOLDS_S
 from polarmask.inference.instances import Instances
 from polarmask.report.charts import bar_chart, line_chart, scatter_chart
+from polarmask.report.found_beside_truth import draw_found, draw_true
 from polarmask.report.page import Figure, Tile, fraction, make_figures, render
 
 _IMAGES = 6
 """At most, of the best and of the worst images each."""
-_OVERLAY_SIDE = 720
 _MOST_DOTS = 2000
+_CONFUSIONS = 20
+_MATRIX_CATEGORIES = 12
+"""A larger matrix can't be read."""
 
 
 def evaluation_page(
@@ -49,6 +51,8 @@ def evaluation_page(
     return render(
         "evaluation.html",
         title=title,
+        summary=f"mask AP {fraction(evaluation.mask_ap)}, AP50 {fraction(evaluation.mask_ap50)} on "
+        f"{evaluation.num_images:,} images of {evaluation.split}",
         provenance=provenance,
         data=[evaluation.data],
         evaluation=evaluation,
@@ -76,6 +80,18 @@ def evaluation_page(
             y_label="detections",
             stacked=True,
         ),
+        f1=line_chart(
+            {
+                name: list(zip(THRESHOLDS_S.tolist(), curve, strict=True))
+                for name, curve in zip(
+                    ("precision", "recall", "F1"), evaluation.thresholds.tolist(), strict=True
+                )
+            },
+            x_label="lowest score that counts",
+            y_label="at mask IoU .50",
+            mark=evaluation.operating_score,
+        ),
+        sizes=_sizes(evaluation),
         counts=scatter_chart(
             {
                 image.file_name: (image.objects, image.detections)
@@ -86,6 +102,8 @@ def evaluation_page(
         ),
         totals=(true, false, missed),
         categories=sorted(evaluation.per_category, key=lambda category: -category.ap),
+        confusions=_confusions(evaluation, data),
+        matrix=_matrix(evaluation, data),
         best=_draw(best, evaluation, data, predictions),
         worst=_draw(worst, evaluation, data, predictions),
     )
@@ -131,17 +149,13 @@ def _draw(
     data: CocoData,
     predictions: Mapping[int, Instances],
 ) -> list[Figure]:
-    wanted = {result.image_id for result in results}
-    records = {image.id: image for image in data.images if image.id in wanted}
-    shapes = _shapes_by_image(data, records, predictions, evaluation.operating_score)
+    ids = [result.image_id for result in results]
+    true = draw_true(data, ids)
+    found = draw_found(data, ids, predictions, evaluation.operating_score)
     return make_figures(
         (
             (
-                draw_shapes(
-                    read_image(data.image_path(records[result.image_id])),
-                    shapes[result.image_id],
-                    side=_OVERLAY_SIDE,
-                ),
+                (true[result.image_id], found[result.image_id]),
                 result.file_name,
                 f"quality {result.quality:.2f}: {result.true_positives} found, "
                 f"{result.false_negatives} missed, {result.false_positives} false",
@@ -152,34 +166,54 @@ def _draw(
     )
 
 
-def _shapes_by_image(
-    data: CocoData,
-    records: Mapping[int, ImageRecord],
-    predictions: Mapping[int, Instances],
-    min_score: float,
-) -> dict[int, list[Shape]]:
-    """Colour true and false detections and missed objects; outlines of found objects are white."""
-    scores = score_predictions(replace(data, images=tuple(records.values())), predictions)
-    shapes: dict[int, list[Shape]] = defaultdict(list)
-    found: dict[int, set[int]] = defaultdict(set)
-    for image_id, row, score, owner in zip(
-        scores.image_D.tolist(),
-        scores.row_D.tolist(),
-        scores.score_D.tolist(),
-        scores.object_D.tolist(),
-        strict=True,
-    ):
-        if score < min_score:
-            continue
-        found[image_id].add(owner)
-        polygons = tuple(predictions[image_id].parts(row))
-        colour = SKY if owner >= 0 else VERMILION
-        shapes[image_id].append(Shape(polygons, colour, label=f"{score:.2f}", opacity=0.3))
-    for image in records.values():
-        for row, annotation in enumerate(image.annotations):
-            if annotation.parts:
-                hit = row in found[image.id]
-                shapes[image.id].append(
-                    Shape(annotation.parts, WHITE if hit else YELLOW, opacity=0.0 if hit else 0.4)
-                )
-    return shapes
+def _sizes(evaluation: Evaluation) -> Markup:
+    """Draw which objects are missed or outlined badly, by size, without the empty ends."""
+    counts_3Z = evaluation.found_by_size
+    used = np.flatnonzero(counts_3Z.sum(axis=0))
+    first, last = (used[0], used[-1] + 1) if used.size else (0, 1)
+    share_3Z = 100 * counts_3Z / np.maximum(counts_3Z.sum(axis=0), 1)
+    return bar_chart(
+        range_labels(SIDE_EDGES)[first:last],
+        {
+            "found, mask IoU below .75": share_3Z[1, first:last].tolist(),
+            "missed": share_3Z[2, first:last].tolist(),
+        },
+        x_label="square root of the object's area, pixels",
+        y_label="share of objects, %",
+        stacked=True,
+    )
+
+
+@dataclass(frozen=True)
+class _Confused:
+    """Objects of one category that were found as another."""
+
+    true: str
+    found: str
+    count: int
+    share: float
+    """Of the objects of the true category, in [0, 1]."""
+
+
+def _confusions(evaluation: Evaluation, data: CocoData) -> list[_Confused]:
+    """Return the most frequent confusions of categories, most frequent first."""
+    names = [category.name for category in data.categories]
+    matrix = evaluation.confusion
+    pairs = [
+        _Confused(true, found, int(matrix[row, column]), matrix[row, column] / matrix[row].sum())
+        for row, true in enumerate(names)
+        for column, found in enumerate(names)
+        if matrix.size and row != column and matrix[row, column]
+    ]
+    return sorted(pairs, key=lambda pair: -pair.count)[:_CONFUSIONS]
+
+
+def _matrix(evaluation: Evaluation, data: CocoData) -> list[tuple[str, list[tuple[int, float]]]]:
+    """Return name and (count, share of the row) of each row, of few categories only."""
+    if not 2 <= len(data.categories) <= _MATRIX_CATEGORIES:
+        return []
+    names = [*(category.name for category in data.categories), "no object"]
+    return [
+        (name, [(count, count / max(1, sum(row))) for count in row])
+        for name, row in zip(names, evaluation.confusion.tolist(), strict=True)
+    ]

@@ -11,19 +11,19 @@ from polarmask.data.coco import CocoData
 from polarmask.data.crop import crops_text
 from polarmask.data.images import read_image
 from polarmask.evaluation.auto_preset import describe_auto
-from polarmask.evaluation.inspect_data import SIDE_EDGES, Inspection, Levels, range_labels
+from polarmask.evaluation.inspect_data import Inspection, Levels
+from polarmask.evaluation.object_sizes import SIDE_EDGES, range_labels
 from polarmask.inference.drawing import (
     SKY,
     YELLOW,
     Shape,
     contact_sheet,
-    draw_shapes,
 )
 from polarmask.report.charts import bar_chart
+from polarmask.report.close_up import draw_close_up
 from polarmask.report.page import Tile, make_figures, render
 
 _SHEET_IMAGES = 12
-_OVERLAY_SIDE = 720
 
 
 def inspection_page(
@@ -53,6 +53,8 @@ def inspection_page(
     return render(
         "inspection.html",
         title=title,
+        summary=f"{inspection.instances:,} objects in {inspection.images:,} images of "
+        f"{inspection.split}; recommended: {inspection.recommendation.reason}",
         provenance={"data": str(data.root), "split": inspection.split, "preset": config.name},
         data=[inspection.data],
         tiles=tiles,
@@ -91,7 +93,7 @@ def _level_chart(levels: Levels) -> str:
 def worst_overlays(
     inspection: Inspection, data: CocoData
 ) -> list[tuple[NDArray[np.uint8], str, str]]:
-    """Draw the images with the worst-fitting objects: overlay, file name, object and IoU."""
+    """Draw the worst-fitting object of each image: overlay, file name, object and IoU."""
     worst_of: dict[int, tuple[int, float]] = {}
     for image_id, row, iou in inspection.worst:
         worst_of.setdefault(image_id, (row, iou))
@@ -105,7 +107,7 @@ def worst_overlays(
             Shape(annotation.parts, YELLOW, opacity=0.2),
             Shape(tuple(found.parts(row)), SKY, opacity=0.25, center=found.centers[row]),
         ]
-        overlay = draw_shapes(read_image(data.image_path(record)), shapes, side=_OVERLAY_SIDE)
+        overlay = draw_close_up(read_image(data.image_path(record)), annotation, shapes)
         name = data.categories[annotation.category].name
         overlays.append((overlay, record.file_name, f"{name} {annotation.id}, IoU {iou:.2f}"))
     return overlays

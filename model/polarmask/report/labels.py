@@ -9,22 +9,18 @@ from numpy.typing import NDArray
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
 from polarmask.data.crop import crop_around, cropped
-from polarmask.data.images import Pixels, read_image
+from polarmask.data.images import read_image
 from polarmask.data.labels import ImageLabels
 from polarmask.data.preprocess import learned_hw
 from polarmask.geometry.locations import level_points
 from polarmask.geometry.rays import decode_rays
-from polarmask.inference.drawing import SKY, YELLOW, Shape, draw_shapes
+from polarmask.inference.drawing import SKY, YELLOW, Shape
 from polarmask.labels.image_labels import label_image
 from polarmask.labels.store import LabelStore, LabelSummary
+from polarmask.report.close_up import draw_close_up
 from polarmask.report.page import Figure, Tile, make_figures, render
 
 _IMAGES = 12
-_OVERLAY_SIDE = 560
-_MARGIN = 0.4
-"""Of the object's box, shown around it."""
-_SMALLEST_VIEW = 32
-"""Pixels of the image."""
 
 
 def labels_page(
@@ -48,6 +44,10 @@ def labels_page(
     return render(
         "labels.html",
         title=title,
+        summary="; ".join(
+            f"{split}: {summary.instances:,} objects, mask IoU of exact rays {summary.mean_iou:.3f}"
+            for split, summary in summaries.items()
+        ),
         provenance=provenance,
         data=[store.data(split) for split in summaries],
         num_rays=config.model.num_rays,
@@ -117,7 +117,7 @@ def _draw_worst(
         if rays is not None:
             center, polygon = rays
             shapes.append(Shape((polygon,), SKY, opacity=0.25, center=center))
-        overlay = _close_up(image, annotation, shapes)
+        overlay = draw_close_up(image, annotation, shapes)
         category = data.categories[annotation.category].name
         note = f"annotation {annotation_id} of {file_name}"
         overlays.append((overlay, f"{category}, IoU {iou:.2f}", note))
@@ -144,24 +144,3 @@ def _best_rays(
     height, width = learned_hw((record.height, record.width), config.input)
     scale_2 = np.array([record.width / width, record.height / height])
     return center_12[0].numpy() * scale_2, polygon_1R2[0].numpy() * scale_2
-
-
-def _close_up(image: Pixels, annotation: Annotation, shapes: list[Shape]) -> NDArray[np.uint8]:
-    """Draw the object and its surroundings."""
-    x0, y0, x1, y1 = annotation.bbox
-    half = max(x1 - x0, y1 - y0, _SMALLEST_VIEW / (1 + 2 * _MARGIN)) * (0.5 + _MARGIN)
-    height, width = image.shape[:2]
-    left, top = max(0, int((x0 + x1) / 2 - half)), max(0, int((y0 + y1) / 2 - half))
-    right, bottom = int((x0 + x1) / 2 + half) + 1, int((y0 + y1) / 2 + half) + 1
-    view = image[top : min(bottom, height), left : min(right, width)]
-    origin = np.array([left, top], dtype=np.float64)
-    moved = [
-        Shape(
-            polygons=tuple(polygon - origin for polygon in shape.polygons),
-            colour=shape.colour,
-            opacity=shape.opacity,
-            center=None if shape.center is None else shape.center - origin,
-        )
-        for shape in shapes
-    ]
-    return draw_shapes(view, moved, side=_OVERLAY_SIDE)

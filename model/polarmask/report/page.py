@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import isnan
 
 import numpy as np
@@ -16,6 +17,9 @@ _IMAGE_BYTES = 1_200_000
 """All images of a page together; base64 adds a third, and pages stay below 2 MB."""
 
 _QUALITIES = (82, 70, 55, 40)
+
+INDEX_MARK = "<!-- index -->"
+"""In `page.html`, where `index.add_page` links the index; other pages have no link."""
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("polarmask.report"),
@@ -45,19 +49,26 @@ class Tile:
 
 @dataclass(frozen=True)
 class Figure:
-    """An image inside the page."""
+    """An image inside the page, or several side by side."""
 
-    uri: str
+    uris: tuple[str, ...]
     title: str
     note: str = ""
 
 
 def make_figures(
-    images: Iterable[tuple[NDArray[np.uint8], str, str]], *, expected: int
+    images: Iterable[tuple[NDArray[np.uint8] | Sequence[NDArray[np.uint8]], str, str]],
+    *,
+    expected: int,
 ) -> list[Figure]:
-    """Encode (image, title, note) so that `expected` of them fit a page."""
+    """Encode (image or images, title, note) so that `expected` figures fit a page."""
     budget = _IMAGE_BYTES // max(1, expected)
-    return [Figure(_data_uri(image, budget), title, note) for image, title, note in images]
+    figures = []
+    for content, title, note in images:
+        parts = [content] if isinstance(content, np.ndarray) else content
+        uris = tuple(_data_uri(image, budget // len(parts)) for image in parts)
+        figures.append(Figure(uris, title, note))
+    return figures
 
 
 def _data_uri(image: NDArray[np.uint8], budget: int) -> str:
@@ -73,8 +84,10 @@ def render(
     template: str,
     *,
     title: str,
+    summary: str = "",
     provenance: Mapping[str, str],
     data: Sequence[SplitSummary],
+    refresh_seconds: int = 0,
     **values: object,
 ) -> str:
     """Fill a template.
@@ -82,10 +95,19 @@ def render(
     Args:
         template: Name of its file.
         title: Headline.
+        summary: The page in one line, for the index.
         provenance: Shown as name and value; empty values are left out.
         data: The splits that the page is about; each page shows what was left out of them.
+        refresh_seconds: How often browsers load the page again; 0 for never.
         values: For the template.
     """
-    known = {name: value for name, value in provenance.items() if value}
     filled = _ENVIRONMENT.get_template(template)
-    return filled.render(title=title, provenance=known, data=data, **values)
+    return filled.render(
+        title=title,
+        summary=summary,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        provenance={name: value for name, value in provenance.items() if value},
+        data=data,
+        refresh_seconds=refresh_seconds,
+        **values,
+    )

@@ -88,8 +88,8 @@ class TrainingImages(Dataset[Sample]):
                 an image for each crop.
         """
         self.records = coco.images
+        self.labels = store
         self._coco = coco
-        self._store = store
         self._config = config
         self._regions = regions_of(coco.images, config.input) if config.input.crop else None
         self._pixels = PixelFiles(pixels, config.input)
@@ -155,7 +155,7 @@ class TrainingImages(Dataset[Sample]):
         if config.fresh_labels:
             labels = label_view(record, config, symmetry)
         else:
-            stored = self._store.read(self._coco.split, record.id)
+            stored = self.labels.read(self._coco.split, record.id)
             labels = apply_to_labels(stored, symmetry, config.model.strides)
         pixels = self._pixels.read(self._coco.image_path(record), box)
         image = resize(pixels, config.input)

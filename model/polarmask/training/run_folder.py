@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.json"
 BEST = "best"
 """Model folder of the best weights that validation has found."""
 METRICS = "metrics.jsonl"
@@ -18,6 +19,12 @@ DATA = "data.json"
 
 _TRIES = 20
 _PAUSE_SECONDS = 0.01
+
+
+def run_folder_of(source: str | Path) -> Path | None:
+    """Return the run folder that is named, or that a model folder, checkpoint or archive is in."""
+    path = Path(source)
+    return next((each for each in (path, path.parent) if (each / METRICS).is_file()), None)
 
 
 def files_to_resume(folder: Path) -> list[Path]:

@@ -10,8 +10,10 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -31,7 +33,7 @@ from polarmask.system.signals import StopRequest, stop_request
 from polarmask.training.dataset import TrainingImages, load_steps
 from polarmask.training.initial import InitialWeights
 from polarmask.training.progress import Progress
-from polarmask.training.run_folder import BEST, CHECKPOINT, DATA, METRICS, PIXELS
+from polarmask.training.run_folder import BEST, CHECKPOINT, CONFIG, DATA, METRICS, PIXELS
 from polarmask.training.tensorboard import TensorBoard, open_tensorboard
 from polarmask.training.training_run import TrainingRun
 from polarmask.training.validation import Validator
@@ -40,6 +42,16 @@ logger = logging.getLogger(__name__)
 
 _FEW_STEPS = 300
 """`tiny` begins to find nuclei after about two hundred."""
+
+
+class Observer(Protocol):
+    """Wants to know how a run gets on."""
+
+    def begin(self, data: Sequence[CocoData], labels: LabelStore, config: RunConfig) -> None:
+        """Take the splits and labels of a run whose folder holds `config.json` and `data.json`."""
+
+    def update(self) -> None:
+        """Look at the run folder again: something was saved."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class TrainOptions:
     initial: InitialWeights | None = None
     """Weights to start from; None starts afresh."""
     provenance: dict[str, str] | None = None
+    observer: "Observer | None" = None
+    """Is told of the first process's progress, such as `report.run_pages.RunPages`."""
     stop_after: int | None = None
     """Stop at this step, as if interrupted; the next call resumes."""
 
@@ -96,7 +110,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         )
         run.begin(initial=options.initial, compiled=options.compiled)
         if is_first():
-            write_text(options.out / "config.json", json.dumps(to_dict(data.config), indent=1))
+            write_text(options.out / CONFIG, json.dumps(to_dict(data.config), indent=1))
             summaries = {each.split: each.to_json() for each in data.summaries}
             write_text(options.out / DATA, json.dumps(summaries, indent=1))
             for each in data.summaries:
@@ -105,6 +119,8 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
                 logger.info("%s", crops_text(data.coco.images, data.config.input))
             if data.total_steps < _FEW_STEPS and not run.step and options.initial is None:
                 logger.warning("%s", _few_steps(data))
+            if options.observer is not None:
+                options.observer.begin(data.splits, data.images.labels, data.config)
         first_step = run.step
         progress = Progress(
             options.out / METRICS, run.step, data.total_steps, config.optim.batch_size
@@ -115,10 +131,16 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         is_done = run.step == data.total_steps
         if is_done and is_due and is_first():
             _write_model(folder, run, data, options, progress)
+        _tell(options)
         barrier()
         if is_done:  # on all processes: they may have no folder in common
             shutil.rmtree(options.out / PIXELS, ignore_errors=True)
         return folder
+
+
+def _tell(options: TrainOptions) -> None:
+    if options.observer is not None and is_first():
+        options.observer.update()
 
 
 def _few_steps(data: "_TrainingData") -> str:
@@ -177,9 +199,14 @@ class _TrainingData:
         return cls(config, coco["train"], images, coco.get("val"), hashes["train"])
 
     @property
+    def splits(self) -> list[CocoData]:
+        """Usable images of the splits."""
+        return [each for each in (self.coco, self.validation) if each is not None]
+
+    @property
     def summaries(self) -> list[SplitSummary]:
         """What of each split is used."""
-        return [each.summary for each in (self.coco, self.validation) if each is not None]
+        return [each.summary for each in self.splits]
 
     @property
     def total_steps(self) -> int:
@@ -257,12 +284,15 @@ def _run_steps(
                 if (run.step - 1) % save_every == 0:
                     board.batch(batches[0], data.config.model.strides, run.step)
             stopping = stop.is_requested(options.device)
-            if run.step % save_every == 0 or run.step == last_step or stopping:
+            is_due = run.step % save_every == 0 or run.step == last_step or stopping
+            if is_due:
                 run.save()
             if stopping and run.step < data.total_steps:
                 raise stop.stopped(f"step {run.step} of {data.total_steps} is saved")
             if validator is not None:
-                _validate(run, data, validator, stop)
+                is_due = _validate(run, data, validator, stop) or is_due
+            if is_due:
+                _tell(options)
 
 
 def _make_validator(
@@ -287,13 +317,14 @@ def _make_validator(
 
 def _validate(
     run: TrainingRun, data: _TrainingData, validator: Validator, stop: StopRequest
-) -> None:
-    """Validate if due; a run that is stopped meanwhile validates again when it resumes."""
+) -> bool:
+    """Validate and return True if due; a run that is stopped meanwhile does so when it resumes."""
     if not validator.is_due(run.step, data.total_steps, run.validated):
-        return
+        return False
     with stop.at_once(f"step {run.step} of {data.total_steps} is saved"):
         run.validated = validator.evaluate(run.detector(), run.step, run.validated)
     run.save()
+    return True
 
 
 def _write_model(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from polarmask.report.index import INDEX
 from polarmask.system.files import write_text
 from polarmask_components.deploy.local_target import is_serving, stop_server
 from polarmask_components.provenance.data_version import uncommitted_data
@@ -100,7 +101,7 @@ def _print_summary(summary: Summary, out: Path, url: str) -> None:
         print("\nnothing changed: data, code and parameters are those of an earlier run")
     if summary.mask_ap is not None:
         print(f"\nmask AP  {summary.mask_ap:.3f}, AP50 {summary.mask_ap50:.3f}")
-    print(f"reports  {', '.join(map(_shown, sorted((out / 'reports').iterdir())))}")
+    print(f"pages    {_shown(out / INDEX)}")
     print(f"overlay  {_shown(summary.overlay)}")
     print(f"summary  {_shown(out / SUMMARY)}")
     print(f"took     {summary.seconds:.0f} s")

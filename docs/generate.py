@@ -18,6 +18,7 @@ import polarmask_serving.torchserve
 from polarmask import cli as model_cli
 from polarmask.config.describe import fields_of, sections
 from polarmask.config.settings import RunConfig
+from polarmask_components.commands import models as models_cli
 from polarmask_pipelines import __main__ as pipelines_cli
 from polarmask_pipelines.parameters import pipeline_parameters, write_value
 from polarmask_serving import __main__ as serving_cli
@@ -103,6 +104,7 @@ def _commands() -> Iterator[str]:
         (model_cli.build_parser(), "polarmask"),
         (serving_cli.build_parser(), "python -m polarmask_serving"),
         (pipelines_cli.build_parser(), "python -m polarmask_pipelines"),
+        (models_cli.build_parser(), models_cli.PROG),
     ):
         yield f"## `{prog}`\n\n{_sentence(parser.description)}"
         yield from _subcommands(parser, prog)

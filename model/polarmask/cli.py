@@ -19,6 +19,7 @@ _PACKAGE = "polarmask-k8s"
 _PROGRAMS = {
     "serve": "serve a model on this machine, with a page to try it (extra `serving`)",
     "pipeline": "run the whole pipeline here or on Kubeflow (extra `pipelines` and others)",
+    "models": "list, compare and roll back the models of a registry (extra `components`)",
 }
 """Entry points of `polarmask.programs`: main(arguments, prog) -> exit code."""
 _FIRST_STEPS = """\

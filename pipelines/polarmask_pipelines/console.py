@@ -113,6 +113,8 @@ def describe(result: TaskResult) -> str:
     outputs = result.outputs
     facts = outputs["metrics"].metadata if "metrics" in outputs else {}
     match result.name:
+        case "preflight":
+            return str(outputs["starts_from"])
         case "resolve-data":
             return f"data {outputs['data_hash'][:8]} of commit {outputs['data_commit'][:8]}"
         case "check-changed" | "evaluate-champion":
@@ -139,6 +141,8 @@ def describe(result: TaskResult) -> str:
             return f"mask AP {facts['mask_ap']:.3f}, AP50 {facts['mask_ap50']:.3f}"
         case "gate-model":
             return f"{'passed' if outputs['Output'] else 'STOPPED'}: {verdict_in(outputs)}"
+        case "record-stop":
+            return f"version {outputs['Output']}, see `polarmask models list`"
         case "measure-engines":
             return f"fastest first: {outputs['Output']}"
         case "deploy-torchserve":

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from polarmask.errors import ConfigError
+from polarmask_components.deploy.local_places import local_places
 from polarmask_components.deploy.local_target import ask_champion, is_serving, stop_server
 from polarmask_components.deploy.target import Deployment
 from polarmask_components.errors import ComponentError
@@ -56,11 +57,11 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         KeyboardInterrupt: On SIGINT, SIGTERM and SIGHUP, after all processes of the run ended.
     """
     out = out.resolve()
-    shared = out.parent / "shared"
+    places = local_places(out.parent)
     parameters = {
         **{name: each.default for name, each in pipeline_parameters().items()},
-        "deploy_registry": str(shared / "registry"),
-        "deploy_target": str(shared / "server"),
+        "deploy_registry": str(places.registry),
+        "deploy_target": str(places.server),
         "train_on": "here",
         **parameters,
     }
@@ -76,7 +77,7 @@ def run(out: Path, parameters: Mapping[str, Any]) -> Outcome:
         failure = run_pipeline(
             parameters,
             artifacts=out / "artifacts",
-            cache=shared / "cache",
+            cache=places.cache,
             begins=screen.task_begins,
             ends=screen.task_ends,
         )

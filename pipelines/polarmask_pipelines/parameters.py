@@ -113,6 +113,7 @@ def check_parameters(values: Mapping[str, Any]) -> None:
                 label_memory=known["label_memory"],
             ),
             webhook=known["notify_webhook"],
+            initial=known["train_init"],
             storage_secret=known["storage_secret"],
         )
     )

@@ -18,6 +18,7 @@ from polarmask_components.steps.notify import notify
 from polarmask_components.steps.precompute_rays import precompute_rays
 from polarmask_components.steps.precompute_shards import precompute_shards
 from polarmask_components.steps.preflight import preflight
+from polarmask_components.steps.record_stop import record_stop
 from polarmask_components.steps.remember_run import remember_run
 from polarmask_components.steps.resolve_data import resolve_data
 from polarmask_components.steps.train import train
@@ -96,6 +97,7 @@ def train_and_deploy(
     notify_webhook: str = "",
     run_only_if_changed: bool = False,
     storage_secret: str = "polarmask-s3",  # noqa: S107 its name only
+    train_init: str = "",
     train_job: dict[str, Any] = {},  # noqa: B006 as above
     train_min_nodes: int = 0,
     train_nodes: int = 1,
@@ -128,6 +130,8 @@ def train_and_deploy(
         notify_webhook: http(s) address that gets the final status; empty for none.
         run_only_if_changed: Stop early if data, code and settings are those of the last run.
         storage_secret: Name of a Secret with AWS_ENDPOINT_URL and keys, for steps in a cluster.
+        train_init: Model whose weights the training starts from: champion, an archive's s3:// or
+            http(s) address or, on this machine, a path as for --init-from; empty for none.
         train_job: Pods of the training job: gpus_per_node, memory, tolerations, queue and more.
         train_min_nodes: Nodes that an elastic job can continue with; 0 for a fixed number.
         train_nodes: Machines to train on.
@@ -166,6 +170,7 @@ def train_and_deploy(
             eval_memory=eval_memory,
             label_device=label_device,
             label_memory=label_memory,
+            initial=train_init,
         )
         _present(checked, "Preflight", cached=False)
 
@@ -294,10 +299,18 @@ def train_and_deploy(
                 _reach_storage(storage_secret, remembered)
                 for_ops(deployed, remembered)
             with dsl.Else(name="stopped"):
-                remembered = remember_run(**inputs)
+                recorded = record_stop(
+                    model=model,
+                    metrics=evaluated.outputs["metrics"],
+                    verdict=passed.outputs["verdict"],
+                    registry=deploy_registry,
+                    model_name=deploy_model_name,
+                )
+                _present(recorded, "Record why not", cached=False)
+                remembered = remember_run(**inputs).after(recorded)
                 _present(remembered, "Remember this run", cached=False)
-                _reach_storage(storage_secret, remembered)
-                for_ops(remembered)
+                _reach_storage(storage_secret, recorded, remembered)
+                for_ops(recorded, remembered)
             for_compute(ingested, labelled, memory=label_memory)
             for_ops(comparable, passed)
             _try_again(ingested, labelled, trained, evaluated, champion)

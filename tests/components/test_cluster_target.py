@@ -9,8 +9,10 @@ import pytest
 import requests
 
 from polarmask.evaluation.measure_engines import measure_engines
+from polarmask_components.commands import models
 from polarmask_components.deploy.cluster_state import RETURN_TO, VERSION, served_model
 from polarmask_components.errors import RollOutError
+from polarmask_components.registry.history import STOPPED, known_models
 from polarmask_components.steps.deploy_torchserve import deploy_torchserve
 from registries import promotions_of
 from serving_cluster import TARGET, cluster_of_one_image, make_model
@@ -90,6 +92,20 @@ def test_a_model_that_fails_leaves_registry_and_answers_as_they_were(cluster, fi
     assert "weights are missing" in message  # why
     assert f"version {champion} answers again at {cluster.url}" in message  # and what now
     assert cluster.registry.champion_version() == cluster.answering() == champion
+
+
+def test_a_model_that_failed_keeps_the_reason(cluster, first):
+    found = [each for each in known_models(cluster.registry) if each.state == STOPPED]
+    assert [each.note.partition(": ")[0] for each in found] == ["the deployment failed"]
+
+
+def test_a_roll_back_is_a_deployment_of_the_model_before(cluster, first, tmp_path, capsys):
+    registry, before = cluster.registry, cluster.registry.champion_version()
+    cluster.deploy(make_model(tmp_path / "newer", seed=9))
+    assert models.main(["rollback", "--registry", registry.where, "--target", TARGET]) == 0
+    assert f"version {before} is the champion and answers at" in capsys.readouterr().out
+    assert registry.champion_version() == cluster.answering() == before
+    assert RETURN_TO not in cluster.deployment()["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize(

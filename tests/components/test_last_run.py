@@ -53,6 +53,7 @@ def test_first_run_continues_and_its_twin_stops(objects):
         ({"floor_ap": 0.3}, "none with these settings"),
         ({"model_name": "other"}, "none with these settings"),
         ({"target": "kubernetes://ml/other"}, "none with these settings"),
+        ({"initial": "champion"}, "none with these settings"),
     ],
 )
 def test_every_change_lets_the_run_continue_and_is_named(objects, change, expected_text):

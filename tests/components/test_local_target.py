@@ -15,6 +15,7 @@ from polarmask.config.presets import tiny
 from polarmask.data.coco import Category
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
+from polarmask_components.commands import models
 from polarmask_components.deploy import local_target
 from polarmask_components.deploy.deploy import deploy
 from polarmask_components.deploy.local_target import (
@@ -124,6 +125,23 @@ def test_model_that_does_not_load_changes_nothing(place, champion):
     with pytest.raises(RollOutError, match=expected_text):
         put(place, broken, expected=champion.version)
     assert state(place) == (champion.version, champion.version)
+
+
+@pytest.mark.slow
+def test_a_roll_back_is_a_deployment_of_the_model_before(place, champion, capsys):
+    folder, _ = place
+    registry, before = open_registry(str(folder / "registry")), champion.version
+    newer = put(place, make_model(folder / "newer", 5), expected=before)
+    options = ["--registry", registry.where]
+    assert models.main(["rollback", *options]) == 0
+    assert f"{before} is the champion and answers at {newer.url}" in capsys.readouterr().out
+    assert state(place) == (before, before)
+    # What does not answer does not take over.
+    other = folder / "no image"
+    other.write_bytes(b"no image")
+    assert models.main(["rollback", newer.version, *options, "--image", str(other)]) == 2
+    assert f"version {before} answers again" in capsys.readouterr().err
+    assert state(place) == (before, before)
 
 
 def test_failed_first_deployment_leaves_no_server(place, tmp_path):

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 
 import pytest
@@ -16,8 +15,7 @@ from polarmask_components.errors import (
 from polarmask_components.registry.registry import Facts, open_registry
 from polarmask_components.storage.objects import fetch_file
 from polarmask_components.storage.s3_objects import S3Objects
-from polarmask_serving.archive.read import DESCRIPTION, HANDLER, MANIFEST, read_archive
-from registries import promotions_of
+from registries import make_archive, promotions_of
 
 FACTS = Facts(
     data_commit="c0ffee",
@@ -41,16 +39,6 @@ def add(registry, tmp_path):
         return registry.add(make_archive(tmp_path / f"{weights}.mar", weights), facts)
 
     return add
-
-
-def make_archive(path, version, more=b""):
-    """Write what counts as an archive of a model; the registry never looks at the model."""
-    manifest = {"modelName": "polarmask", "modelVersion": version, "handler": HANDLER}
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(MANIFEST, json.dumps({"model": manifest}))
-        archive.writestr(DESCRIPTION, json.dumps({"format_version": 1}))
-        archive.writestr("model/model.safetensors", version.encode() * 1000 + more)
-    return read_archive(path)
 
 
 def test_new_registry_has_no_champion_and_no_history(registry):

@@ -51,6 +51,7 @@ from polarmask_components.steps.notify import notify
 from polarmask_components.steps.precompute_rays import precompute_rays
 from polarmask_components.steps.precompute_shards import precompute_shards
 from polarmask_components.steps.preflight import preflight
+from polarmask_components.steps.record_stop import record_stop
 from polarmask_components.steps.resolve_data import resolve_data
 from polarmask_components.steps.train import train
 from polarmask_serving.answer.image_bytes import decode_image
@@ -135,7 +136,7 @@ def check(folder, **changes):
 def test_every_step_stands_in_the_readme_with_its_inputs_and_outputs():
     table = README.read_text()
     steps = [path for path in PACKAGE.glob("*.py") if "@dsl.component" in path.read_text()]
-    assert len(steps) == 15
+    assert len(steps) == 16
     for path in steps:
         (row,) = re.findall(
             rf"^\| `{path.stem}` \|(.*)\|(.*)\| (?:yes|no) \|$", table, re.MULTILINE
@@ -158,6 +159,15 @@ def test_preflight_identifies_runs_that_can_share_labels(tmp_path):
 def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
     assert check(tmp_path).label_shards == ["1/1"]
     assert check(tmp_path, label_pods=3).label_shards == ["1/3", "2/3", "3/3"]
+
+
+def test_preflight_says_what_the_training_starts_from(tmp_path):
+    assert check(tmp_path).starts_from == ""
+    checked = check(tmp_path, initial="champion")
+    assert "from scratch" in checked.starts_from
+    assert "has no champion yet" in checked.starts_from
+    assert TrainingRequest.from_json(checked.training_request).initial is None
+    assert checked.settings_id != check(tmp_path).settings_id
 
 
 @pytest.mark.parametrize(
@@ -186,6 +196,8 @@ def test_preflight_gives_each_pod_its_part_of_the_labels(tmp_path):
         pytest.param({"label_memory": ""}, "label_memory is ''", id="no-memory"),
         pytest.param({"label_device": "gpu"}, "label_device is 'gpu'", id="device"),
         pytest.param({"webhook": "chat"}, "notify_webhook", id="webhook"),
+        pytest.param({"initial": "gs://x"}, "train_init is 'gs://x'", id="initial"),
+        pytest.param({"initial": "none"}, "train_init is none, and there is no", id="no-initial"),
         pytest.param({"registry": "gs://x"}, "'gs://x' is no place", id="registry"),
     ],
 )
@@ -618,6 +630,28 @@ def test_gate(tmp_path, mask_ap, champion_ap, passed):
     )
     assert answer is passed
     assert f"mask AP {mask_ap:.4f}" in Path(page.path).read_text()
+
+
+def test_a_candidate_that_the_gate_stops_keeps_its_record(trained, tmp_path):
+    page = artifact(dsl.Markdown, tmp_path / "verdict.md")
+    gate_model.python_func(mask_ap=0.2, floor_ap=0.25, verdict=page)
+    metrics = artifact(dsl.Metrics, tmp_path / "metrics", mask_ap=0.2)
+    registry = open_registry(str(tmp_path / "registry"))
+    version = record_stop.python_func(
+        model=trained.model,
+        metrics=metrics,
+        verdict=page,
+        registry=registry.where,
+        model_name="polarmask",
+    )
+    stopped = registry.stopped(version)
+    assert stopped.reason == "the gate: mask AP 0.2000 is below the floor 0.2500"
+    assert stopped.facts.metrics == {"mask_ap": 0.2}
+    assert stopped.facts.data_commit == "c0ffee"
+    assert registry.find(version) is None
+    model = Path(trained.model.path)
+    record = register_model(model, name="polarmask", metrics={}, registry=registry)
+    assert record.version == version  # as it would be named if it passed
 
 
 @pytest.fixture

@@ -6,11 +6,17 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from factories import make_tiny_coco
 from polarmask.cli import main as polarmask
+from polarmask.config.overrides import override
+from polarmask.config.presets import tiny
+from polarmask.data.coco import Category
+from polarmask.inference.model_folder import ModelCard, read_card, save_model
+from polarmask.network.detector import PolarMask
 from polarmask.training.checkpoint import load_checkpoint
 from polarmask_components.signals import on_stop_signal
 from polarmask_components.training import training_pod as pod
@@ -24,7 +30,12 @@ SMALL = ("--preset=tiny", "--set=model.channels=32", "--set=model.tower_depth=1"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
+    """Data, labels and the model to start from."""
     folder = tmp_path_factory.mktemp("inputs")
+    config = override(tiny(), [each.removeprefix("--set=") for each in SMALL[1:]])
+    config = replace(config, model=replace(config.model, num_classes=1))
+    card = ModelCard(config, (Category(1, "other"),))
+    save_model(folder / "init" / "model", PolarMask(config.model), card)
     data = make_tiny_coco(folder / "data", images=8, val_images=2)
     command = ["precompute", *SMALL, "--data", str(data), "--out", str(folder / "labels")]
     assert polarmask(command) == 0
@@ -34,7 +45,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def place(s3_environment, inputs, request):
     place = f"s3://polarmask/{request.node.name}"
-    JobStorage(place, "job").store_inputs({name: inputs / name for name in ("data", "labels")})
+    JobStorage(place, "job").store_inputs({each.name: each for each in inputs.iterdir()})
     return place
 
 
@@ -92,7 +103,10 @@ def test_a_pod_that_is_asked_to_end_leaves_its_last_step_to_another(place, tmp_p
 def test_a_pod_stores_its_result_and_one_that_starts_later_has_nothing_to_do(
     place, tmp_path, one_node, monkeypatch
 ):
-    assert training_pod(flags_of(place, tmp_path / "first", 1)) == 0
+    workspace = tmp_path / "first"
+    assert training_pod(flags_of(place, workspace, 1)) == 0
+    card = read_card(workspace / "run" / "model")
+    assert card.provenance["init_from"] == str(workspace / "init" / "model")
     result = JobStorage(place, "job").result()
     assert result.spec == "spec"
     assert set(result.model) == {"model.json", "model.safetensors"}

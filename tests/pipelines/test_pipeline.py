@@ -107,7 +107,7 @@ def test_steps_that_reach_the_storage_get_its_keys_and_no_other_step_does():
         assert {"AWS_REGION", "AWS_SESSION_TOKEN", "POLARMASK_STORAGE_CA"} < set(keys)
     assert {re.sub(r"^exec-|-\d+$", "", name) for name in with_keys} == {
         *("preflight", "check-changed", "ingest-coco", "check-champion", "train"),
-        *("evaluate-champion", "deploy-torchserve", "remember-run"),
+        *("evaluate-champion", "deploy-torchserve", "record-stop", "remember-run"),
     }
 
 

@@ -18,6 +18,8 @@ class PlannedRun:
     training_request: TrainingRequest
     registry: str
     """Folder or s3://bucket/prefix."""
+    initial: str = ""
+    """Model to start from: `champion`, an address, a path, or empty."""
     repository: str = ""
     revision: str = ""
     """Of the data; looked at for runs on a cluster only."""

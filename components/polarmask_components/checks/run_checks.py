@@ -9,6 +9,7 @@ from polarmask_components.errors import PreflightError
 from polarmask_components.notification import check_webhook
 from polarmask_components.parameters.label_work import label_shards
 from polarmask_components.storage.objects import local_folder
+from polarmask_components.training.initial_model import check_initial
 from polarmask_serving.archive.names import check_url_name
 from polarmask_serving.torchserve.launch import check_installed
 
@@ -61,6 +62,8 @@ def _check_values(run: PlannedRun) -> None:
     check_webhook(run.webhook)
     label_shards(run.label_pods)
     read_trial(run.trial, run.target)
+    on_cluster = run.training_request.on_cluster or run.deploys_to_cluster
+    check_initial(run.initial, on_cluster=on_cluster)
     if not 0 <= run.floor_ap <= 1:
         raise ConfigError(f"eval_floor_ap is {run.floor_ap}: mask AP is in [0, 1]")
     if not 0 <= run.max_problems <= 1:

@@ -1,18 +1,21 @@
 """Send a server an image, and check that its answer is one of the expected model."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 
 from polarmask_serving.errors import ServerError
 
+_SECONDS_TO_REACH = 5.0
 _FIELDS = {"category_id", "category", "score", "bbox", "polygon"}
 
 
@@ -104,6 +107,18 @@ def ask(
     if not isinstance(content, dict):
         raise ServerError(f"{url} answers {content!r:.200}, not an object")
     return content
+
+
+def is_reachable(url: str) -> bool:
+    """Return whether packets get to a server's address; it may refuse them, as while none runs."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), _SECONDS_TO_REACH).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def check_answer(answer: dict[str, Any], name: str, version: str) -> None:

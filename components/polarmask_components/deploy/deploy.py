@@ -63,14 +63,17 @@ def deploy(
     settings = read_trial(trial, target)
     with _open(target, name, settings) as place:
         place.prepare(registry)
-        model = ServedModel.of(register(), registry)
+        record = register()
+        model = ServedModel.of(record, registry)
         try:
             with on_stop_signal(end_run):
                 proof = place.prove(model, image)
+                registry.keep_image(model.version, image)
                 registry.promote(model.version, expected=expected)
         except BaseException as error:  # a signal, too, brings the old version back
             with on_stop_signal(lambda *_: _log.warning("busy putting back the old version")):
                 outcome = place.go_back(_champion_of(registry))
+                _keep_reason(registry, record, error)
             _raise_with(error, outcome)
         place.take_over()
         return Deployment(model.version, place.url, proof.answer, proof.trial)
@@ -95,6 +98,16 @@ def _champion_of(registry: Registry) -> str | None:
     except ComponentError as error:  # must not keep us from going back
         _log.warning("%s", error)
         return None
+
+
+def _keep_reason(registry: Registry, record: ModelRecord, error: BaseException) -> None:
+    lines = (str(error) or type(error).__name__).splitlines()
+    try:
+        registry.record_stop(
+            record.version, record.facts, f"the deployment failed: {lines[0].rstrip()}"
+        )
+    except ComponentError as problem:  # must not hide why it failed
+        _log.warning("%s", problem)
 
 
 def _raise_with(error: BaseException, outcome: str) -> NoReturn:

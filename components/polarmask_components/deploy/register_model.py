@@ -38,9 +38,22 @@ def register_model(
     record = registry.find(version)
     if record is not None:
         return record
+    facts = facts_of(model, metrics=metrics, engines=engines)
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "model.mar"
+        archive = build_archive(
+            model, out, name=name, version=version, engines=engines, metrics=metrics
+        )
+        return registry.add(archive, facts)
+
+
+def facts_of(
+    model: Path, *, metrics: Mapping[str, float], engines: EngineRanking | None = None
+) -> Facts:
+    """Return what a registry keeps of a model folder besides its bytes."""
     card = read_card(model)
     known = card.provenance
-    facts = Facts(
+    return Facts(
         data_commit=known.get("data_commit", ""),
         data_hash=known.get("data_hash", ""),
         code_commit=known.get("code_commit", ""),
@@ -50,9 +63,3 @@ def register_model(
         metrics=dict(metrics),
         engines={} if engines is None else engines.to_plain(),
     )
-    with TemporaryDirectory() as folder:
-        out = Path(folder) / "model.mar"
-        archive = build_archive(
-            model, out, name=name, version=version, engines=engines, metrics=metrics
-        )
-        return registry.add(archive, facts)

@@ -22,6 +22,20 @@ from polarmask_components.parameters.train_on import ALL, AUTO, HERE, TRAINJOB
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitialModel:
+    """The model that a training starts from, fixed: other content at its place is refused."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    place: str
+    """s3://bucket/key, an http(s) address, or the absolute path of a file or model folder."""
+    sha256: str
+    """Of the file, or of the folder's files (`polarmask.system.files.tree_sha256`)."""
+    name: str
+    """For people: `champion VERSION`, or the place without secrets."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
     """What to train, where, and with how many processes."""
 
@@ -42,6 +56,8 @@ class TrainingRequest:
     """On the cluster: s3://bucket/prefix with a folder for each job."""
     job: JobSettings = field(default_factory=JobSettings)
     """On the cluster: the pods."""
+    initial: InitialModel | None = None
+    """None starts from the preset's weights."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError, with the name of the pipeline's parameter, unless this can work."""
@@ -119,7 +135,8 @@ class TrainingRequest:
         """Return the flags of `polarmask train` that decide what is learned, wherever it runs."""
         flags = ["--preset", self.preset]
         flags += [flag for value in self.overrides.split() for flag in ("--set", value)]
-        facts = [f"{name}={value}" for name, value in provenance.items()]
+        start = {} if self.initial is None else {"init_from": self.initial.name}
+        facts = [f"{name}={value}" for name, value in {**provenance, **start}.items()]
         return flags + [flag for fact in facts for flag in ("--provenance", fact)]
 
     def to_json(self) -> str:

@@ -44,7 +44,13 @@ class Decision:
 
 
 def settings_id(
-    *, preset: str, overrides: str, floor_ap: float, model_name: str, target: str
+    *,
+    preset: str,
+    overrides: str,
+    floor_ap: float,
+    model_name: str,
+    target: str,
+    initial: str = "",
 ) -> str:
     """Return a hash of the parameters that decide the result.
 
@@ -52,6 +58,7 @@ def settings_id(
     """
     overrides = " ".join(overrides.split())
     settings = [preset, overrides, float(floor_ap), model_name, target]
+    settings += [initial] if initial else []
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:_DIGITS]
 
 

@@ -2,6 +2,8 @@
 
     models/VERSION.mar     the archive, with the model folder inside; written once
     models/VERSION.json    its record, written last: a version exists once its record does
+    models/VERSION.image   the image that it answered before it was promoted, for a rollback
+    stopped/VERSION.json   why a candidate is not in service, with its facts; no weights
     champion.json          all promotions, newest last; changed by compare-and-swap
 
     registry = open_registry("runs/registry")           # or s3://bucket/prefix
@@ -15,7 +17,7 @@ Of two runs that promote at once one wins, and a run that is killed leaves the o
 
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -34,7 +36,7 @@ from polarmask_serving.errors import ArchiveError
 
 _CHAMPION = "champion.json"
 _PROBE = "probe"
-_PROBE_TRIES = 5
+_TRIES = 5
 _FORMAT = JsonFormat(
     2,
     UnusableModelError,
@@ -75,6 +77,17 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """Why a candidate was not put into service."""
+
+    version: str
+    time: str
+    """UTC, ISO 8601."""
+    reason: str
+    facts: Facts
+
+
+@dataclass(frozen=True, kw_only=True)
 class Promotion:
     """One change of the champion."""
 
@@ -110,12 +123,29 @@ class Registry:
 
     def champion_version(self) -> str | None:
         """Return the version that was promoted last, or None, without reading its record."""
-        promotions, _ = self._promotions()
+        promotions = self.promotions()
         return promotions[-1].version if promotions else None
+
+    def promotions(self) -> tuple[Promotion, ...]:
+        """Return all changes of the champion, oldest first."""
+        return self._promotions()[0]
+
+    def versions(self) -> list[str]:
+        """Return the versions of all registered models."""
+        return self._names("models")
+
+    def stopped_versions(self) -> list[str]:
+        """Return the versions of all candidates that were stopped, registered or not."""
+        return self._names("stopped")
+
+    def _names(self, folder: str) -> list[str]:
+        names = map(PurePosixPath, self._objects.names(folder))
+        # Models of format version 1 have folders.
+        return [each.stem for each in names if each.suffix == ".json" and len(each.parts) == 2]
 
     def check_writable(self) -> None:
         """Raise StorageError unless objects can be replaced here, as `promote` replaces them."""
-        for _ in range(_PROBE_TRIES):  # the first may create it, and other runs probe, too
+        for _ in range(_TRIES):  # the first may create it, and other runs probe, too
             found = self._objects.read(_PROBE)
             tag = found[1] if found else None
             if self._objects.write(_PROBE, _now().encode(), expected_tag=tag) and found:
@@ -197,6 +227,48 @@ class Registry:
                     f"{self._objects.uri(name)} is damaged ({error}); remove it and run again"
                 ) from error
             return stored.sha256, copy.stat().st_size
+
+    def record_stop(self, version: str, facts: Facts, reason: str) -> None:
+        """Keep why a candidate is not in service; of several reasons, the last one.
+
+        Args:
+            version: Registered or not.
+            facts: Of the candidate.
+            reason: In one sentence.
+        """
+        name = f"stopped/{version}.json"
+        stopped = Stopped(version=version, time=_now(), reason=reason, facts=facts)
+        data = _FORMAT.dump(asdict(stopped)).encode()
+        for _ in range(_TRIES):
+            found = self._objects.read(name)
+            if self._objects.write(name, data, expected_tag=found[1] if found else None):
+                return
+        raise StorageError(f"{self._objects.uri(name)} keeps changing; run again")
+
+    def stopped(self, version: str) -> Stopped | None:
+        """Return why a candidate is not in service, or None if nothing stopped it.
+
+        Raises:
+            UnusableModelError: The record is damaged or of another format version.
+        """
+        name = f"stopped/{version}.json"
+        found = self._objects.read(name)
+        if found is None:
+            return None
+        content = _FORMAT.load(found[0], where=self._objects.uri(name))
+        try:
+            return Stopped(**{**content, "facts": Facts(**content["facts"])})
+        except (KeyError, TypeError) as error:
+            raise _FORMAT.damaged(self._objects.uri(name), error) from error
+
+    def keep_image(self, version: str, image: bytes) -> None:
+        """Keep the image that a version answered; its first one stays."""
+        self._objects.write(f"models/{version}.image", image, expected_tag=None)
+
+    def image(self, version: str) -> bytes | None:
+        """Return the image that a version answered before it was promoted, if it was kept."""
+        found = self._objects.read(f"models/{version}.image")
+        return None if found is None else found[0]
 
     def archive_uri(self, record: ModelRecord) -> str:
         """Return the archive's address: s3://bucket/key, or an absolute path.

@@ -32,6 +32,7 @@ def preflight(
     eval_memory: str = "16Gi",
     label_device: str = "cpu",
     label_memory: str = "16Gi",
+    initial: str = "",
 ) -> NamedTuple(  # type: ignore[valid-type]  # the form KFP asks for
     "Checked",
     training_request=str,
@@ -44,6 +45,7 @@ def preflight(
     label_gpus=str,
     serving_gpu=str,
     serving_device=str,
+    starts_from=str,
 ):
     """Check the parameters, the model registry, and what training and serving need.
 
@@ -74,6 +76,7 @@ def preflight(
         eval_memory: Memory limit of these steps, as Kubernetes writes it.
         label_device: Where the label pods work: `cpu` or `cuda`.
         label_memory: Memory limit of the steps that read all data.
+        initial: Model to start the training from: `champion`, s3:// or http(s) address, path.
 
     Returns:
         training_request: What to train and where, as JSON, for `train`.
@@ -86,8 +89,10 @@ def preflight(
         label_gpus: The same for each label pod.
         serving_gpu: Name of the GPUs that the server's pods ask for; empty for none.
         serving_device: What answers requests: `cpu`, `cuda`, or empty for what this machine has.
+        starts_from: What the training starts from, in one line; empty without `initial`.
     """
     from collections import namedtuple
+    from dataclasses import replace
 
     from polarmask_components.checks.planned_run import PlannedRun
     from polarmask_components.checks.run_checks import check_run
@@ -98,6 +103,7 @@ def preflight(
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.last_run import settings_id
     from polarmask_components.registry.registry import open_registry
+    from polarmask_components.training.initial_model import find_start
 
     training_request = TrainingRequest(
         preset=preset,
@@ -135,21 +141,24 @@ def preflight(
             resources=resources,
             webhook=webhook,
             max_problems=max_problems,
+            initial=initial,
         )
     )
     opened = open_registry(registry)
     opened.champion_version()
     opened.check_writable()
+    start = find_start(initial, opened, training_request.config)
     deciding = settings_id(
         preset=preset,
         overrides=overrides,
         floor_ap=floor_ap,
         model_name=model_name,
         target=target,
+        initial=start.decides,
     )
     device, gpu = serving_device(target)
     checked = {
-        "training_request": training_request.to_json(),
+        "training_request": replace(training_request, initial=start.model).to_json(),
         "label_settings": label_settings_text(training_request),
         "label_shards": label_shards(label_pods),
         "settings_id": deciding,
@@ -159,5 +168,6 @@ def preflight(
         "label_gpus": resources.label_gpu_text,
         "serving_gpu": gpu,
         "serving_device": device,
+        "starts_from": start.line,
     }
     return namedtuple("Checked", checked)(**checked)

@@ -38,6 +38,13 @@ class LocalObjects:
         with self._explained():
             return path.stat().st_size if path.is_file() else None
 
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all objects below a folder, sorted."""
+        with self._explained():
+            found = [path for path in (self._folder / folder).rglob("*") if path.is_file()]
+        names = (path.relative_to(self._folder).as_posix() for path in found)
+        return sorted(name for name in names if "/." not in f"/{name}")  # half-written ones
+
     def write(self, name: str, data: bytes, *, expected_tag: str | None) -> bool:
         """Write if the object still has this hash, or if there is none; return whether it did."""
         with self._locked():

@@ -8,6 +8,7 @@ from polarmask.system.files import atomic_path, sha256_of_file
 from polarmask_components.errors import StorageError
 from polarmask_components.retry import SHORT_DEADLINE_SECONDS
 from polarmask_components.storage.local_objects import LocalObjects
+from polarmask_components.storage.web_file import download_web_file, is_web_address
 
 _NO_FOLDER = re.compile(r"~|[a-z][a-z0-9+.-]*:|(s3|minio|file|kubernetes)//", re.IGNORECASE)
 """Addresses with a slash or colon too few, and homes, which only a shell replaces."""
@@ -30,6 +31,9 @@ class Objects(Protocol):
 
     def size(self, name: str) -> int | None:
         """Return the size in bytes, or None if there is no such object."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all objects below a folder such as "models", sorted."""
 
     def write(self, name: str, data: bytes, *, expected_tag: str | None) -> bool:
         """Write if the object still has this tag (None: does not exist); return whether it did."""
@@ -77,22 +81,26 @@ def local_folder(text: str) -> Path:
     return Path(text)
 
 
-def fetch_file(uri: str, to: Path, *, sha256: str) -> None:
+def fetch_file(uri: str, to: Path, *, sha256: str | None) -> None:
     """Fetch one file; it appears whole and verified or not at all.
 
     One that is there already with this content stays, and nothing is read from `uri`.
 
     Args:
-        uri: s3://bucket/key, or a path.
+        uri: s3://bucket/key, an http(s) address, or a path.
         to: File to write.
-        sha256: Hex digest that it has to have.
+        sha256: Hex digest that it has to have; None accepts any content.
 
     Raises:
         DamagedObjectError: There is no such object, or it has other content.
         StorageError: The storage can't be used.
         OSError: `to` can't be written.
     """
-    if to.is_file() and sha256_of_file(to) == sha256:
+    if sha256 and to.is_file() and sha256_of_file(to) == sha256:
+        return
+    if is_web_address(uri):
+        with atomic_path(to) as temporary:
+            download_web_file(uri, temporary, sha256=sha256)
         return
     place, slash, name = uri.rpartition("/")
     with atomic_path(to) as temporary:

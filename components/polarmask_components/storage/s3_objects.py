@@ -127,12 +127,13 @@ class S3Objects:
             download = _Download(file, progress)
             self._call(lambda: download.go_on(self._client, self._key(name), self.uri(name)))
 
-    def names(self) -> list[str]:
-        """Return the names of all objects."""
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of all objects, or of those below a folder, sorted."""
+        prefix = self._prefix + (folder and f"{folder}/")
 
         def find() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix
+                Bucket=self._bucket, Prefix=prefix
             )
             return [found["Key"] for page in pages for found in page.get("Contents", ())]
 

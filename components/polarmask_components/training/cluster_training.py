@@ -16,6 +16,7 @@ from polarmask_components.parameters.train_on import AUTO
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.storage.address import split_uri
 from polarmask_components.training.artifacts import TrainingOutputs
+from polarmask_components.training.initial_model import INPUT, fetched
 from polarmask_components.training.job_identity import job_name, of_own_pod
 from polarmask_components.training.job_launcher import PACE, Pace, run_job
 from polarmask_components.training.job_storage import JobStorage
@@ -57,7 +58,9 @@ def train_on_cluster(
     if failure := storage.fresh_failure():
         raise LaunchError(failure)
     if storage.result() is None:
-        storage.store_inputs({"data": data, "labels": labels})
+        with fetched(request.initial) as initial:
+            folders = {"data": data, "labels": labels}
+            storage.store_inputs(folders | ({} if initial is None else {INPUT: initial}))
     try:
         result = run_job(job, storage, api, pace=pace)
     except LaunchError as error:

@@ -86,7 +86,7 @@ class JobStorage:
             for path, facts in manifest.items()
             if facts.sha256 not in known
         }
-        upload_files(self._inputs, files, what="data and labels")
+        upload_files(self._inputs, files, what="inputs")
         self._write(_INPUTS, {name: to_plain(manifest) for name, manifest in inputs.items()})
 
     def fetch_inputs(self, to: Path) -> None:

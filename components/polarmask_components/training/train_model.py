@@ -32,17 +32,19 @@ def train_model(
     """
     flags = request.flags(provenance)
     if not request.on_cluster:
+        from polarmask_components.training.initial_model import fetched, flags_for
         from polarmask_components.training.torchrun import choose_processes, train_here
 
-        train_here(
-            data=data,
-            labels=labels,
-            flags=flags,
-            processes=request.processes_per_node
-            or choose_processes(request.config.optim.batch_size),
-            model=outputs.model,
-            run=outputs.run,
-        )
+        with fetched(request.initial) as initial:
+            train_here(
+                data=data,
+                labels=labels,
+                flags=[*flags, *flags_for(initial)],
+                processes=request.processes_per_node
+                or choose_processes(request.config.optim.batch_size),
+                model=outputs.model,
+                run=outputs.run,
+            )
         return
     from polarmask_components.training.cluster_training import train_on_cluster
 

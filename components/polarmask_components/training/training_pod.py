@@ -24,6 +24,7 @@ from uuid import uuid4
 from polarmask.system.command_line import run_command
 from polarmask_components.errors import ComponentError, LaunchError, StorageError
 from polarmask_components.signals import on_stop_signal
+from polarmask_components.training.initial_model import INPUT, flags_for
 from polarmask_components.training.job_storage import JobStorage
 from polarmask_components.training.run_snapshots import upload_snapshots
 from polarmask_components.training.torchrun import run_to_end
@@ -143,6 +144,7 @@ def _torchrun_command(options: argparse.Namespace) -> list[str]:
         *("--storage", options.storage, "--job", options.job, "--workspace", str(workspace), "--"),
         *("train", "--data", str(workspace / "data"), "--labels", str(workspace / "labels")),
         *("--out", str(run_folder(workspace)), *options.settings),
+        *flags_for(workspace / INPUT),
     ]
 
 

@@ -82,12 +82,17 @@ def _located(source: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield _unpacked(path, Path(folder))
         return
+    yield weights_in(path)
+
+
+def weights_in(path: Path) -> Path:
+    """Return what of a run holds its weights, the model or the checkpoint; else the path itself."""
     if path.is_dir() and not is_model_folder(path):
         if is_model_folder(path / "model"):
-            path = path / "model"
-        elif (path / CHECKPOINT).is_file():
-            path = path / CHECKPOINT
-    yield path
+            return path / "model"
+        if (path / CHECKPOINT).is_file():
+            return path / CHECKPOINT
+    return path
 
 
 def _unpacked(path: Path, folder: Path) -> Path:

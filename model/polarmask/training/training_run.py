@@ -113,7 +113,8 @@ class TrainingRun:
             difference = _first_difference(state.config, self._config)
             raise CheckpointError(
                 f"{self._checkpoint} belongs to a run with another config ({difference}); "
-                "choose another --out, or delete the folder to start again"
+                "choose another --out, with --init-from and this folder to train it for longer, "
+                "or delete the folder to start again"
             )
         if state.data_hash != self._data_hash:
             raise CheckpointError(

@@ -1,0 +1,1 @@
+"""Commands for people, which are entry points of `polarmask.programs`."""

@@ -182,7 +182,7 @@ def _draw(
             (
                 [drawn[key] for drawn in found],
                 results[1][key].file_name,
-                "; ".join(_found_text(result[key]) for result in results),
+                _change(*(result[key] for result in results)),
             )
             for key in image_ids
         ),
@@ -194,8 +194,10 @@ def _by_id(evaluation: Evaluation) -> dict[int, ImageResult]:
     return {image.image_id: image for image in evaluation.per_image}
 
 
-def _found_text(result: ImageResult) -> str:
+def _change(before: ImageResult, after: ImageResult) -> str:
     return (
-        f"{result.quality:.2f} ({result.true_positives} found, {result.false_negatives} missed, "
-        f"{result.false_positives} false)"
+        f"quality {before.quality:.2f} to {after.quality:.2f}; "
+        f"found {before.true_positives} to {after.true_positives}, "
+        f"missed {before.false_negatives} to {after.false_negatives}, "
+        f"false {before.false_positives} to {after.false_positives}"
     )

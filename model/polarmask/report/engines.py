@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from polarmask.engines.ranking import EngineRanking
-from polarmask.report.charts import bar_chart
 from polarmask.report.page import Tile, render
 
 
@@ -17,14 +16,13 @@ def engines_page(
         provenance: Shown as name and value; empty values are left out.
         title: Headline.
     """
-    timed = sorted(
-        (engine.milliseconds, engine.name, engine.admitted)
+    milliseconds = {
+        engine.name: engine.milliseconds
         for engine in ranking.engines
         if engine.milliseconds is not None
-    )
+    }
     fastest = ranking.fastest_first[:1]
     rows, columns = ranking.canvas_hw
-    milliseconds = {name: time for time, name, _ in timed}
     tiles = [
         Tile("fastest", fastest[0], f"{milliseconds[fastest[0]]:g} ms an image")
         if fastest
@@ -46,18 +44,7 @@ def engines_page(
         },
         data=[],
         tiles=tiles,
-        chart=bar_chart(
-            [name for _, name, _ in timed],
-            {
-                "admitted": [time if admitted else 0.0 for time, _, admitted in timed],
-                "not admitted": [0.0 if admitted else time for time, _, admitted in timed],
-            },
-            x_label="engine",
-            y_label="milliseconds an image",
-            stacked=True,
-        )
-        if timed
-        else None,
+        slowest=max(milliseconds.values(), default=1.0),
         engines=sorted(
             ranking.engines,
             key=lambda engine: (not engine.admitted, engine.milliseconds or float("inf")),

@@ -54,7 +54,7 @@ def inspection_page(
         "inspection.html",
         title=title,
         summary=f"{inspection.instances:,} objects in {inspection.images:,} images of "
-        f"{inspection.split}; recommended: {inspection.recommendation.reason}",
+        f"{inspection.split}; {inspection.recommendation.reason}",
         provenance={"data": str(data.root), "split": inspection.split, "preset": config.name},
         data=[inspection.data],
         tiles=tiles,

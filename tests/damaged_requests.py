@@ -11,7 +11,7 @@ from functools import cache
 import costly_requests
 from damaged_images import damaged_file
 
-OPTIONS = ("score_threshold", "max_instances", "categories", "mask", "return_rays", "maks")
+OPTIONS = ("score_threshold", "max_instances", "categories", "mask", "return_rays", "tile", "maks")
 ODD_VALUES = (
     *("", "0", "1", "-1", "0.5", "1e309", "nan", "inf", "true", "rle", "none", "polygon"),
     *("nucleus", "3", "[3]", "[", "{}", "null", "a" * 3000, "\t", "%00", "../../etc", "ü", "0x10"),

@@ -37,7 +37,8 @@ class MetricsArtifact(Protocol):
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Return scalars under stable names, without those that the data leaves undefined.
 
-    Mask AP and related metrics are in [0, 1]; `mask_ap_small` and the like by COCO's object sizes.
+    Mask AP and related metrics are in [0, 1]; `mask_ap_small` and the like by COCO's object sizes,
+    `best_f1` at the score threshold `operating_score`.
     """
     values = {
         "mask_ap": evaluation.mask_ap,
@@ -47,6 +48,8 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
         "mask_ap_medium": evaluation.mask_ap_medium,
         "mask_ap_large": evaluation.mask_ap_large,
         "mask_ar": evaluation.mask_ar,
+        "best_f1": evaluation.best_f1,
+        "operating_score": evaluation.operating_score,
     }
     counts = {"images": evaluation.num_images, "instances": evaluation.num_instances}
     return {name: value for name, value in values.items() if not math.isnan(value)} | counts

@@ -84,7 +84,7 @@ def evaluate(
             model is a server's.
     """
     if not isinstance(model, Model):
-        finder = open_model(model, device=None, tile="auto")
+        finder = open_model(model, device=None)
     elif isinstance(model.finder, Predictor):
         finder = model.finder
     else:

@@ -10,8 +10,10 @@ ServingError
             BadJsonError            400 bad_json         fix the JSON
             BadOptionError          400 bad_option       fix the option
             ImageTooLargeError      413 image_too_large  send a smaller image
+            TooManyTilesError       413 too_many_tiles   send it in parts, or with tile=none
             NotAnImageError         415 not_an_image     send JPEG or PNG
         PredictionError         500 prediction_failed    our fault: look at the server's log
+        TimeOutError            504 time_out             send fewer or smaller images
     ArchiveError                the .mar can't be built or read
     ServerError                 a server won't start, answer or stop
         PortTakenError          another program listens there: choose another port
@@ -69,6 +71,13 @@ class ImageTooLargeError(RequestError):
     code = "image_too_large"
 
 
+class TooManyTilesError(RequestError):
+    """The images of one request would be cut into too many tiles for one answer."""
+
+    status = 413
+    code = "too_many_tiles"
+
+
 class NotAnImageError(RequestError):
     """The bytes are neither JPEG nor PNG."""
 
@@ -102,6 +111,13 @@ class PredictionError(AnswerError):
 
     status = 500
     code = "prediction_failed"
+
+
+class TimeOutError(AnswerError):
+    """The network took too long for the images of this request."""
+
+    status = 504
+    code = "time_out"
 
 
 class ArchiveError(ServingError):

@@ -106,6 +106,7 @@ def test_ap_of_two_hits_and_a_miss_between_is_what_a_hand_computes(tmp_path):
     [image] = result.per_image
     # Keeping all three has F1 4/5, keeping the best alone 2/3.
     assert result.operating_score == pytest.approx(0.7)
+    assert result.best_f1 == pytest.approx(0.8)
     assert (image.true_positives, image.false_positives, image.false_negatives) == (2, 1, 0)
     assert image.quality == pytest.approx(2 / 2.5)
     assert result.score_histogram.sum(axis=1).tolist() == [2, 1]
@@ -183,7 +184,7 @@ def test_categories_without_objects_are_left_out_of_the_means(tmp_path):
 def test_images_without_predictions_are_all_missed(drawn):
     result = evaluate_predictions(drawn, {})
     assert result.mask_ap == 0
-    assert result.operating_score == 1
+    assert (result.operating_score, result.best_f1) == (1, 0)
     assert sum(image.false_negatives for image in result.per_image) == result.num_instances
     assert all(image.quality == 0 for image in result.per_image)
 

@@ -102,6 +102,8 @@ def test_a_card_index_or_ranking_that_is_none_is_refused_in_one_line(text, tmp_p
         ("categories", [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]),
         ("provenance", ["a"]),
         ("training", {"steps": "many"}),
+        ("operating_score", 7),
+        ("operating_score", float("nan")),
         ("format_version", "9" * 10**6),
     ],
     ids=lambda each: each if isinstance(each, str) and "." in each else "",

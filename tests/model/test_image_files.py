@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,11 @@ class StarFinder:
     def __init__(self, first=lambda number: None):
         self.first, self.number = first, 0
 
-    def max_instances(self, image_hw):
-        return 100
-
-    def predict(self, images):
+    def find(self, image, min_score=None):
         self.first(self.number)
         self.number += 1
-        return [make_instances(image.shape[:2], [(9 * star() + 20, 0.9, 1)]) for image in images]
+        found = make_instances(image.shape[:2], [(9 * star() + 20, 0.9, 1)])
+        return replace(found, min_score=min_score or 0.4)
 
 
 @pytest.fixture
@@ -84,6 +83,7 @@ def test_a_bad_file_does_not_stop_the_others(folder, tmp_path):
     assert "is no readable image" in failed["error"]
     assert looked.failed == {failed["image"]: failed["error"]}
     assert len(looked.counts) == 2
+    assert looked.min_score == 0.4
 
 
 def test_an_image_over_the_limit_fails_alone(tmp_path):

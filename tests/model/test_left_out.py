@@ -266,11 +266,12 @@ def test_the_upper_bound_respects_the_limit_of_instances_and_says_so(drawn_data)
 
 def test_an_evaluation_says_where_results_were_cut(drawn_data):
     data = load_coco(drawn_data, "val")
-    found = {key: each.select([0]) for key, each in perfect_predictions(data).items()}
+    perfect = perfect_predictions(data)
+    found = {key: replace(each.select([0]), cut_below=1.0) for key, each in perfect.items()}
     by_pixels = {read_image(data.image_path(i)).tobytes(): found[i.id] for i in data.images}
     predictor = SimpleNamespace(
         card=SimpleNamespace(categories=data.categories, config=LIMITED),
-        max_instances=lambda image_hw: 1,
+        tile_side=lambda image_hw: None,
         predict=lambda images: [by_pixels[image.tobytes()] for image in images],
     )
     evaluation, _ = evaluate_split(predictor, data)

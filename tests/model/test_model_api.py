@@ -1,6 +1,9 @@
 """`polarmask.load` and what the model that it returns takes."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,21 +14,24 @@ import polarmask
 from polarmask.data.coco import Category
 from polarmask.data.images import read_image
 from polarmask.errors import DataError
-from polarmask.inference.model_folder import ModelCard, save_model
+from polarmask.inference.model_folder import DEFAULT_SCORE, ModelCard, save_model
 from polarmask.model_sources.model import as_pixels
 from polarmask.network.detector import PolarMask
 
 
 @pytest.fixture(scope="module")
 def folder(small_config, tmp_path_factory):
-    """A model that has learned nothing from images of 64 pixels."""
+    return untrained(small_config, tmp_path_factory.mktemp("model") / "model")
+
+
+def untrained(config, out, **postprocess):
+    """Write a model that has learned nothing from images of 64 pixels."""
     torch.manual_seed(0)
     config = replace(
-        small_config, postprocess=replace(small_config.postprocess, score_threshold=0.0)
+        config, postprocess=replace(config.postprocess, score_threshold=0.0, **postprocess)
     )
     detector = PolarMask(config.model).eval()
     categories = tuple(Category(n + 1, f"kind {n}") for n in range(config.model.num_classes))
-    out = tmp_path_factory.mktemp("model") / "model"
     save_model(out, detector, ModelCard(config, categories, {}, {"image_side": 64}))
     return out
 
@@ -71,11 +77,34 @@ def test_image_much_larger_than_the_training_images_is_cut_into_tiles(folder):
     assert len(tiled) != len(whole)
 
 
-def test_an_image_that_is_not_cut_into_tiles_has_the_limit_of_instances(folder):
-    finder = polarmask.load(folder, device="cpu").finder
-    side = finder.card.training["image_side"]
-    assert finder.max_instances((side, side)) == finder.card.config.postprocess.max_instances
-    assert finder.max_instances((side, 2 * side)) is None
+def test_score_without_a_wish_is_the_one_that_the_model_keeps(folder, image_file, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "model"))
+    everything = polarmask.load(folder, device="cpu")(image_file, score=0)
+    kept = float(np.median(everything.scores))
+    card = json.loads((own / "model.json").read_text())
+    for least, content in (
+        (kept, card | {"operating_score": kept}),
+        (DEFAULT_SCORE, {k: v for k, v in card.items() if k != "operating_score"}),  # of old code
+    ):
+        (own / "model.json").write_text(json.dumps(content))
+        found = polarmask.load(own, device="cpu")(image_file)
+        assert found.min_score == least
+        assert len(found) == int((everything.scores >= least).sum())
+        assert len(polarmask.load(own, device="cpu")(image_file, score=0)) == len(everything)
+
+
+def test_what_shrinking_and_the_limit_may_have_taken_is_said(small_config, tmp_path, caplog):
+    config = replace(small_config, input=replace(small_config.input, max_side=64))
+    folder = untrained(config, tmp_path / "model", max_instances=20)
+    large = np.random.default_rng(1).integers(0, 255, (64, 640, 3), dtype=np.uint8)
+    whole = polarmask.load(folder, device="cpu", tile=None)(large, score=0)
+    assert set(whole.warnings) == {"shrunk", "results_cut"}
+    assert "objects under 40 pixels are lost" in whole.warnings["shrunk"]
+    assert "the array: more than 20 instances" in caplog.text
+    in_tiles = polarmask.load(folder, device="cpu")
+    assert len(in_tiles(large, score=0)) > 20
+    assert set(in_tiles(large, score=0).warnings) == {"results_cut"}
+    assert not in_tiles(large, score=1).warnings
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_what_is_no_model_is_refused_by_name(tmp_path):
 
 def test_a_server_that_is_not_there_is_named(image):
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/predictions"):
-        open_server("http://127.0.0.1:9/predictions/polarmask").predict([image])
+        open_server("http://127.0.0.1:9/predictions/polarmask").find(image)
 
 
 def test_visualize_draws_what_predict_writes(run, drawn_data, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,10 @@ SMALL = [[50, 5], [50, 15], [40, 15], [40, 5]]
 class TwoSquares:
     """Finds the same two squares in every image."""
 
-    def max_instances(self, image_hw):
-        return 2
-
-    def predict(self, images):
-        objects = [(SQUARE, 0.9, 1), (SMALL, 0.4, 2)]
-        return [make_instances(image.shape[:2], objects) for image in images]
+    def find(self, image, min_score=None):
+        found = make_instances(image.shape[:2], [(SQUARE, 0.9, 1), (SMALL, 0.4, 2)])
+        warnings = {} if min_score else {"results_cut": "more than 2 instances"}
+        return replace(found[found.scores >= (min_score or 0)], warnings=warnings)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_every_kind_is_written_for_every_image(images, tmp_path):
     out = tmp_path / "out"
     looked = save_images(TwoSquares(), images, out, KINDS, min_score=0.5)
     assert list(looked.counts.values()) == [1, 1, 1]
-    assert not looked.cut
+    assert not looked.warnings
     names = {path.name for path in out.iterdir()}
     stems = ("a_0001", "b", "a_0003")
     endings = ("_labels.tif", "_overlay.jpg", ".geojson", "_rois.zip")
@@ -79,11 +78,11 @@ def test_tables_hold_what_was_done_before_an_interruption(images, tmp_path):
     class Interrupted(TwoSquares):
         done = 0
 
-        def predict(self, images):
+        def find(self, image, min_score=None):
             self.done += 1
             if self.done == 3:
                 raise KeyboardInterrupt
-            return super().predict(images)
+            return super().find(image, min_score)
 
     with pytest.raises(KeyboardInterrupt, match="2 of 3 images are done"):
         save_images(Interrupted(), images, tmp_path / "out", ["csv"])
@@ -100,7 +99,7 @@ def test_unknown_kind_and_folder_of_the_images_are_refused(images, tmp_path):
 def test_an_image_called_as_another_ones_numbered_file_keeps_its_file(images, tmp_path):
     images.append(black(tmp_path / "in" / "a_0001.png"))
     looked = save_images(TwoSquares(), images, tmp_path / "out", ["labels"])
-    assert looked.cut == dict.fromkeys(map(str, images), 2)
+    assert list(looked.warnings) == list(map(str, images))
     stems = {path.name.removesuffix("_labels.tif") for path in (tmp_path / "out").iterdir()}
     assert stems == {"a_0001_", "b", "a_0003", "a_0001"}
 

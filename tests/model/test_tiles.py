@@ -1,5 +1,6 @@
 """Objects of a large image are found once, whichever seams of tiles cut them."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
@@ -114,6 +115,13 @@ def test_the_best_of_equal_shapes_is_kept():
     found = predict_tiled(lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96)
     assert found.scores.tolist() == pytest.approx([0.7])
     assert found.boxes_xywh.tolist() == [[71, 20, 12, 12]]
+
+
+def test_the_limit_of_one_tile_is_that_of_the_image():
+    one = made_of([square(70, 20, 12)], [0.6])
+    by_left = {0: replace(one, cut_below=0.6), 32: one[:0]}
+    found = predict_tiled(lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96)
+    assert found.cut_below == 0.6
 
 
 def ramp():

@@ -7,10 +7,10 @@ import torch
 
 from polarmask.data.coco import load_coco
 from polarmask.errors import DataError, TrainingStopped
-from polarmask.evaluation.evaluate import evaluate
+from polarmask.evaluation.evaluate import evaluate, evaluate_predictions
 from polarmask.inference.model_folder import load_model, read_card
 from polarmask.inference.predictor import Predictor
-from polarmask.training import validation
+from polarmask.training import operating_score, validation
 from polarmask.training.checkpoint import Validated, load_checkpoint
 from polarmask.training.train import TrainOptions, train
 
@@ -67,6 +67,33 @@ def test_the_best_weights_are_kept_and_named(config, options, scored, tmp_path):
     average = load_checkpoint(tmp_path / "four" / "checkpoint.pt").average
     for name, weight in kept.state_dict().items():
         assert torch.equal(weight, average[f"module.{name}"]), name
+
+
+def test_a_finished_model_keeps_the_threshold_of_the_best_f1(
+    config, options, monkeypatch, caplog, tmp_path
+):
+    original = operating_score.evaluate_together
+
+    def evaluated(predictor, data):
+        evaluation, found = original(predictor, data)
+        some = replace(evaluation.per_image[0], true_positives=2, false_positives=1)
+        better = (replace(some, false_negatives=0), *evaluation.per_image[1:])
+        return replace(evaluation, per_image=better, operating_score=0.41273), found
+
+    monkeypatch.setattr(operating_score, "evaluate_together", evaluated)
+    caplog.set_level("INFO")
+    train(replace(config, validate_epochs=0), options)
+    assert read_card(options.out / "model").operating_score == 0.412
+    assert "shows scores from 0.412: best F1, " in caplog.text
+    monkeypatch.setattr(validation, "evaluate_together", evaluated)
+    train(config, replace(options, out=tmp_path / "validated"))
+    card = read_card(tmp_path / "validated" / "model")
+    assert (card.operating_score, "image_side" in card.training) == (0.412, True)
+
+
+def test_a_model_that_finds_nothing_keeps_no_threshold(drawn_data):
+    data = load_coco(drawn_data, "val")
+    assert operating_score.operating_score_of(evaluate_predictions(data, {})) is None
 
 
 def test_measuring_changes_nothing_that_is_learned(config, options, tmp_path):

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 import costly_requests as costly
 from polarmask.inference.predictor import Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
+from polarmask_serving.answer import batch as batch_module
 from polarmask_serving.answer.batch import STAGES, Request, answer_batch, predict_each, prepare_each
 from polarmask_serving.errors import (
     CostlyImageError,
@@ -16,6 +18,7 @@ from polarmask_serving.errors import (
     ImageTooLargeError,
     NotAnImageError,
     PredictionError,
+    TooManyTilesError,
 )
 
 MODEL = {"name": "polarmask", "version": "1"}
@@ -66,10 +69,10 @@ def test_an_answer_names_its_stages(predictor, png):
 def test_a_fault_of_ours_in_reading_a_request_harms_no_other(predictor, png, monkeypatch):
     good = predictor.prepare
 
-    def prepare(image):
+    def prepare(image, **options):
         if image.max() == 0:
             raise RuntimeError("a bug")
-        return good(image)
+        return good(image, **options)
 
     monkeypatch.setattr(predictor, "prepare", prepare)
     black = png_of(np.zeros((120, 10, 3), np.uint8))
@@ -101,6 +104,53 @@ def test_the_pixel_limit_holds_for_all_images_of_a_request_together(predictor):
     assert first.given_hw == (4_000, 4_000)
     assert isinstance(second, ImageTooLargeError)
     assert isinstance(third, DamagedImageError)
+
+
+@pytest.fixture(scope="module")
+def tiler(random_model, tmp_path_factory):
+    """A model that learned from images of 64 pixels, which shows scores from 0.75."""
+    folder = shutil.copytree(random_model, tmp_path_factory.mktemp("tiles") / "model")
+    card = json.loads((folder / "model.json").read_text())
+    card |= {"training": {"image_side": 64}, "operating_score": 0.75}
+    (folder / "model.json").write_text(json.dumps(card))
+    return Predictor.load(folder, threads=1)
+
+
+def test_a_large_image_is_answered_with_tiles_unless_asked_otherwise(tiler, picture, png):
+    everything = {"X-Score-Threshold": "0"}
+    (answer,) = answers_to(tiler, png, headers=everything)
+    tiled = json.loads(answer.body)
+    assert len(tiled["instances"]) == len(tiler.predict([picture])[0]) > 30  # the limit of a tile
+    (answer,) = answers_to(tiler, png, headers=everything | {"X-Tile": "none"})
+    whole = json.loads(answer.body)
+    assert len(whole["instances"]) == 30
+    assert "results_cut" in whole["warnings"]
+
+
+def test_scores_are_those_of_the_model_unless_asked_otherwise(tiler, png):
+    for headers, least in (({}, 0.75), ({"X-Score-Threshold": "0.9"}, 0.9)):
+        (answer,) = answers_to(tiler, png, headers=headers)
+        (everything,) = answer.outcomes
+        content = json.loads(answer.body)
+        assert content["default_score_threshold"] == 0.75
+        assert len(content["instances"]) == (everything.scores >= least).sum() < len(everything)
+
+
+def test_too_many_tiles_are_refused_before_a_pixel_is_decoded(tiler, png):
+    data = png_of(np.zeros((1_500, 1_500), np.uint8))
+    first, second, third = prepare_each(tiler, [data, data[:100], png])
+    assert first.tile == 64
+    assert isinstance(second, TooManyTilesError)
+    assert "in parts, or with tile=none" in str(second)
+    assert isinstance(third, Prepared)
+    first, second = prepare_each(tiler, [data, data], in_tiles=False)
+    assert first.tile is second.tile is None
+
+
+def test_a_network_that_is_too_slow_for_the_tiles_is_stopped_in_time(tiler, png, monkeypatch):
+    monkeypatch.setattr(batch_module, "_NETWORK_SECONDS", 0.0)
+    (answer,) = answers_to(tiler, png)
+    assert (answer.error.status, answer.error.code) == (504, "time_out")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def squares(count=3, image_hw=(50, 80)):
 
 
 def answer_to(request, *outcomes):
-    error, body = wire.write_answer(request, outcomes, MODEL)
+    error, body = wire.write_answer(request, outcomes, MODEL, default_score=0.4)
     return error, json.loads(body)
 
 
@@ -161,6 +161,7 @@ def test_an_unknown_category_is_answered_with_the_known_ones(value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("tile", "512"),
         ("score_threshold", "high"),
         ("score_threshold", "1.1"),
         ("score_threshold", "nan"),
@@ -253,6 +254,7 @@ def test_an_answer_names_what_was_found_in_pixels_of_the_image():
     assert answer == {
         "image": {"height": 50, "width": 80},
         "model": MODEL,
+        "default_score_threshold": 0.4,
         "instances": [
             {
                 "category_id": 7,
@@ -304,13 +306,9 @@ def test_answers_can_leave_masks_out():
 @pytest.mark.parametrize(
     ("options", "count"),
     [
-        (Options(score_threshold=0), 3),
-        (Options(score_threshold=0.75), 2),
-        (Options(score_threshold=1), 0),
+        (Options(), 3),
         (Options(max_instances=1), 1),
-        (Options(score_threshold=0.85, max_instances=2), 1),
         (Options(categories=(7,)), 2),
-        (Options(categories=(7,), score_threshold=0.75), 1),
         (Options(categories=(7, 3), max_instances=2), 2),
         (Options(categories=(20,)), 0),
     ],
@@ -318,6 +316,12 @@ def test_answers_can_leave_masks_out():
 def test_options_limit_what_is_shown(options, count):
     _, answer = answer_to(wire.ParsedRequest(images=(None,), options=options), squares())
     assert len(answer["instances"]) == count
+
+
+def test_an_answer_says_what_may_be_missing():
+    found = replace(squares(), warnings={"shrunk": "objects are lost"})
+    _, answer = answer_to(wire.ParsedRequest(images=(None,)), found)
+    assert answer["warnings"] == {"shrunk": "objects are lost"}
 
 
 def test_rays_are_shown_when_asked():
@@ -349,6 +353,10 @@ def test_the_status_is_an_error_if_no_image_has_an_answer():
 
 
 def test_every_answer_error_has_a_status_and_an_ascii_phrase():
-    leaves = [errors.PredictionError, *errors.RequestError.__subclasses__()]
-    assert sorted(leaf.status for leaf in leaves) == [*[400] * 6, 413, 415, 500]
+    leaves = [
+        errors.PredictionError,
+        errors.TimeOutError,
+        *errors.RequestError.__subclasses__(),
+    ]
+    assert sorted(leaf.status for leaf in leaves) == [*[400] * 6, 413, 413, 415, 500, 504]
     assert all(leaf("x").phrase.isascii() for leaf in leaves)

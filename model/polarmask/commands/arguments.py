@@ -10,7 +10,7 @@ from polarmask.config.input_settings import InputConfig
 from polarmask.config.overrides import override
 from polarmask.config.presets import AUTO, preset_names
 from polarmask.config.settings import RunConfig
-from polarmask.data.summary import Problem, results_cut, summary_of_files
+from polarmask.data.summary import Problem, summary_of_files
 from polarmask.errors import DataError
 from polarmask.system.argument_types import at_least, between
 
@@ -93,13 +93,13 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="PIXELS",
         help="side of the overlapping tiles of large images; auto: that of the training images, "
-        "for images much larger than those; off: none (default: auto)",
+        "for images much larger than those; none: no tiles (default: auto)",
     )
 
 
 def tile_size(text: str) -> "TileSize":
     """Read `--tile`."""
-    return {"auto": "auto", "off": None}[text] if text in ("auto", "off") else at_least(64)(text)
+    return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else at_least(64)(text)
 
 
 def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,10 @@ def add_finder_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     add_tile_argument(parser)
     parser.add_argument(
-        "--score", type=between(0, 1), default=0.3, help="lowest score, 0 to 1 (default: 0.3)"
+        "--score",
+        type=between(0, 1),
+        metavar="SCORE",
+        help="lowest score, 0 to 1 (default: the model's own, of the best F1 on its val split)",
     )
     add_max_pixels_argument(parser, default=InputConfig.max_pixels)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="files or folders")
@@ -134,9 +137,11 @@ def finder_of(options: argparse.Namespace) -> "Finder":
 
     if options.url:
         if options.device or options.threads or isinstance(options.tile, int):
-            raise DataError("--device, --threads, --tile are for --model; a server has its own")
+            raise DataError(
+                "--device, --threads and the side of tiles are for --model; a server has its own"
+            )
         token = _read_token(options.token_file) if options.token_file else None
-        return open_server(options.url, token=token)
+        return open_server(options.url, token=token, in_tiles=options.tile is not None)
     if options.token_file:
         raise DataError("--token-file is for --url")
     return open_model(
@@ -160,7 +165,11 @@ def print_counts(looked: "Looked") -> None:
 def outcome_of(looked: "Looked") -> Outcome:
     """Print which images failed and why; the exit code is 1 if any did."""
     problems = [Problem("image", "failed", path, text) for path, text in looked.failed.items()]
-    problems += [results_cut(path, limit) for path, limit in looked.cut.items()]
+    problems += [
+        Problem("image", kind, path, text, kept=True)
+        for path, warnings in looked.warnings.items()
+        for kind, text in warnings.items()
+    ]
     _print_failed(looked)
     summary = summary_of_files(len(looked.counts) + len(looked.failed), problems)
     return Outcome([summary], exit_code=1 if looked.failed else 0)

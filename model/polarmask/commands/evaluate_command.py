@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> Outcome:
     names = [options.model, *([options.against] if options.against else [])]
     compared: list[Compared] = []
     provenance: dict[str, str] = {}
+    min_scores: dict[str, float] = {}
     with process_group(options.device) as device:
         for name in names:
             predictor = open_model(name, device=device, threads=options.threads, tile=options.tile)
@@ -68,13 +69,15 @@ def run(options: argparse.Namespace) -> Outcome:
             data = load_coco(options.data, options.split, check_pixels=True, config=images)
             data.summary.require_complete(strict=options.strict)
             judged = evaluate_together(predictor, data)
+            min_scores[name] = predictor.card.min_score
             if judged is not None:
                 compared.append(Compared(name, *judged))
                 provenance = provenance or dict(predictor.card.provenance)
     if not compared:
         return Outcome([])
     for each in compared:
-        _print(each.evaluation, f"{each.name}: " if len(compared) > 1 else "")
+        name = f"{each.name}: " if len(compared) > 1 else ""
+        _print(each.evaluation, name, min_scores[each.name])
     if folder := options.out or _own_folder(options.model):
         _write(folder, compared, data, provenance)
     return Outcome([compared[0].evaluation.data])
@@ -88,11 +91,15 @@ def _own_folder(model: str) -> Path | None:
     return folder if folder is not None and os.access(folder, os.W_OK) else None
 
 
-def _print(result: "Evaluation", name: str) -> None:
+def _print(result: "Evaluation", name: str, min_score: float) -> None:
     print(
         f"{name}mask AP {result.mask_ap:.4f}  AP50 {result.mask_ap50:.4f}  "
         f"AP75 {result.mask_ap75:.4f}  ({result.num_images} images, "
         f"{result.num_instances} instances)"
+    )
+    print(
+        f"{name}best F1 {result.best_f1:.4f} with scores from {result.operating_score:.3f}; "
+        f"the model shows those from {min_score:.3f}"
     )
 
 

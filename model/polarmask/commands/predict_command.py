@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> Outcome:
     print_counts(looked)
     total = sum(looked.counts.values())
     failed = f", {len(looked.failed)} failed" if looked.failed else ""
-    print(f"{len(looked.counts):,} images, {total:,} instances{failed}: {out}")
+    least = "" if looked.min_score is None else f" with scores from {looked.min_score:.2f}"
+    print(f"{len(looked.counts):,} images, {total:,} instances{least}{failed}: {out}")
     return outcome_of(looked)
 
 

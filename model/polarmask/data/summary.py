@@ -191,8 +191,12 @@ class SplitSummary:
 
 def results_cut(where: str, limit: int) -> Problem:
     """Return the note that an image may have more instances than a model returns."""
-    detail = f"more than {limit:,} instances; raise postprocess.max_instances"
-    return Problem("image", "results_cut", where, detail, kept=True)
+    return Problem("image", "results_cut", where, describe_cut(limit), kept=True)
+
+
+def describe_cut(limit: int) -> str:
+    """Return in words that a model's limit of instances was reached."""
+    return f"more than {limit:,} instances; raise postprocess.max_instances"
 
 
 def summary_of_files(given: int, problems: Sequence[Problem]) -> SplitSummary:

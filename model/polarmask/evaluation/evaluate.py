@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from polarmask.data.coco import CocoData, ImageRecord, load_coco
 from polarmask.data.images import read_image
 from polarmask.data.match_categories import match_categories
-from polarmask.data.summary import SplitSummary, results_cut
+from polarmask.data.preprocess import input_scale
+from polarmask.data.summary import Problem, SplitSummary, results_cut
 from polarmask.evaluation.coco_ap import CocoScores, score_predictions
 from polarmask.evaluation.operating_point import found_by_size, threshold_curves
 from polarmask.inference.instances import Instances
@@ -120,6 +121,13 @@ class Evaluation:
             f"num_images={self.num_images}, num_instances={self.num_instances})"
         )
 
+    @property
+    def best_f1(self) -> float:
+        """F1 at the operating score; 0 without true detections."""
+        true = sum(image.true_positives for image in self.per_image)
+        others = sum(image.false_positives + image.false_negatives for image in self.per_image)
+        return 2 * true / max(2 * true + others, 1)
+
     def to_json(self) -> str:
         """Return strict JSON; NaN becomes null."""
         plain = asdict(self) | {"data": self.data.to_json()}
@@ -149,7 +157,7 @@ def _with_nan(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: object) -> object:
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -216,20 +224,41 @@ def _evaluate_matched(
 ) -> Evaluation:
     """Evaluate, and note in the summary where the model's limit of instances counts."""
     evaluation = evaluate_predictions(data, predictions)
-    cut = []
-    for image in evaluation.per_image:
-        found = predictions[image.image_id]
-        limit = predictor.max_instances(found.image_hw)
-        if limit is not None and (
-            image.objects > limit or _is_cut(found, limit, evaluation.operating_score)
-        ):
-            cut.append(results_cut(f"image {image.image_id} ({image.file_name})", limit))
-    return replace(evaluation, data=evaluation.data.plus(cut))
+    limit = predictor.card.config.postprocess.max_instances
+    notes = [
+        results_cut(f"image {image.image_id} ({image.file_name})", limit)
+        for image in evaluation.per_image
+        if _is_cut(predictions[image.image_id], image, evaluation.operating_score)
+    ]
+    notes += _shrunk_away(predictor, data)
+    return replace(evaluation, data=evaluation.data.plus(notes))
 
 
-def _is_cut(found: Instances, limit: int, operating_score: float) -> bool:
-    """Return whether the instances left out by the limit might score enough to matter."""
-    return len(found) >= limit and float(found.scores.min()) >= operating_score
+def _is_cut(found: Instances, image: ImageResult, operating_score: float) -> bool:
+    """Return whether a limit left out instances that might score enough to matter."""
+    return found.cut_below > 0 and (
+        found.cut_below >= operating_score or image.objects > len(found)
+    )
+
+
+def _shrunk_away(predictor: Predictor, data: CocoData) -> Iterator[Problem]:
+    """Yield the images of which objects are smaller than a location once they are shrunk."""
+    config = predictor.card.config
+    least = config.model.strides[0]
+    for image in data.images:
+        hw = (image.height, image.width)
+        if max(hw) > config.input.max_side and predictor.tile_side(hw) is None:
+            scale = float(input_scale(hw, config.input).prod())
+            small = sum(a.area * scale < least**2 for a in image.annotations if not a.crowd)
+            if small:
+                yield Problem(
+                    "image",
+                    "shrunk",
+                    f"image {image.id} ({image.file_name})",
+                    f"{small} of {len(image.annotations)} objects are smaller than {least} pixels "
+                    "in the network's input; raise input.max_side, or evaluate in tiles",
+                    kept=True,
+                )
 
 
 def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:

@@ -1,7 +1,7 @@
 """Image files in, JSON or overlays out, for people who want to see what a model does."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,26 +30,29 @@ class Looked:
 
     counts: dict[str, int] = field(default_factory=dict)
     """Number of instances by image path."""
-    cut: dict[str, int] = field(default_factory=dict)
-    """Limit of instances by path, of images that reached it."""
+    warnings: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """Why instances may be missing, by path and kind."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why by path, of images that can't be read or that a server refused."""
+    min_score: float | None = None
+    """Lower scores were left out; None before the first image."""
 
-    def add(self, path: Path, count: int, limit: int | None) -> None:
-        """Note how many instances an image has, and whether that is as many as it can get."""
-        self.counts[str(path)] = count
-        if limit is not None and count >= limit:
-            self.cut[str(path)] = limit
+    def add(self, path: Path, found: Instances) -> None:
+        """Note how many instances an image has, and why there may be more."""
+        self.counts[str(path)] = len(found)
+        self.min_score = found.min_score
+        if found.warnings:
+            self.warnings[str(path)] = found.warnings
 
 
 class Finder(Protocol):
     """Finds instances in images: a `Predictor`, or a client of a server."""
 
-    def max_instances(self, image_hw: tuple[int, int]) -> int | None:
-        """Return how many instances an image gets at most; None if that is not known."""
+    def find(self, image: Pixels, min_score: float | None = None) -> Instances:
+        """Return what is in an (H, W, 3) RGB image, with scores not below `min_score`.
 
-    def predict(self, images: Sequence[Pixels]) -> list[Instances]:
-        """Return what is in each (H, W, 3) RGB image."""
+        None: not below what the model keeps as its own, see `ModelCard.operating_score`.
+        """
 
 
 def predict_images(
@@ -57,7 +60,7 @@ def predict_images(
     images: Sequence[Path],
     out: Path,
     *,
-    min_score: float = 0.3,
+    min_score: float | None = None,
     max_pixels: int | None = None,
 ) -> Looked:
     """Write what is found in images to a JSON file, one entry per image.
@@ -69,7 +72,7 @@ def predict_images(
         finder: A model or a server.
         images: Image files.
         out: The file to write.
-        min_score: Leave out lower scores.
+        min_score: Leave out lower scores; None: those below the model's own.
         max_pixels: Larger images fail before they are decoded; None for no limit.
 
     Raises:
@@ -85,10 +88,9 @@ def predict_images(
             entries.append({"image": path, "error": reason})
             looked.failed[path] = reason
 
-        for path, _, found in found_in(finder, images, max_pixels, fail):
-            entry = _to_json(path, found, min_score)
-            entries.append(entry)
-            looked.add(path, len(entry["instances"]), finder.max_instances(found.image_hw))
+        for path, _, found in found_in(finder, images, min_score, max_pixels, fail):
+            entries.append(_to_json(path, found))
+            looked.add(path, found)
     return looked
 
 
@@ -97,7 +99,7 @@ def visualize_images(
     images: Sequence[Path],
     out: Path,
     *,
-    min_score: float = 0.3,
+    min_score: float | None = None,
     max_pixels: int | None = None,
     rays: bool = False,
 ) -> Looked:
@@ -107,7 +109,7 @@ def visualize_images(
         finder: A model or a server.
         images: Image files.
         out: Folder for `NUMBER_NAME.jpg` and `contact_sheet.jpg`.
-        min_score: Leave out lower scores.
+        min_score: Leave out lower scores; None: those below the model's own.
         max_pixels: Larger images fail before they are decoded; None for no limit.
         rays: Draw centres and rays, too.
 
@@ -120,15 +122,15 @@ def visualize_images(
     looked = Looked()
     overlays: list[NDArray[np.uint8]] = []
     with progress_in_errors(looked, images, out):
-        for path, image, found in found_in(finder, images, max_pixels, looked.failed.__setitem__):
+        fail = looked.failed.__setitem__
+        for path, image, found in found_in(finder, images, min_score, max_pixels, fail):
             if rays and np.isnan(found.centers).any():
                 raise DataError("this server returns no centres and no rays; give the model itself")
-            shapes = found.shapes(min_score=min_score, rays=rays)
-            overlay = draw_shapes(image, shapes)
+            overlay = draw_shapes(image, found.shapes(rays=rays))
             # Files of different folders may have the same name; the number does not repeat.
             name = f"{len(looked.counts):04d}_{path.stem[:_NAME_CHARACTERS]}.jpg"
             write_jpeg(out / name, overlay)
-            looked.add(path, len(shapes), finder.max_instances(found.image_hw))
+            looked.add(path, found)
             if len(overlays) < _SHEET_IMAGES:
                 overlays.append(overlay)
     if overlays:
@@ -140,6 +142,7 @@ def visualize_images(
 def found_in(
     finder: Finder,
     images: Iterable[Path],
+    min_score: float | None,
     max_pixels: int | None,
     fail: Callable[[str, str], None],
 ) -> Iterator[tuple[Path, Pixels, Instances]]:
@@ -147,7 +150,7 @@ def found_in(
     for path in progress_bar(images, desc="predict", unit="image"):
         try:
             image = read_image(path, upright=True, max_pixels=max_pixels)
-            found = finder.predict([image])[0]
+            found = finder.find(image, min_score)
         except DataError as error:
             fail(str(path), str(error))
         else:
@@ -167,7 +170,7 @@ def progress_in_errors(looked: Looked, images: Sequence[Path], out: Path) -> Ite
         raise type(stop)("; ".join([*map(str, stop.args), done])) from stop
 
 
-def _to_json(path: Path, found: Instances, min_score: float) -> dict[str, Any]:
+def _to_json(path: Path, found: Instances) -> dict[str, Any]:
     return {
         "image": str(path),
         "height": found.image_hw[0],
@@ -180,7 +183,7 @@ def _to_json(path: Path, found: Instances, min_score: float) -> dict[str, Any]:
                 "bbox": [round(float(v), 2) for v in found.boxes_xywh[n]],
                 **_outlines_to_json(found, n),
             }
-            for n in np.flatnonzero(found.scores >= min_score).tolist()
+            for n in range(len(found))
         ],
     }
 

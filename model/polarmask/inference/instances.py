@@ -1,5 +1,8 @@
 """What was found in an image, and what people make of it: masks, tables, pictures, files.
 
+Importing this module takes numpy alone, so clients of servers have the same class. Methods import
+what they need: masks pycocotools and OpenCV, pictures Pillow, too.
+
 Dimension key
     N: instances    K: further parts of an instance    R: rays    2: (x, y) in pixels of the image
 """
@@ -9,32 +12,25 @@ import csv
 import html
 import io
 import json
-import math
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.data.images import Pixels, read_image
 from polarmask.errors import DataError
-from polarmask.geometry.masks import (
-    RASTERS,
-    Raster,
-    Rle,
-    bitmap_from_rle,
-    crop_from_rle,
-    labels_from_rles,
-    united,
-)
-from polarmask.inference.drawing import Shape, colours_of, draw_shapes
 from polarmask.system.files import atomic_path
+
+if TYPE_CHECKING:
+    from polarmask.data.images import Pixels
+    from polarmask.geometry.masks import Raster, Rle
+    from polarmask.inference.drawing import Shape
+    from polarmask.inference.measures import ObjectMeasures
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,11 +45,16 @@ class Instances:
         scores: (N,) float32 in [0, 1].
         category_ids: (N,) int64, ids of the data's categories.
         category_names: One name per instance.
-        centers: (N, 2) float32, where the rays start.
-        ray_lengths: (N, R) float32, from the centers; not clipped.
+        centers: (N, 2) float32, where the rays start; NaN if a server was not asked for them.
+        ray_lengths: (N, R) float32, from the centers; not clipped. (N, 0) likewise.
         further_parts: (K, R, 2) float32 by row, for instances with more parts than `polygons` has.
         raster: How polygons become masks.
         image: The image or its file, for `plot`; None if it was not kept.
+        min_score: Instances with lower scores were left out.
+        cut_below: Below this score the limit of instances of an image, or of a tile of it, may
+            have left some out; 0 if it was not reached.
+        warnings: One line for each reason why instances may be missing, by its kind.
+        served_by: Name and version of the served model that found them; None without a server.
     """
 
     image_hw: tuple[int, int]
@@ -65,8 +66,12 @@ class Instances:
     centers: NDArray[np.float32]
     ray_lengths: NDArray[np.float32]
     further_parts: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
-    raster: Raster = "exact"
-    image: Pixels | Path | None = None
+    raster: "Raster" = "exact"
+    image: "Pixels | Path | None" = None
+    min_score: float = 0.0
+    cut_below: float = 0.0
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    served_by: tuple[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -95,11 +100,15 @@ class Instances:
 
     def masks(self) -> NDArray[np.bool_]:
         """Return (N, H, W) bool; they may overlap."""
+        from polarmask.geometry.masks import bitmap_from_rle
+
         bitmaps = [bitmap_from_rle(rle) for rle in self.rle()]
         return np.array(bitmaps, dtype=bool).reshape(len(self), *self.image_hw)
 
     def labels(self) -> NDArray[np.int32]:
         """Return (H, W): 0 for background, n for the n-th instance; of two the better score."""
+        from polarmask.geometry.masks import labels_from_rles
+
         return labels_from_rles(self.rle(), self.image_hw)
 
     def plot(self, *, rays: bool = False) -> NDArray[np.uint8]:
@@ -108,6 +117,9 @@ class Instances:
         Raises:
             DataError: The image was not kept, or its file can't be read.
         """
+        from polarmask.data.images import read_image
+        from polarmask.inference.drawing import draw_shapes
+
         if self.image is None:
             raise DataError("the image was not kept; use draw_shapes(image, found.shapes())")
         kept = self.image
@@ -119,13 +131,15 @@ class Instances:
         picture = "" if self.image is None else f'<br><img src="{_data_url(self.plot())}">'
         return html.escape(repr(self)) + picture
 
-    def shapes(self, *, min_score: float = 0.0, rays: bool = False) -> list[Shape]:
+    def shapes(self, *, min_score: float = 0.0, rays: bool = False) -> "list[Shape]":
         """Return shapes to draw, labelled with score and, where they differ, category.
 
         Args:
             min_score: Leave out lower scores.
             rays: Draw centre and rays, too.
         """
+        from polarmask.inference.drawing import Shape, colours_of
+
         kept = np.flatnonzero(self.scores >= min_score).tolist()
         colours = colours_of([int(self.category_ids[row]) for row in kept])
         names = [f"{name} " for name in self.category_names]
@@ -164,13 +178,15 @@ class Instances:
             },
         )
 
-    def rle(self) -> list[Rle]:
+    def rle(self) -> "list[Rle]":
         """Return each instance's mask as compressed COCO RLE: the union of its polygons."""
         return list(self._masks)
 
     @cached_property
-    def _masks(self) -> list[Rle]:
+    def _masks(self) -> "list[Rle]":
         """Cached, and pickled with the object."""
+        from polarmask.geometry.masks import RASTERS, united
+
         rasterise = RASTERS[self.raster]
         masks = rasterise(self.polygons, self.image_hw)
         for row, parts in self.further_parts.items():
@@ -179,7 +195,18 @@ class Instances:
 
     def measure(self) -> "list[ObjectMeasures]":
         """Measure each instance's mask, best score first; one without a pixel has area 0."""
-        return [_measure(self, row, rle) for row, rle in enumerate(self.rle())]
+        from polarmask.inference.measures import measure_mask
+
+        return [
+            measure_mask(
+                rle,
+                self.boxes_xywh[row],
+                number=row + 1,
+                category=self.category_names[row],
+                score=float(self.scores[row]),
+            )
+            for row, rle in enumerate(self.rle())
+        ]
 
     def geojson(self) -> dict[str, Any]:
         """Return a FeatureCollection as QuPath and GIS programs read it, in pixels."""
@@ -220,70 +247,6 @@ class Instances:
             temporary.write_bytes(data)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectMeasures:
-    """One row of a table of objects; lengths in pixels."""
-
-    object: int
-    """Its value in the label image, from 1."""
-    category: str
-    score: float
-    area: int
-    """Pixels of the mask."""
-    x: float
-    """Centroid of the mask; the middle of the first pixel is 0.5."""
-    y: float
-    diameter: float
-    """Of the circle of this area."""
-    major_axis: float
-    """Of the ellipse with the mask's second moments, as in scikit-image."""
-    minor_axis: float
-    left: float
-    """Box of the instance."""
-    top: float
-    width: float
-    height: float
-
-
-TABLE_COLUMNS = tuple(field.name for field in fields(ObjectMeasures))
-
-
-def _measure(found: Instances, row: int, rle: Rle) -> ObjectMeasures:
-    crop, corner = crop_from_rle(rle)
-    moments = cv2.moments(crop.astype(np.uint8), binaryImage=True)
-    area = int(moments["m00"])
-    major, minor = _axes(moments) if area else (0.0, 0.0)
-    left, top, width, height = found.boxes_xywh[row].tolist()
-    x = corner[0] + 0.5 + moments["m10"] / area if area else left + width / 2
-    y = corner[1] + 0.5 + moments["m01"] / area if area else top + height / 2
-    lengths = {
-        "x": x,
-        "y": y,
-        "diameter": 2 * math.sqrt(area / math.pi),
-        "major_axis": major,
-        "minor_axis": minor,
-        "left": left,
-        "top": top,
-        "width": width,
-        "height": height,
-    }
-    return ObjectMeasures(
-        object=row + 1,
-        category=found.category_names[row],
-        score=round(float(found.scores[row]), 4),
-        area=area,
-        **{name: round(value, 2) for name, value in lengths.items()},
-    )
-
-
-def _axes(moments: Mapping[str, float]) -> tuple[float, float]:
-    """Return the full axes of the ellipse that has the same second moments."""
-    # 1/12 is the second moment of a pixel about its own middle.
-    xx, yy, xy = (moments[name] / moments["m00"] for name in ("mu20", "mu02", "mu11"))
-    middle, half = (xx + yy) / 2 + 1 / 12, math.hypot((xx - yy) / 2, xy)
-    return 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0))
-
-
 def _feature(found: Instances, row: int) -> dict[str, Any]:
     rings = [[_closed(part)] for part in found.parts(row)]
     single = len(rings) == 1
@@ -318,10 +281,15 @@ def _tif(found: Instances) -> bytes:
 
 
 def _encoded(suffix: str, image: NDArray[Any]) -> bytes:
-    return bytes(cv2.imencode(suffix, image)[1])
+    import cv2
+
+    channels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    return bytes(cv2.imencode(suffix, channels)[1])
 
 
 def _csv(found: Instances) -> bytes:
+    from polarmask.inference.measures import TABLE_COLUMNS
+
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, TABLE_COLUMNS)
     writer.writeheader()
@@ -352,12 +320,11 @@ def _rois(found: Instances) -> bytes:
 
 
 def _overlay(found: Instances) -> bytes:
-    return _encoded(".jpg", cv2.cvtColor(found.plot(), cv2.COLOR_RGB2BGR))
+    return _encoded(".jpg", found.plot())
 
 
 def _data_url(image: NDArray[np.uint8]) -> str:
-    jpeg = _encoded(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(_encoded('.jpg', image)).decode()}"
 
 
 _WRITERS: dict[str, Callable[[Instances], bytes]] = {

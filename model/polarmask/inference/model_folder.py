@@ -18,6 +18,9 @@ from polarmask.network.detector import PolarMask
 from polarmask.system.files import atomic_path, sha256_of_file, tree_sha256
 from polarmask.system.formats import JsonFormat
 
+DEFAULT_SCORE = 0.3
+"""Lowest score of what a model shows that keeps none of its own."""
+
 _FORMAT = JsonFormat(1, ModelFormatError, "train the model again, or fetch it again")
 _VERSION_DIGITS = 12
 """Hex digits: enough for 10 million models, and short enough for a URL."""
@@ -37,6 +40,14 @@ class ModelCard:
     training: dict[str, float] = field(default_factory=dict)
     """Steps, epochs, images, processes, seconds, last loss; of a run with validation also
     `kept_step` and `val_mask_ap` of the best weights, which were kept."""
+    operating_score: float | None = None
+    """Score threshold with the best F1 on the val split, see `Evaluation`; None if the training
+    did not find one."""
+
+    @property
+    def min_score(self) -> float:
+        """Lowest score, in [0, 1], of what is shown unless somebody asks for another."""
+        return DEFAULT_SCORE if self.operating_score is None else self.operating_score
 
 
 def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
@@ -53,6 +64,7 @@ def save_model(folder: Path, detector: PolarMask, card: ModelCard) -> None:
         "categories": [asdict(category) for category in card.categories],
         "provenance": card.provenance,
         "training": card.training,
+        "operating_score": card.operating_score,
     }
     weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
     with atomic_path(folder) as temporary:
@@ -100,6 +112,8 @@ def read_card(folder: Path) -> ModelCard:
     try:
         card = read_settings(ModelCard, plain)
         "".join(category.name for category in card.categories).encode()
+        if not 0 <= card.min_score <= 1:
+            raise ConfigError(f"operating_score is {card.operating_score}: needs 0 to 1")
     except (ConfigError, UnicodeEncodeError) as error:  # half a character can't be printed
         raise _FORMAT.damaged(path, error) from error
     outputs = card.config.model.num_classes

@@ -11,7 +11,8 @@ from typing import TextIO
 
 from polarmask.errors import DataError
 from polarmask.inference.image_files import Finder, Looked, found_in, progress_in_errors
-from polarmask.inference.instances import TABLE_COLUMNS, Instances
+from polarmask.inference.instances import Instances
+from polarmask.inference.measures import TABLE_COLUMNS
 from polarmask.system.files import GrowingJson, atomic_path
 
 FILE_OF = {
@@ -35,7 +36,7 @@ def save_images(
     out: Path,
     kinds: Collection[str],
     *,
-    min_score: float = 0.3,
+    min_score: float | None = None,
     max_pixels: int | None = None,
 ) -> Looked:
     """Write what is found in images to a folder, as it goes.
@@ -45,7 +46,7 @@ def save_images(
         images: Image files.
         out: The folder.
         kinds: Of `KINDS`.
-        min_score: Leave out lower scores.
+        min_score: Leave out lower scores; None: those below the model's own.
         max_pixels: Larger images fail before they are decoded; None for no limit.
 
     Raises:
@@ -67,8 +68,8 @@ def save_images(
             stack.enter_context(GrowingJson(out / "coco_results.json")) if "coco" in kinds else None
         )
         fail = looked.failed.__setitem__
-        for path, image, everything in found_in(finder, images, max_pixels, fail):
-            found = replace(everything[everything.scores >= min_score], image=image)
+        for path, image, found in found_in(finder, images, min_score, max_pixels, fail):
+            found = replace(found, image=image)
             for kind in set(kinds) & set(FILE_OF):
                 found.save(out / FILE_OF[kind].format(names[path]))
             if tables is not None:
@@ -76,7 +77,7 @@ def save_images(
             if results is not None:
                 for entry in found.coco(number_of[path]):
                     results.append({**entry, "file_name": path.name})
-            looked.add(path, len(found), finder.max_instances(found.image_hw))
+            looked.add(path, found)
     return looked
 
 

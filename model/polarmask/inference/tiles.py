@@ -117,6 +117,7 @@ def _moved(
         centers=np.concatenate([one.centers + corner for one, corner in pairs]),
         ray_lengths=np.concatenate([one.ray_lengths for one in found]),
         further_parts=further,
+        cut_below=max(one.cut_below for one in found),
     )
 
 

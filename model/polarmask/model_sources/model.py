@@ -1,5 +1,6 @@
 """A model to call: `polarmask.load("runs/first")("cells.tif")`."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from polarmask.inference.image_files import Finder
 from polarmask.inference.instances import Instances
 from polarmask.inference.tiles import TileSize
 from polarmask.model_sources.open_model import open_model, open_server
+
+logger = logging.getLogger(__name__)
 
 Array: TypeAlias = NDArray[Any]
 One: TypeAlias = str | Path | Array
@@ -32,7 +35,7 @@ class Model:
         finder: A `Predictor`, or the client of a server.
     """
 
-    def __init__(self, finder: Finder, *, score: float) -> None:
+    def __init__(self, finder: Finder, *, score: float | None = None) -> None:
         self.finder = finder
         self._score = score
 
@@ -78,9 +81,10 @@ class Model:
             if kept.is_dir():
                 raise DataError(f"{kept} is a folder; use model.folder({str(kept)!r})")
             pixels = read_image(kept, upright=True)
-        [found] = self.finder.predict([pixels])
-        least = self._score if score is None else score
-        return replace(found[found.scores >= least], image=kept)
+        found = self.finder.find(pixels, self._score if score is None else score)
+        for warning in found.warnings.values():
+            logger.warning("%s: %s", kept if isinstance(kept, Path) else "the array", warning)
+        return replace(found, image=kept)
 
 
 def load(
@@ -89,7 +93,7 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     tile: TileSize = "auto",
-    score: float = 0.3,
+    score: float | None = None,
     token: str | None = None,
 ) -> Model:
     """Open a model or a server to call.
@@ -100,8 +104,10 @@ def load(
         device: "cpu" or "cuda"; None takes CUDA where there is one.
         threads: CPU threads; None leaves torch's choice.
         tile: Side in pixels of the overlapping tiles of large images; `auto` cuts images that are
-            much larger than the training images into tiles of their size; None cuts none.
-        score: Lowest score of what is returned, in [0, 1].
+            much larger than the training images into tiles of their size; None cuts none. A server
+            chooses the side itself.
+        score: Lowest score of what is returned, in [0, 1]; None takes the model's own, which had
+            the best F1 on the val split.
         token: Access token, for a server that wants one.
 
     Raises:
@@ -109,7 +115,7 @@ def load(
         DataError: No client for the server.
     """
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return Model(open_server(source, token=token), score=score)
+        return Model(open_server(source, token=token, in_tiles=tile is not None), score=score)
     return Model(open_model(source, device=device, threads=threads, tile=tile), score=score)
 
 

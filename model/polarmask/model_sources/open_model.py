@@ -34,7 +34,7 @@ def open_model(
     *,
     device: str | torch.device | None = "cpu",
     threads: int | None = None,
-    tile: TileSize = None,
+    tile: TileSize = "auto",
 ) -> Predictor:
     """Open a model.
 
@@ -120,12 +120,13 @@ def _open_checkpoint(path: Path, device: str | torch.device | None, tile: TileSi
     return Predictor(Eager(detector.to(own).eval()), card, own, tile=tile)
 
 
-def open_server(url: str, *, token: str | None = None) -> Finder:
+def open_server(url: str, *, token: str | None = None, in_tiles: bool = True) -> Finder:
     """Open a server that answers for a model, with the client that the serving package installs.
 
     Args:
         url: Of its predictions.
         token: Access token, if the server wants one.
+        in_tiles: False asks it to cut no image into tiles.
 
     Raises:
         DataError: No client is installed, or the URL can't be one of a server.
@@ -135,6 +136,6 @@ def open_server(url: str, *, token: str | None = None) -> Finder:
             opener = client.load()
         except ImportError as error:
             raise DataError(f"no client for {redact(url)} ({error}); {_NO_CLIENT}") from error
-        finder: Finder = opener(url, token=token)
+        finder: Finder = opener(url, token=token, in_tiles=in_tiles)
         return finder
     raise DataError(f"no client for {redact(url)}; {_NO_CLIENT}")

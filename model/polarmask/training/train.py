@@ -27,11 +27,12 @@ from polarmask.inference.model_folder import ModelCard, is_model_folder, load_mo
 from polarmask.labels.precompute import data_hash, find_splits, load_splits, precompute
 from polarmask.labels.store import LabelStore
 from polarmask.system.device import deterministic
-from polarmask.system.distributed import barrier, is_first, world_size
+from polarmask.system.distributed import all_gather, barrier, is_first, world_size
 from polarmask.system.files import write_text
 from polarmask.system.signals import StopRequest, stop_request
 from polarmask.training.dataset import TrainingImages, load_steps
 from polarmask.training.initial import InitialWeights
+from polarmask.training.operating_score import find_operating_score
 from polarmask.training.progress import Progress
 from polarmask.training.run_folder import BEST, CHECKPOINT, CONFIG, DATA, METRICS, PIXELS
 from polarmask.training.tensorboard import TensorBoard, open_tensorboard
@@ -129,7 +130,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         folder = options.out / "model"
         is_due = run.step > first_step or not is_model_folder(folder)
         is_done = run.step == data.total_steps
-        if is_done and is_due and is_first():
+        if is_done and all_gather(is_due)[0]:  # machines need not share a disk
             _write_model(folder, run, data, options, progress)
         _tell(options)
         barrier()
@@ -213,6 +214,11 @@ class _TrainingData:
         """Optimiser steps of the whole run."""
         optim = self.config.optim
         return max(1, math.ceil(optim.epochs * len(self.images) / optim.batch_size))
+
+    def card(self, options: TrainOptions) -> ModelCard:
+        """Return what is known of the model before it is trained."""
+        training: dict[str, float] = {"image_side": self.images.longest_side}
+        return ModelCard(self.config, self.coco.categories, options.provenance or {}, training)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -303,12 +309,7 @@ def _make_validator(
     return Validator(
         data.validation,
         options.out,
-        ModelCard(
-            data.config,
-            data.coco.categories,
-            options.provenance or {},
-            {"image_side": data.images.longest_side},
-        ),
+        data.card(options),
         every=max(1, round(data.config.validate_epochs * data.steps_per_epoch)),
         device=options.device,
         board=board,
@@ -330,11 +331,18 @@ def _validate(
 def _write_model(
     folder: Path, run: TrainingRun, data: _TrainingData, options: TrainOptions, progress: Progress
 ) -> None:
+    """Write the finished model on the first process; all call this together."""
+    detector, card = run.detector(), data.card(options)
+    if data.validation is None:
+        with stop_request() as stop, stop.at_once(f"step {run.step}, the last one, is saved"):
+            score = find_operating_score(detector, card, options.data, options.device)
+        card = replace(card, operating_score=score)
+    if not is_first():
+        return
     training = {
         "steps": run.step,
         "epochs": run.step * data.config.optim.batch_size / len(data.images),
         "images": len(data.coco.images),
-        "image_side": data.images.longest_side,
         "left_out_images": data.coco.summary.left_out_images,
         "left_out_objects": data.coco.summary.left_out_objects,
         "processes": world_size(),
@@ -342,12 +350,8 @@ def _write_model(
     }
     if progress.last_loss is not None:
         training["loss"] = progress.last_loss
-    detector = run.detector()
     if data.validation is not None:
-        detector, card = load_model(options.out / BEST)
-        training |= card.training
-    save_model(
-        folder,
-        detector,
-        ModelCard(data.config, data.coco.categories, options.provenance or {}, training),
-    )
+        detector, best = load_model(options.out / BEST)
+        card = replace(best, training=card.training | best.training)
+        logger.info("the model shows scores from %.3f, of the best F1 on val", card.min_score)
+    save_model(folder, detector, replace(card, training=card.training | training))

@@ -13,10 +13,10 @@ from polarmask.evaluation.evaluate import Evaluation, evaluate_together
 from polarmask.inference.instances import Instances
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.inference.predictor import Predictor
-from polarmask.inference.tiles import TileSize
 from polarmask.network.detector import PolarMask
 from polarmask.system.distributed import all_gather, is_first
 from polarmask.training.checkpoint import Validated
+from polarmask.training.operating_score import operating_score_of
 from polarmask.training.progress import append_line, drop_lines_after
 from polarmask.training.run_folder import BEST, VALIDATION
 from polarmask.training.tensorboard import TensorBoard
@@ -60,9 +60,7 @@ class Validator:
 
     def evaluate(self, detector: PolarMask, step: int, before: Validated) -> Validated:
         """Evaluate the weights of a step; of equal ones the later are kept: they have seen more."""
-        # A run with crops sees no whole image that is larger; others validate on whole ones.
-        tile: TileSize = "auto" if self._card.config.input.crop else None
-        predictor = Predictor(Eager(detector.eval()), self._card, self._device, tile=tile)
+        predictor = Predictor(Eager(detector.eval()), self._card, self._device)
         judged = evaluate_together(predictor, self._data)
         mask_ap = all_gather(judged[0].mask_ap if judged else 0.0)[0]
         is_best = mask_ap >= before.best_ap
@@ -70,7 +68,11 @@ class Validator:
             self._record(*judged, step)
             if is_best:
                 training = {"kept_step": float(step), "val_mask_ap": mask_ap}
-                card = replace(self._card, training=self._card.training | training)
+                card = replace(
+                    self._card,
+                    training=self._card.training | training,
+                    operating_score=operating_score_of(judged[0]),
+                )
                 save_model(self.best_folder, detector, card)
         best = (step, mask_ap) if is_best else (before.best_step, before.best_ap)
         return Validated(step, *best)

@@ -10,9 +10,12 @@ from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer import wire
 from polarmask_serving.answer.image_bytes import decode_image
 from polarmask_serving.answer.image_file import Budget
-from polarmask_serving.errors import AnswerError, PredictionError, RequestError
+from polarmask_serving.errors import AnswerError, PredictionError, RequestError, TimeOutError
 
 _log = logging.getLogger(__name__)
+
+_NETWORK_SECONDS = 45
+"""For the images of a batch, before the last tiles: a worker is killed after 60 s in all."""
 
 STAGES = ("decode_image", "network", "decode_rays", "encode_answer")
 
@@ -60,10 +63,11 @@ def answer_batch(
     """
     categories = {category.id: category.name for category in predictor.card.categories}
     opened = [_open(predictor, request, categories) for request in batch]
-    clock = StageClock()
+    clock = StageClock(_NETWORK_SECONDS)
     outcomes = iter(predict_each(predictor, [i for each in opened for i in each.images], clock))
     return [
-        _close(each, tuple(next(outcomes) for _ in each.images), model, clock) for each in opened
+        _close(predictor, each, tuple(next(outcomes) for _ in each.images), model, clock)
+        for each in opened
     ]
 
 
@@ -72,7 +76,9 @@ def _open(predictor: Predictor, request: Request, categories: Mapping[int, str])
     with clock("decode_image"):
         try:
             parsed = wire.read_request(request.fields, request.headers, categories)
-            return _Open(parsed, prepare_each(predictor, parsed.images), clock)
+            in_tiles = parsed.options.tile == "auto"
+            images = prepare_each(predictor, parsed.images, in_tiles=in_tiles)
+            return _Open(parsed, images, clock)
         except RequestError as refusal:
             return _Open(wire.ParsedRequest(images=(None,)), [refusal], clock)
         except Exception as error:  # whatever it is, the others of the batch continue
@@ -82,6 +88,7 @@ def _open(predictor: Predictor, request: Request, categories: Mapping[int, str])
 
 
 def _close(
+    predictor: Predictor,
     each: _Open,
     outcomes: tuple[Instances | AnswerError, ...],
     model: Mapping[str, str],
@@ -89,7 +96,13 @@ def _close(
 ) -> Answer:
     with each.clock("encode_answer"):
         try:
-            error, body = wire.write_answer(each.parsed, outcomes, model)
+            least = each.parsed.options.score_threshold
+            shown = [
+                one if isinstance(one, AnswerError) else predictor.shown(one, least)
+                for one in outcomes
+            ]
+            default = predictor.card.min_score
+            error, body = wire.write_answer(each.parsed, shown, model, default_score=default)
         except ValueError:  # JSON has no NaN
             _log.exception("an answer can't be written")
             error = PredictionError("the model's answer holds what is no number")
@@ -98,19 +111,23 @@ def _close(
     return Answer(error=error, body=body, outcomes=outcomes, seconds=seconds)
 
 
-def prepare_each(predictor: Predictor, encoded: Iterable[object]) -> list[Prepared | AnswerError]:
+def prepare_each(
+    predictor: Predictor, encoded: Iterable[object], *, in_tiles: bool = True
+) -> list[Prepared | AnswerError]:
     """Decode and resize each image alone, so that one large image at a time is in memory.
 
-    The limits of `Budget` hold for all together.
+    Those that are going to be cut into tiles stay in it. The limits of `Budget` hold for all
+    images together.
     """
     images: list[Prepared | AnswerError] = []
-    budget = Budget()
+    budget = Budget(tiled_pixels=predictor.tiled_pixels) if in_tiles else Budget()
     for data in encoded:
         if isinstance(data, RequestError):
             images.append(data)
             continue
         try:
-            images.append(predictor.prepare(decode_image(data, budget)))
+            image = decode_image(data, budget)
+            images.append(predictor.prepare(image, in_tiles=in_tiles))
         except RequestError as error:
             images.append(error)
     return images
@@ -130,6 +147,9 @@ def _predict_all(
 ) -> list[Instances | AnswerError]:
     try:
         return list(predictor.predict_prepared(images, clock=clock))
+    except TimeoutError as error:
+        late = TimeOutError(f"the network took {error}; send the images one by one, or in parts")
+        return [late] * len(images)
     except Exception as error:  # whatever it is, other images of the batch continue
         _log.exception("the model failed on %d images", len(images))
         if len(images) == 1:

@@ -8,7 +8,7 @@ gets only the parts that it makes pixels and their orientation of, and what thes
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from polarmask_serving.errors import (
@@ -16,12 +16,16 @@ from polarmask_serving.errors import (
     DamagedImageError,
     ImageTooLargeError,
     NotAnImageError,
+    TooManyTilesError,
 )
 
 MAX_PIXELS = 25_000_000
 """Pixels of all images of one request together; a 300 kB PNG can hold 100 million."""
 MAX_SIDE = 10_000
 """Pixels of the longer side."""
+MAX_TILED_PIXELS = 16_000_000
+"""Pixels that the network may see of the tiles of one request, padding and overlap included: of the
+`tiny` network about 25 s on one slow CPU thread, of the 60 s after which a worker is killed."""
 MAX_SCANS = 500
 """Of all JPEGs of one request together. Programs write about ten."""
 _MAX_SCANNED = 32 * MAX_PIXELS
@@ -45,6 +49,10 @@ _USED_CHUNKS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
+def _no_tiles(image_hw: tuple[int, int]) -> int:
+    return 0
+
+
 @dataclass(kw_only=True)
 class Budget:
     """What the images of one request may still cost together.
@@ -58,6 +66,10 @@ class Budget:
     """Pixels times scans."""
     unseen: int = _MAX_UNSEEN
     """Bytes of pixels after the last row of a PNG."""
+    tiled: int = MAX_TILED_PIXELS
+    """Pixels that the network sees of images in tiles."""
+    tiled_pixels: Callable[[tuple[int, int]], int] = _no_tiles
+    """Those of an image of so many rows and columns; 0 if it stays whole."""
 
     def pay(self, width: int, height: int, *, scans: int = 1) -> None:
         """Take what an image costs.
@@ -66,6 +78,7 @@ class Budget:
             DamagedImageError: It has no size.
             ImageTooLargeError: It has too many pixels.
             CostlyImageError: It has too many scans.
+            TooManyTilesError: It would be cut into too many tiles.
         """
         if not width or not height:
             raise DamagedImageError("the image's header can't be read")
@@ -81,9 +94,17 @@ class Budget:
                 f"the JPEG has {scans} scans; one of {width} x {height} pixels may have {most} "
                 "in this request: save it again, not progressive"
             )
+        tiled = self.tiled_pixels((height, width))
+        if tiled > self.tiled:
+            raise TooManyTilesError(
+                f"the tiles of {width} x {height} pixels have {tiled / 1e6:.0f} million pixels, "
+                f"those of a request may have {MAX_TILED_PIXELS / 1e6:.0f} million: send the image "
+                "in parts, or with tile=none, which shrinks it and loses small objects"
+            )
         self.pixels -= pixels
         self.scans -= scans
         self.scanned -= scans * pixels
+        self.tiled -= tiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +129,7 @@ def read_image_file(data: bytes, budget: Budget) -> ImageFile:
         DamagedImageError: It has no size.
         ImageTooLargeError: It has too many pixels.
         CostlyImageError: Decoding it would take much longer than its pixels need.
+        TooManyTilesError: It would be cut into too many tiles.
     """
     if data.startswith(_JPEG):
         return _read_jpeg(data, budget)

@@ -138,14 +138,19 @@ def _decoded(text: object, form: str) -> bytes:
 
 
 def write_answer(
-    request: ParsedRequest, outcomes: Sequence[Instances | AnswerError], model: Mapping[str, str]
+    request: ParsedRequest,
+    outcomes: Sequence[Instances | AnswerError],
+    model: Mapping[str, str],
+    *,
+    default_score: float,
 ) -> tuple[AnswerError | None, bytes]:
     """Write the answer to one request.
 
     Args:
         request: What was asked.
-        outcomes: One for each image of the request, in order.
+        outcomes: One for each image of the request, in order; instances that score enough.
         model: `name` and `version` of the model that answers.
+        default_score: Lowest score of the model where a request names none, in [0, 1].
 
     Returns:
         The error that gives the HTTP status (None: 200) and the body, compact JSON. In a list an
@@ -157,10 +162,11 @@ def write_answer(
     errors = [outcome for outcome in outcomes if isinstance(outcome, AnswerError)]
     if len(errors) == len(outcomes):
         return errors[0], error_body(errors[0])
+    about = {"model": dict(model), "default_score_threshold": default_score}
     parts = [
         _error_part(outcome)
         if isinstance(outcome, AnswerError)
-        else _instances_part(outcome, request.options, model)
+        else _instances_part(outcome, request.options, about)
         for outcome in outcomes
     ]
     return None, _to_json({"predictions": parts} if request.as_list else parts[0])
@@ -176,7 +182,7 @@ def _error_part(error: AnswerError) -> dict[str, Any]:
 
 
 def _instances_part(
-    instances: Instances, options: Options, model: Mapping[str, str]
+    instances: Instances, options: Options, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the answer for one image: the instances that the options let through, best first."""
     height, width = instances.image_hw
@@ -206,16 +212,17 @@ def _instances_part(
             entry |= {"center": center_N2[row], "rays": ray_NR[row]}
     return {
         "image": {"height": height, "width": width},
-        "model": dict(model),
+        **about,
+        **({"warnings": instances.warnings} if instances.warnings else {}),
         "instances": entries,
     }
 
 
 def _shown(instances: Instances, options: Options) -> list[int]:
     """Return the rows the options let through."""
-    wanted_N = instances.scores >= options.score_threshold
+    wanted_N = np.ones(len(instances), np.bool_)
     if options.categories is not None:
-        wanted_N &= np.isin(instances.category_ids, options.categories)
+        wanted_N = np.isin(instances.category_ids, options.categories)
     return np.flatnonzero(wanted_N).tolist()[: options.max_instances]
 
 

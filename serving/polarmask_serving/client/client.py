@@ -1,12 +1,14 @@
-"""Ask a server for instances: polygons, boxes, scores and masks as numpy arrays.
+"""Ask a server for instances, as the class that `polarmask.load` gives, too.
 
     client = Client("http://127.0.0.1:8080/predictions/polarmask", token="...")
     found = client.predict(Path("cells.png"), score_threshold=0.5)
     found.polygons, found.scores, found.masks()
+    found.save("cells.csv")
     for each in client.predict_batch(sorted(Path("plate").glob("*.png"))):
         ...
 
-Needs requests, numpy, and for arrays as images Pillow. What can go wrong:
+Needs requests, numpy, and for arrays as images Pillow; what masks and files need is imported when
+they are asked for. No torch. What can go wrong:
 
 ClientError (a ServingError)
     RefusedError            4xx: fix the request; `code` names the problem
@@ -23,15 +25,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import requests
 from requests.auth import HTTPBasicAuth
 
+from polarmask.inference.instances import Instances
 from polarmask.system.redaction import redact
 from polarmask_serving.client.post import Answer, post_within
-from polarmask_serving.client.prediction import Prediction, read_prediction
+from polarmask_serving.client.read_answer import read_instances
 from polarmask_serving.client.upload import Category, Image, encode_categories, encode_image
 from polarmask_serving.errors import ServingError
 
@@ -129,15 +132,20 @@ class Client:
         max_instances: int | None = None,
         categories: Category | Sequence[Category] | None = None,
         return_rays: bool = False,
-    ) -> Prediction:
+        tile: Literal["auto", "none"] = "auto",
+    ) -> Instances:
         """Return what is in an image.
 
         Args:
             image: JPEG or PNG as bytes or as a file's path, or pixels, which travel as PNG.
-            score_threshold: Leave out lower scores; None: the server's default.
+            score_threshold: Leave out lower scores; None: those below the model's own.
             max_instances: At most so many, the best ones.
             categories: Ids or names of the only ones wanted, or one of them.
             return_rays: Fill `centers` and `ray_lengths`, too.
+            tile: `none` shrinks images that would be cut into tiles, and loses small objects.
+
+        Returns:
+            The instances; `image` is what was given, unless that is bytes.
 
         Raises:
             ClientError: There is no prediction.
@@ -149,12 +157,13 @@ class Client:
             "X-Max-Instances": max_instances,
             "X-Categories": None if categories is None else encode_categories(categories),
             "X-Return-Rays": "true" if return_rays else None,
+            "X-Tile": None if tile == "auto" else tile,
         }
         headers = {name: str(value) for name, value in options.items() if value is not None}
         headers["Content-Type"] = "application/octet-stream"
         answer = self._ask(encode_image(image), headers)
         try:
-            return read_prediction(answer.json())
+            return read_instances(answer.json(), image=image, min_score=score_threshold)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise FaultyAnswerError(
                 f"{self._shown} answers something else than a prediction; write the address that "
@@ -170,7 +179,8 @@ class Client:
         max_instances: int | None = None,
         categories: Category | Sequence[Category] | None = None,
         return_rays: bool = False,
-    ) -> Iterator[Prediction | ClientError]:
+        tile: Literal["auto", "none"] = "auto",
+    ) -> Iterator[Instances | ClientError]:
         """Yield what is in each image, in order; images are taken as they are needed.
 
         An image fails alone: its error takes the place of its prediction.
@@ -181,13 +191,14 @@ class Client:
             max_instances: Likewise.
             categories: Likewise.
             return_rays: Likewise.
+            tile: Likewise.
 
         Raises:
             OSError: A file can't be read.
             ValueError: An array is no image.
         """
 
-        def predict(image: Image) -> Prediction | ClientError:
+        def predict(image: Image) -> Instances | ClientError:
             try:
                 return self.predict(
                     image,
@@ -195,12 +206,13 @@ class Client:
                     max_instances=max_instances,
                     categories=categories,
                     return_rays=return_rays,
+                    tile=tile,
                 )
             except ClientError as error:
                 return error
 
         pool = ThreadPoolExecutor(self._connections, thread_name_prefix="polarmask-client")
-        under_way: deque[Future[Prediction | ClientError]] = deque()
+        under_way: deque[Future[Instances | ClientError]] = deque()
         try:
             for image in images:
                 under_way.append(pool.submit(predict, image))

@@ -55,7 +55,7 @@ local function take_options(headers, query, options)
     key, value = decode(key), decode(value)
     if not options[key] then
       return "the query has an option that is not known; there are score_threshold, " ..
-        "max_instances, categories, mask and return_rays"
+        "max_instances, categories, mask, return_rays and tile"
     end
     if #value > 1000 or value:find("[^\32-\126]") then
       return key .. " in the query has to be plain ASCII of at most 1000 characters"

@@ -1,0 +1,93 @@
+"""The score threshold that a finished model keeps: the one with the best F1 on the val split."""
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from polarmask.data.coco import CocoData, load_coco
+from polarmask.data.images import read_image
+from polarmask.engines.torch_engines import Eager
+from polarmask.errors import DataError
+from polarmask.evaluation.evaluate import Evaluation, evaluate_together
+from polarmask.evaluation.recommend import spread
+from polarmask.inference.model_folder import DEFAULT_SCORE, ModelCard
+from polarmask.inference.predictor import Predictor
+from polarmask.labels.precompute import find_splits
+from polarmask.network.detector import PolarMask
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = 200
+"""Of the val split, evenly spread: more change the threshold little, and take time."""
+_PIXELS = 50_000_000
+"""Of them together, about: one large slide may be more."""
+_STEPS = 1000
+"""Thresholds are rounded down to multiples of one by this."""
+
+
+def operating_score_of(evaluation: Evaluation) -> float | None:
+    """Return the threshold to keep in the model; None without a true detection."""
+    if not evaluation.best_f1:
+        return None
+    return math.floor(evaluation.operating_score * _STEPS) / _STEPS
+
+
+def find_operating_score(
+    detector: PolarMask, card: ModelCard, data: Path, device: torch.device
+) -> float | None:
+    """Evaluate a finished model on images of the val split, and log what was found.
+
+    All processes call this together; each predicts every n-th image.
+
+    Returns:
+        The threshold, on the first process; None if there is none to keep.
+    """
+    try:
+        part = _sample(data, card)
+        if part is None:
+            return None
+        judged = evaluate_together(Predictor(Eager(detector.eval()), card, device), part)
+    except DataError as error:
+        logger.warning("no score threshold could be chosen on the val split: %s", error)
+        return None
+    if judged is None:
+        return None
+    evaluation, _ = judged
+    score = operating_score_of(evaluation)
+    if score is None:
+        logger.warning(
+            "no object was found in %d val images; the model shows scores from %.2f",
+            evaluation.num_images,
+            DEFAULT_SCORE,
+        )
+    else:
+        logger.info(
+            "the model shows scores from %.3f: best F1, %.3f, on %d val images",
+            score,
+            evaluation.best_f1,
+            evaluation.num_images,
+        )
+    return score
+
+
+def _sample(data: Path, card: ModelCard) -> CocoData | None:
+    """Return some readable images of the val split; None without such a split."""
+    if "val" not in find_splits(data):
+        return None
+    split = load_coco(data, "val", config=card.config.input)
+    some = spread(split.images, _IMAGES)
+    pixels = sum(image.width * image.height for image in some)
+    number = max(1, min(len(some), _PIXELS * len(some) // pixels))
+    few = [each for each in spread(some, number) if _is_readable(split.image_path(each))]
+    return replace(split, images=tuple(few)) if few else None
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except DataError:
+        return False
+    return True

@@ -198,7 +198,8 @@ def kill_one(pids, dice):
     return False
 
 
-FULL = {"run_id": "full", "nodes": 2, "processes_per_node": 2}
+BATCH = "optim.batch_size=4"  # an image for each of the four processes
+FULL = {"run_id": "full", "nodes": 2, "processes_per_node": 2, "overrides": BATCH}
 KILLS = 5
 
 
@@ -225,6 +226,7 @@ def test_killed_workers_and_launchers_cost_nothing_but_time(machines):
 
     local = machines.folder / "local"
     flags = ["--data", str(data), "--labels", str(machines.folder / "labels")]
+    flags += ["--set", BATCH]
     assert polarmask(["train", f"--preset={PRESET}", *flags, "--out", str(local)]) == 0
     found = [
         mask_ap(machines, model, data) for model in (machines.folder / "out/model", local / "model")

@@ -44,6 +44,8 @@ def test_an_override_reaches_any_field_and_keeps_its_type():
         ("labels.min_area=-Infinity", r"min_area is -inf: must be a finite number"),
         ("seed=-1", r"seed is -1: must be 0 or above"),
         ("model.num_rays=3", r"a polygon needs at least 4 rays"),
+        ("model.first_ray=0", r"first_ray is 0\.0: must be above 0"),
+        ("model.strides=[1,2,4]", r"start at 2, 4, 8, 16 or 32"),
         ("model.strides=[8,32,64]", r"must double"),
         ("model.strides=[4,8]", r"3 level_ranges for 2 strides"),
         ("labels.level_ranges=[[0,24],[24,48],[48,96]]", r'last must end with "inf"'),

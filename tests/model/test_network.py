@@ -29,7 +29,9 @@ def test_parameter_counts_equal_the_paper_code():
     assert count(detector.pyramid.resnet) == 23_508_032
 
 
-@pytest.mark.parametrize("strides", [(4, 8, 16), (8, 16, 32), (8, 16, 32, 64, 128), (16, 32, 64)])
+@pytest.mark.parametrize(
+    "strides", [(2, 4, 8), (4, 8, 16), (8, 16, 32), (8, 16, 32, 64, 128), (16, 32, 64)]
+)
 def test_the_pyramid_has_one_level_per_stride(strides):
     config = ModelConfig(backbone="resnet18", channels=32, strides=strides)
     levels = Pyramid(config).eval()(torch.zeros(1, 3, 256, 128))
@@ -48,6 +50,14 @@ def test_untrained_rays_and_boxes_are_about_one_stride_long(box_model):
     assert predictions.ray_BLR[0, :first].median().item() == pytest.approx(8, rel=0.2)
     assert predictions.ray_BLR[0, -1].median().item() == pytest.approx(64, rel=0.2)
     assert predictions.box_BL4 is not None
+
+
+@pytest.mark.parametrize("first_ray", [2.2, 0.5])
+def test_untrained_rays_have_the_length_that_the_run_says(box_model, first_ray):
+    torch.manual_seed(0)
+    detector = PolarMask(replace(box_model, first_ray=first_ray)).eval()
+    predictions = detector(torch.randn(1, 3, 128, 128))
+    assert predictions.ray_BLR[0, 0].median().item() == pytest.approx(8 * first_ray, rel=0.2)
 
 
 def no_targets(num_rays=36):

@@ -69,6 +69,7 @@ def test_original_turns_the_algorithm_and_leaves_the_recipe():
 def test_original_mode_works_without_resizing_too():
     theirs = preset("tiny-original")
     assert theirs.model.box_branch
+    assert (theirs.model.length_unit, theirs.model.first_ray) == ("pixel", 1.0)
     assert theirs.input == tiny().input
 
 
@@ -79,6 +80,10 @@ def test_presets_are_listed_with_what_is_published(capsys):
     assert lines[-1].startswith("auto ")
     row = next(line for line in lines if line.startswith("coco-x101-dcn-2x-32gpu "))
     assert row.endswith("resnext101_64x4d DCN  26      1333 x 640-800  32 x 1         0.02   35.9")
+
+
+def test_an_untrained_published_network_starts_as_the_paper_s():
+    assert {preset(name).model.first_ray for name in PUBLISHED} == {1.0}
 
 
 @pytest.mark.parametrize("name", {preset(name).model: name for name in sorted(PUBLISHED)}.values())
@@ -174,7 +179,7 @@ def test_the_light_run_trains_stops_and_goes_on(drawn_data, tmp_path):
 
 @pytest.mark.parametrize("norm", ["batch", "frozen_batch", "group"])
 def test_mobilenet_has_a_level_for_each_stride(norm):
-    config = replace(preset("light").model, backbone_norm=norm, strides=(4, 8, 16, 32, 64))
+    config = replace(preset("light").model, backbone_norm=norm, strides=(2, 4, 8, 16, 32, 64))
     with torch.device("meta"):
         levels = Pyramid(config)(torch.zeros(1, 3, 128, 192))
     assert [tuple(level.shape[1:]) for level in levels] == [

@@ -101,7 +101,7 @@ def test_several_passes_add_up_to_the_large_batch(small_config, options, centern
     config = replace(
         small_config,
         loss=replace(small_config.loss, centerness=centerness),
-        optim=replace(small_config.optim, optimizer="sgd", lr=0.01),
+        optim=replace(small_config.optim, optimizer="sgd", lr=0.005),
     )
     weights = {}
     for passes in (1, 2, 4):
@@ -111,8 +111,8 @@ def test_several_passes_add_up_to_the_large_batch(small_config, options, centern
         assert losses_of(out) == pytest.approx(losses_of(options.out / "1"), rel=1e-5)
     for passes in (2, 4):
         for name, expected in weights[1].items():
-            # 2e-6: float32 sums of gradients in another order, times the rate.
-            torch.testing.assert_close(weights[passes][name], expected, rtol=1e-5, atol=2e-6)
+            # 1e-5: float32 sums of gradients in another order, and a ReLU that this switches.
+            torch.testing.assert_close(weights[passes][name], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_passes_that_cannot_be_equal_to_a_large_batch_are_refused(small_config, options):

@@ -52,6 +52,8 @@ class ModelConfig:
     """Predict boxes too, as the paper's code does; without it boxes enclose the polygon."""
     length_unit: Literal["stride", "pixel"] = "stride"
     """Unit of predicted lengths before the level's learned scale: the paper's code uses pixels."""
+    first_ray: float = 1.0
+    """Ray length that an untrained network predicts, in `length_unit`."""
 
     def __post_init__(self) -> None:
         """Reject architectures that can't be built."""
@@ -62,10 +64,11 @@ class ModelConfig:
         _require(
             self.num_rays >= 4, f"num_rays is {self.num_rays}: a polygon needs at least 4 rays"
         )
+        _require(self.first_ray > 0, f"first_ray is {self.first_ray}: must be above 0")
         _require(self.num_classes >= 1, f"num_classes is {self.num_classes}: at least 1 is needed")
         _require(
-            1 <= len(self.strides) <= 8 and self.strides[0] in (4, 8, 16, 32),
-            f"strides {self.strides[:9]} must be 1 to 8 and start at 4, 8, 16 or 32",
+            1 <= len(self.strides) <= 8 and self.strides[0] in (2, 4, 8, 16, 32),
+            f"strides {self.strides[:9]} must be 1 to 8 and start at 2, 4, 8, 16 or 32",
         )
         _require(
             all(b == 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)),

@@ -29,7 +29,7 @@ _MUCH_LARGER = 1.25
 """Images that are still so many times larger, when shrunk, are taken in crops."""
 _CROPS = (512, 1024)
 """Sides of crops, in pixels of the network's input: four times a large object, within these."""
-_STEPS = 400
+_STEPS = 800
 """Optimiser steps, about, in which `tiny` learns one category; several get twice as many."""
 _FEWEST_EPOCHS = 3
 """Of whole images; of crops one, because neighbours are alike."""

@@ -29,6 +29,8 @@ from polarmask.network.deform import DeformConv2d
 class _Family:
     """What backbones of one kind have in common."""
 
+    stem: str
+    """Name of the last module of stride 2."""
     stages: tuple[str, str, str, str]
     """Name of the last module of the stages of strides 4, 8, 16 and 32."""
     norm_eps: float
@@ -37,9 +39,9 @@ class _Family:
     """Name of the submodule that holds the stages; empty for the model itself."""
 
 
-_RESNET = _Family(("layer1", "layer2", "layer3", "layer4"), norm_eps=1e-5)
+_RESNET = _Family("relu", ("layer1", "layer2", "layer3", "layer4"), norm_eps=1e-5)
 # The last 1x1 convolution of MobileNet is left out: it is 960 channels wide.
-_MOBILENET = _Family(("3", "6", "12", "15"), norm_eps=1e-3, body="features")
+_MOBILENET = _Family("1", ("3", "6", "12", "15"), norm_eps=1e-3, body="features")
 
 _BACKBONES = {
     "resnet18": _RESNET,
@@ -99,7 +101,7 @@ class Pyramid(nn.Module):
             _deform(resnet)
         stages = {
             stage: str(stride)
-            for stride, stage in zip((4, 8, 16, 32), family.stages, strict=True)
+            for stride, stage in zip((2, 4, 8, 16, 32), (family.stem, *family.stages), strict=True)
             if stride in config.strides
         }
         widths = [_stage_width(resnet, stage) for stage in stages]
@@ -130,14 +132,15 @@ class Pyramid(nn.Module):
 
 
 def _stage_width(resnet: nn.Module, stage: str) -> int:
-    part = resnet.get_submodule(stage)
-    width: int | None = getattr(part, "out_channels", None)  # MobileNet's blocks have it
-    if width is not None:
-        return width
-    last_block = list(part.children())[-1]
-    last_conv = last_block.get_submodule("conv3" if hasattr(last_block, "conv3") else "conv2")
-    assert isinstance(last_conv, nn.Conv2d)  # noqa: S101  # nothing is deformed at a stage's 1x1
-    return last_conv.out_channels
+    """Return the channels that leave a stage: those of the last convolution up to its end."""
+    width = 0
+    for name, part in resnet.named_children():
+        # Nothing is deformed at a stage's last convolution.
+        for module in part.modules():
+            width = module.out_channels if isinstance(module, nn.Conv2d) else width
+        if name == stage:
+            break
+    return width
 
 
 def _later_blocks(resnet: nn.Module) -> Iterator[Bottleneck]:

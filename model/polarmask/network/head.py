@@ -67,6 +67,8 @@ class PolarHead(nn.Module):
         prior = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
         bias = torch.full((config.num_classes,), prior)
         self.class_logit.bias = nn.Parameter(bias)
+        # Without it the first steps are spent on the typical length of a ray.
+        self.ray.bias = nn.Parameter(torch.full((config.num_rays,), math.log(config.first_ray)))
 
     def forward(self, levels: list[Tensor]) -> Predictions:
         """Predict at every location; `levels` are (B, channels, H, W), one per stride."""

@@ -110,7 +110,8 @@ def test_a_pod_stores_its_result_and_one_that_starts_later_has_nothing_to_do(
     result = JobStorage(place, "job").result()
     assert result.spec == "spec"
     assert set(result.model) == {"model.json", "model.safetensors"}
-    assert set(result.run) == {"config.json", "data.json", "metrics.jsonl"}
+    pages = {f"{name}.html" for name in ("index", "data", "labels", "training")}
+    assert set(result.run) == {"config.json", "data.json", "metrics.jsonl", *pages}
     assert training_pod(flags_of(place, tmp_path / "later", 1)) == 0
     assert not (tmp_path / "later").exists()
 

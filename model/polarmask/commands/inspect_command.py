@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> Outcome:
     from polarmask.evaluation.auto_preset import describe_auto
     from polarmask.evaluation.inspect_data import inspect_data
     from polarmask.evaluation.inspection_text import describe
+    from polarmask.evaluation.recommend import shrink_warning
 
     config = config_of(options)
     data = load_coco(options.data, options.split, config=config.input)
@@ -46,6 +47,8 @@ def run(options: argparse.Namespace) -> Outcome:
         print(f"  {describe_auto(config, data)}")
     if config.input.crop:
         print(crops_text(data.images, config.input))
+    if warning := shrink_warning(data, config):
+        print(f"warning: {warning}")
     if options.out:
         from polarmask.inference.drawing import write_jpeg
         from polarmask.report.index import add_page

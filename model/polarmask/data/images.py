@@ -173,7 +173,8 @@ def _has_pages(image: Image.Image) -> bool:
 
 def _to_rgb(image: Image.Image, values: str) -> Pixels:
     if values == "uint8":
-        return np.array(image.convert("RGB"))
+        # `convert` copies, which for a slide are hundreds of megabytes.
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     grey_HW = np.asarray(image).astype(values)
     return np.repeat(grey_HW[:, :, None], 3, axis=2)
 

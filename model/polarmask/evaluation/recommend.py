@@ -29,6 +29,10 @@ _FEWEST_LEVELS = 3
 """Fewer would drop the deeper stages of the backbone, which see an object's surroundings."""
 _STRIDES_PER_OBJECT = 3
 """A small object should be at least this many locations wide, or its positives are few."""
+_FEWEST_STRIDES = 2
+"""Objects that resizing leaves narrower, in strides of the finest level, are hardly learned."""
+_MANY = 0.1
+"""Share of the objects above which that is worth a warning."""
 _RANGE_STRIDES = 8
 """A level learns objects up to this many of its strides from the location, as published."""
 _SAMPLED_IMAGES = 100
@@ -99,6 +103,23 @@ def object_side(image: ImageRecord, annotation: Annotation, config: RunConfig) -
     """Return the square root of an object's area in pixels of the network's input."""
     scale_2 = input_scale((image.height, image.width), config.input)
     return float(np.sqrt(annotation.area * scale_2.prod()))
+
+
+def shrink_warning(data: CocoData, config: RunConfig) -> str:
+    """Return in words that resizing leaves many objects too small to learn; empty if not."""
+    least = _FEWEST_STRIDES * config.model.strides[0]
+    objects = [(image, each) for image in sample_images(data) for each in _objects(image)]
+    lost = sum(
+        object_side(image, each, config) < least <= float(np.sqrt(each.area))
+        for image, each in objects
+    )
+    if lost <= _MANY * len(objects):
+        return ""
+    return (
+        f"input.max_side {config.input.max_side} (or short_side) shrinks {lost / len(objects):.0%}"
+        f" of the objects below {least} px, which stride {config.model.strides[0]} hardly learns; "
+        "use --preset auto, or learn crops of the images as they are: --set input.crop=512"
+    )
 
 
 def _reach(image: ImageRecord, annotation: Annotation, config: RunConfig) -> float:

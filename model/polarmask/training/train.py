@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from polarmask.data.crop import crops_text
 from polarmask.data.match_categories import require_same_meaning
 from polarmask.data.summary import SplitSummary
 from polarmask.errors import ConfigError, LabelStoreError
+from polarmask.evaluation.recommend import shrink_warning
 from polarmask.inference.model_folder import ModelCard, is_model_folder, load_model, save_model
 from polarmask.labels.precompute import data_hash, find_splits, load_splits, precompute
 from polarmask.labels.store import LabelStore
@@ -118,8 +119,9 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
                 logger.info("%s", each.describe())
             if data.config.input.crop:
                 logger.info("%s", crops_text(data.coco.images, data.config.input))
-            if data.total_steps < _FEW_STEPS and not run.step and options.initial is None:
-                logger.warning("%s", _few_steps(data))
+            if not run.step:
+                for warning in _warnings(data, afresh=options.initial is None):
+                    logger.warning("%s", warning)
             if options.observer is not None:
                 options.observer.begin(data.splits, data.images.labels, data.config)
         first_step = run.step
@@ -142,6 +144,14 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
 def _tell(options: TrainOptions) -> None:
     if options.observer is not None and is_first():
         options.observer.update()
+
+
+def _warnings(data: "_TrainingData", *, afresh: bool) -> Iterator[str]:
+    """Yield what is likely to make a training useless."""
+    if afresh and data.total_steps < _FEW_STEPS:
+        yield _few_steps(data)
+    if text := shrink_warning(data.coco, data.config):
+        yield text
 
 
 def _few_steps(data: "_TrainingData") -> str:

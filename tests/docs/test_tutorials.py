@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+import polarmask_components.commands.models as models
 import polarmask_pipelines.__main__ as pipelines
 import polarmask_serving.__main__ as serving
 from polarmask.cli import build_parser
@@ -21,6 +22,7 @@ from polarmask.data.coco import Category, load_coco
 from polarmask.importing.detect import read_source
 from polarmask.inference.model_folder import ModelCard, save_model
 from polarmask.network.detector import PolarMask
+from polarmask_components.registry.registry import open_registry
 from polarmask_pipelines.parameters import check_parameters, read_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,8 @@ def parse(arguments):
         parameters = read_parameters(getattr(options, "param", []))
         override(tiny(), parameters.get("train_set", "").split())
         check_parameters({"deploy_target": "runs", "train_on": "here", **parameters})
+    elif command == "models":
+        models.build_parser().parse_args(rest)
     else:
         options = build_parser().parse_args(arguments)
         override(tiny(), getattr(options, "set", []))
@@ -162,3 +166,16 @@ def test_a_model_is_fine_tuned_and_served(follow):
     _, output = follow("fine-tune")
     (answer,) = (text for command, text in output.items() if command.startswith("curl"))
     assert json.loads(answer)["image"] == {"height": 256, "width": 256}
+
+
+@pytest.mark.slow
+def test_more_data_make_a_new_champion_and_the_first_one_comes_back(follow):
+    checkout, output = follow("your-pipeline")
+    runs = checkout.parent / "my-cells" / "runs"
+    first, second = (
+        json.loads((runs / name / "summary.json").read_text())["champion"]
+        for name in ("first", "second")
+    )
+    assert first != second
+    assert f"version {first} is the champion" in output["polarmask models rollback"]
+    assert open_registry(str(runs / "shared" / "registry")).champion_version() == first

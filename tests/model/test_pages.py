@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 
 from factories import make_instances, make_tiny_coco, perfect_predictions
-from polarmask.config.overrides import override
+from polarmask.config.overrides import override, settings_of
 from polarmask.config.presets import tiny
 from polarmask.config.settings import to_dict
 from polarmask.data.coco import load_coco
@@ -70,7 +70,7 @@ def test_a_page_in_a_folder_of_a_run_is_in_the_index_of_the_run_too(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A run folder of 30 of 40 steps, 5 s each, validated twice."""
-    config = override(tiny(), ["optim.lr=0.01", "optim.epochs=4"])
+    config = override(tiny(), ["optim.lr=0.01", "optim.epochs=4", "optim.batch_size=4"])
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     split = load_coco(make_tiny_coco(tmp_path / "data", images=1), "train").summary
     split = replace(split, images=40, listed_images=40)
@@ -97,7 +97,11 @@ def test_the_training_page_shows_the_run_as_it_stands(run):
     assert "30 of 40 steps, loss 0.033, best mask AP on val 0.310" in text
     for fact in ("<b>0.8</b>", "<b>2.5 min</b>", "50 s left", "after step 10", "5 s a step"):
         assert fact in text
-    for row in (("optim.lr", "0.002", "0.01"), ("optim.epochs", "8.0", "4.0")):
+    before = settings_of(tiny())
+    for row in (
+        ("optim.lr", before["optim.lr"], 0.01),
+        ("optim.epochs", before["optim.epochs"], 4.0),
+    ):
         cells = [f"<code>{row[0]}</code>", *row[1:]]
         assert "".join(f'<td class="text">{cell}</td>' for cell in cells) in text
     assert text.count("<svg") == 4

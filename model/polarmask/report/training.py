@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from markupsafe import Markup
@@ -127,13 +127,18 @@ def _tiles(
     ]
     if entries:
         seconds = entries[-1]["seconds"]
-        pace = seconds / step
+        pace = seconds / step  # with validation, unlike the median speed
+        batch_size = config.optim.batch_size
+        speeds = [speed for _, speed in _speed(entries, batch_size)]
         left = f"{_duration(pace * (total - step))} left" if step < total else ""
         tiles += [
             Tile("loss", f"{_last_loss(entries):.3f}", "mean of the last twentieth"),
             Tile("time", _duration(seconds), left),
-            Tile("images/s", f"{config.optim.batch_size / pace:.3g}", f"{pace:.2g} s a step"),
         ]
+        if speeds:
+            images_s = median(speeds)
+            note = f"median; {batch_size / images_s:.2g} s a step"
+            tiles.append(Tile("images/s", f"{images_s:.3g}", note))
     if best := _best(validation):
         tiles.append(
             Tile("best AP", fraction(best["mask_ap"]), f"on val, after step {best['step']:,.0f}")

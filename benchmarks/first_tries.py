@@ -158,7 +158,7 @@ def main():
     replaced = dict(SHORTENED) if options.shortened else {}
     if options.demo:
         copy = f"mkdir -p runs && cp -r {options.demo.resolve()} runs/demo"
-        replaced = {r"^polarmask pipeline demo$": copy} | replaced
+        replaced[r"^polarmask pipeline demo$"] = copy
     rows = []
     for name in options.names:
         with tempfile.TemporaryDirectory(prefix="first-try-") as folder:

@@ -130,7 +130,7 @@ def send_all(proxy, requests_to_send, *, threads):
 
 def test_three_hundred_damaged_requests_are_answered_or_refused(random_model, images, validator):
     predictor = Predictor.load(random_model, threads=1)
-    sent = [each for each in damaged_requests(images, 400) if "form" not in each.kind][:300]
+    sent = [each for each in damaged_requests(images, 400, seed=4) if "form" not in each.kind][:300]
     codes = collections.Counter()
     for first in range(0, len(sent), 4):
         some = sent[first : first + 4]

@@ -133,8 +133,8 @@ def test_diff_names_what_differs_and_nothing_else(registry, capsys):
         ["aaa1", "aaa2"],
         ["state", "former", "champion", "champion"],
         ["data.hash", "a59d.dir", "beef.dir"],
-        ["metrics.mask_ap", "0.4100", "0.4500", "+0.0400"],
         ["metrics.images", "69", "70", "+1"],
+        ["metrics.mask_ap", "0.4100", "0.4500", "+0.0400"],
         ["settings.optim.epochs", "2", "20"],
         ["equal:", "code,", "categories"],
     ]

@@ -118,6 +118,17 @@ def test_a_url_is_fetched_once_and_kept(tmp_path, monkeypatch):
     )
 
 
+def test_files_of_one_name_at_two_addresses_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.mar").write_text(place)
+    urls = [(tmp_path / place / "model.mar").as_uri() for place in ("a", "b")]
+    kept = [backbone_weights.download(url) for url in urls]
+    assert [path.read_text() for path in kept] == ["a", "b"]
+    assert {path.suffix for path in kept} == {".mar"}
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

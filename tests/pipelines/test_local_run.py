@@ -23,6 +23,7 @@ from data_repository import make_data_repository
 from polarmask_components.deploy.deploy import deploy
 from polarmask_components.deploy.local_target import ask_champion, is_serving, stop_server
 from polarmask_components.deploy.register_model import register_model
+from polarmask_components.registry.history import STOPPED, known_models
 from polarmask_components.registry.registry import open_registry
 from registries import promotions_of
 from started import started
@@ -187,6 +188,25 @@ def test_champion_that_does_not_answer_fails_the_run_with_its_summary(place, cha
     summary = json.loads((place.runs / "strange" / "summary.json").read_text())
     assert summary["server_answer"] is None
     assert summary["mask_ap"] is not None
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_champion_and_a_candidate_that_is_stopped_keeps_its_record(
+    place, champion
+):
+    stopped = run(place, "from-champion", code=3, train_init="champion", eval_floor_ap="0.99")
+    assert f"training starts from champion {champion}" in stopped.out
+    card = json.loads((place.runs / "from-champion" / "model" / "model.json").read_text())
+    assert card["provenance"]["init_from"] == f"champion {champion}"
+    log = (place.runs / "from-champion" / "run.log").read_text()
+    assert "100% of the parameters; new: no tensors, no categories" in log
+    newest, *_ = known_models(place.registry)
+    assert (newest.state, newest.record) == (STOPPED, None)
+    assert newest.note.startswith("the gate: mask AP")
+    assert f"version {newest.version}" in stopped.out
+    # Fixed by the archive's hash: run again, it is the same training.
+    again = run(place, "from-champion-again", code=3, train_init="champion", eval_floor_ap="0.99")
+    assert again.status["train"] == "reused"
 
 
 @pytest.fixture

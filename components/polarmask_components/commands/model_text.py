@@ -62,7 +62,10 @@ def model_text(model: KnownModel, *, archive: str) -> str:
         ("version", model.version),
         ("state", f"{model.state}: {model.note}"),
         ("created", model.created),
-        *(("promoted", f"{each.time}, after {each.previous}") for each in model.promotions),
+        *(
+            ("promoted", each.time + (f", after {each.previous}" if each.previous else ""))
+            for each in model.promotions
+        ),
     ]
     if model.record is not None:
         megabytes = model.record.archive_size / 1e6
@@ -71,14 +74,14 @@ def model_text(model: KnownModel, *, archive: str) -> str:
     if model.facts is None:
         return aligned(rows)
     groups = _groups(model)
-    rows += [(f"{name}.{key}", _written(value)) for name in ("data", "code")
+    rows += [(f"{name}.{key}", _written(name, key, value)) for name in ("data", "code")
              for key, value in groups[name].items()]  # fmt: skip
     rows.append(("categories", ", ".join(groups["categories"])))
     if fastest := model.facts.engines.get("fastest_first"):
         rows.append(("engines", ", ".join(fastest)))
     parts = [aligned(rows)]
     for name in ("metrics", "settings"):
-        lines = [(f"  {key}", _written(value)) for key, value in groups[name].items()]
+        lines = [(f"  {key}", _written(name, key, value)) for key, value in groups[name].items()]
         parts.append(f"{name}\n{aligned(lines)}" if lines else f"{name}: none")
     return "\n\n".join(parts)
 
@@ -115,17 +118,22 @@ def differences_text(first: KnownModel, second: KnownModel) -> str:
     rows = [("", first.version, second.version, ""), ("state", first.state, second.state, "")]
     for group, values in found.items():
         rows += [
-            (f"{group}.{name}", _written(one), _written(other), _change(group, one, other))
+            (
+                f"{group}.{name}",
+                _written(group, name, one),
+                _written(group, name, other),
+                _change(group, name, one, other),
+            )
             for name, (one, other) in values.items()
         ]
     equal = [group for group, values in found.items() if not values]
     return aligned(rows) + (f"\nequal: {', '.join(equal)}" if equal else "")
 
 
-def _change(group: str, one: Any, other: Any) -> str:  # noqa: ANN401  # of metrics: numbers
+def _change(group: str, name: str, one: Any, other: Any) -> str:  # noqa: ANN401  # of metrics: numbers
     if group != "metrics" or one is None or other is None:
         return ""
-    return f"{other - one:+.4f}" if isinstance(one + other, float) else f"{other - one:+d}"
+    return ("+" if other > one else "") + _written(group, name, other - one)
 
 
 def _groups(model: KnownModel) -> dict[str, dict[str, Any]]:
@@ -137,7 +145,7 @@ def _groups(model: KnownModel) -> dict[str, dict[str, Any]]:
         "data": {"commit": facts.data_commit, "hash": facts.data_hash},
         "code": {"commit": facts.code_commit, "version": facts.code_version},
         "categories": {each["name"]: each["id"] for each in facts.categories},
-        "metrics": dict(facts.metrics),
+        "metrics": dict(sorted(facts.metrics.items())),
         "settings": dict(_flat(facts.config)),
     }
 
@@ -151,7 +159,10 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def _written(value: Any) -> str:  # noqa: ANN401  # a plain value
+def _written(group: str, name: str, value: Any) -> str:  # noqa: ANN401  # a plain value
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) and 0 < value < 1 else write_value(value)
+    if group == "metrics" and name.startswith("mask_"):  # in [0, 1]
+        return f"{value:.4f}"
+    is_count = group == "metrics" and float(value).is_integer()
+    return f"{value:.0f}" if is_count else write_value(value)

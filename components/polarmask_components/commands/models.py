@@ -60,7 +60,9 @@ def _run(arguments: Sequence[str] | None, prog: str) -> None:
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog=prog, description="the models of a registry: which there are, and which one serves"
+        prog=prog,
+        description="the models of a registry: which there are, and which one serves",
+        epilog=f"example: {prog} list",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add = _add(commands, "list", _list, "list all models and stopped candidates, newest first")

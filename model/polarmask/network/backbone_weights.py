@@ -4,6 +4,7 @@ Files may hold torchvision's own state dict, Caffe's weights converted to its na
 detector with a `backbone.` part. Reading them executes no code.
 """
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -141,10 +142,12 @@ def _read(source: str) -> dict[str, Tensor]:
 def download(url: str) -> Path:
     """Download a file into torch's cache, unless it is there; safe with several processes."""
     name = Path(urlparse(url).path).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    checked = _HASHED_NAME.search(name)
+    # Two places may each have a model.mar.
+    kept = name if checked else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / kept
     if path.is_file():
         return path
-    checked = _HASHED_NAME.search(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from polarmask.config.settings import RunConfig
 from polarmask.data.coco import Annotation, CocoData, ImageRecord
 from polarmask.data.crop import crop_around, cropped
-from polarmask.data.images import read_image
+from polarmask.data.images import Pixels, read_image
 from polarmask.data.labels import ImageLabels
 from polarmask.data.preprocess import learned_hw
 from polarmask.geometry.locations import level_points
@@ -98,42 +98,53 @@ def _categories(
 def _draw_worst(
     store: LabelStore, data: CocoData, summary: LabelSummary, config: RunConfig, number: int
 ) -> list[Figure]:
-    wanted = {file_name for file_name, _, _ in summary.worst[:number]}
+    worst = summary.worst[:number]
+    wanted = {file_name for file_name, _, _ in worst}
     record_of = {image.file_name: image for image in data.images if image.file_name in wanted}
-    overlays = []
-    for file_name, annotation_id, iou in summary.worst[:number]:
-        record = record_of[file_name]
+    drawn = {}
+    for file_name, record in record_of.items():  # each image is decoded once
         image = read_image(data.image_path(record))
-        annotation = _find(record, annotation_id)
-        if config.input.crop:  # what the store holds of objects alone: labels are made for crops
-            x0, y0, x1, y1 = crop_around(annotation, record, config.input)
-            record = cropped(record, (x0, y0, x1, y1))
-            image, annotation = image[y0:y1, x0:x1], _find(record, annotation_id)
+        # A store of a run with crops has no rays: they are made for each crop.
+        labels = None if config.input.crop else store.read(data.split, record.id)
+        for place, (name, annotation_id, iou) in enumerate(worst):
+            if name == file_name:
+                annotation = next(each for each in record.annotations if each.id == annotation_id)
+                overlay = _draw(image, record, annotation, labels, config)
+                category = data.categories[annotation.category].name
+                note = f"annotation {annotation_id} of {file_name}"
+                drawn[place] = (overlay, f"{category}, IoU {iou:.2f}", note)
+    return make_figures([drawn[place] for place in sorted(drawn)], expected=_IMAGES)
+
+
+def _draw(
+    image: Pixels,
+    record: ImageRecord,
+    annotation: Annotation,
+    labels: ImageLabels | None,
+    config: RunConfig,
+) -> NDArray[np.uint8]:
+    """Draw an object and the rays that the network learns, without labels those of a crop."""
+    if labels is None:
+        x0, y0, x1, y1 = crop_around(annotation, record, config.input)
+        seen = cropped(record, (x0, y0, x1, y1))
+        shown = [each for each in seen.annotations if each.id == annotation.id and each.parts]
+        if shown:  # else it is so much larger than the crop that nothing is learned of it
+            record, image, [annotation] = seen, image[y0:y1, x0:x1], shown
             labels = label_image(record, config)
-        else:
-            labels = store.read(data.split, record.id)
-        shapes = [Shape(annotation.parts, YELLOW, opacity=0.15)]
-        rays = _best_rays(labels, annotation_id, record, config)
-        if rays is not None:
-            center, polygon = rays
-            shapes.append(Shape((polygon,), SKY, opacity=0.25, center=center))
-        overlay = draw_close_up(image, annotation, shapes)
-        category = data.categories[annotation.category].name
-        note = f"annotation {annotation_id} of {file_name}"
-        overlays.append((overlay, f"{category}, IoU {iou:.2f}", note))
-    return make_figures(overlays, expected=_IMAGES)
-
-
-def _find(record: ImageRecord, annotation_id: int) -> Annotation:
-    return next(each for each in record.annotations if each.id == annotation_id)
+    shapes = [Shape(annotation.parts, YELLOW, opacity=0.15)]
+    rays = None if labels is None else _best_rays(labels, annotation.id, record, config)
+    if rays is not None:
+        center, polygon = rays
+        shapes.append(Shape((polygon,), SKY, opacity=0.25, center=center))
+    return draw_close_up(image, annotation, shapes)
 
 
 def _best_rays(
     labels: ImageLabels, annotation_id: int, record: ImageRecord, config: RunConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Return centre and polygon, in pixels of the image, of the object's most central positive."""
-    [owner] = np.flatnonzero(labels.annotation_G == annotation_id)
-    positives = np.flatnonzero(labels.object_P == owner)
+    owner_1 = np.flatnonzero(labels.annotation_G == annotation_id)  # none: it is ignored here
+    positives = np.flatnonzero(np.isin(labels.object_P, owner_1))
     if not positives.size:
         return None
     best = positives[labels.ray_PR[positives].min(axis=1).argmax()]

@@ -30,14 +30,15 @@ def tiny() -> RunConfig:
         model=ModelConfig(
             backbone="resnet18",
             backbone_norm="group",
-            strides=(4, 8, 16),
-            channels=64,
+            # Fine and narrow: nuclei need locations and sharp features, not width or depth.
+            strides=(2, 4, 8),
+            channels=32,
             tower_depth=2,
             box_branch=False,
-            first_ray=2.0,
+            first_ray=2.2,
         ),
         input=InputConfig(short_side=None, max_side=1024),
-        labels=LabelConfig(level_ranges=((0, 24), (24, 48), (48, float("inf")))),
+        labels=LabelConfig(level_ranges=((0, 10), (10, 24), (24, float("inf")))),
         loss=LossConfig(centerness="polar_iou"),
         optim=OptimConfig(
             optimizer="adamw",

@@ -29,6 +29,8 @@ _MUCH_LARGER = 1.25
 """Images that are still so many times larger, when shrunk, are taken in crops."""
 _CROPS = (512, 1024)
 """Sides of crops, in pixels of the network's input: four times a large object, within these."""
+_WIDE = 64
+"""Channels of networks that are coarser than `tiny`: what is wide must not be fine, too."""
 _STEPS = 800
 """Optimiser steps, about, in which `tiny` learns one category; several get twice as many."""
 _FEWEST_EPOCHS = 3
@@ -66,7 +68,10 @@ def fit(data: CocoData) -> RunConfig:
         ),
     )
     config = override(config, list(_intensity(data)))
-    return replace(recommend_for(data, config), input_settings=()).apply(config)
+    config = replace(recommend_for(data, config), input_settings=()).apply(config)
+    if config.model.strides[0] == base.model.strides[0]:
+        return config
+    return replace(config, model=replace(config.model, channels=_WIDE))
 
 
 def describe_auto(config: RunConfig, data: CocoData) -> str:

@@ -178,7 +178,7 @@ def recommend(
         mean_iou: Of objects redrawn from exact rays, by ray count, the largest last.
     """
     small, far = float(np.quantile(side_G, 0.1)), float(np.quantile(reach_G, 0.95))
-    finest = next((s for s in (16, 8) if s * _STRIDES_PER_OBJECT <= small), 4)
+    finest = next((s for s in (16, 8, 4) if s * _STRIDES_PER_OBJECT <= small), 2)
     levels = min(5, max(_FEWEST_LEVELS, ceil(log2(max(far, 1) / (finest * _RANGE_STRIDES))) + 1))
     strides = tuple(finest * 2**level for level in range(levels))
     highs = [*(float(stride * _RANGE_STRIDES) for stride in strides[:-1]), float("inf")]

@@ -55,6 +55,7 @@ train.python_func(
     labels=stored(dsl.Dataset, "labels"),
     model=stored(dsl.Model, asked["out"] + "/model"),
     run=stored(dsl.Artifact, asked["out"] + "/run"),
+    page=stored(dsl.HTML, asked["out"] + "/page.html"),
     code_version="v1",
     training_request=TrainingRequest(
         on="pytorchjob",

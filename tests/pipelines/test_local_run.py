@@ -297,7 +297,7 @@ def test_killed_run_leaves_no_training_behind(place, champion):
 
 @pytest.mark.slow
 def test_labels_made_by_two_pods_equal_those_made_by_one(place, first):
-    halves = run(place, "halves", label_pods="2", eval_floor_ap="0.99")
+    halves = run(place, "halves", code=3, label_pods="2", eval_floor_ap="0.99")
     steps = [step["name"] for step in halves.summary["steps"]]
     assert steps.count("precompute-shards") == 2
     assert "shards 1/2" in halves.out

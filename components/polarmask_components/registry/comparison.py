@@ -3,14 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from polarmask.evaluation.evaluate import Evaluation, predict_split
-from polarmask.inference.predictor import Predictor
-from polarmask.report.comparison import (
-    Compared,
-    changed_images,
-    comparison_page,
-    no_champion_page,
-)
+from polarmask.report.no_champion import no_champion_page
 from polarmask_components.registry.champion import UNUSABLE, ChampionScore, judge_version
 from polarmask_components.registry.registry import Registry
 
@@ -31,12 +24,17 @@ def compare_with_champion(
         data: COCO folder.
     """
     if not champion.version:
-        return no_champion_page(champion.reason, provenance={})
+        return no_champion_page(champion.reason)
+
+    from polarmask.evaluation.evaluate import Evaluation, predict_split
+    from polarmask.inference.predictor import Predictor
+    from polarmask.report.comparison import Compared, changed_images, comparison_page
+
     try:
         judged = champion.judged or judge_version(registry, champion.version, data)
     except UNUSABLE as error:
         reason = f"Champion {champion.version} can't be evaluated: {error}"
-        return no_champion_page(reason, provenance={})
+        return no_champion_page(reason)
     candidate = Evaluation.from_json(result.read_text(encoding="utf-8"))
     shown = {key for ids in changed_images(candidate, judged.evaluation) for key in ids}
     images = tuple(image for image in judged.data.images if image.id in shown)

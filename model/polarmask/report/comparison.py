@@ -88,18 +88,6 @@ def comparison_page(
     )
 
 
-def no_champion_page(reason: str, *, provenance: Mapping[str, str]) -> str:
-    """Return a page that says why there is nothing to compare with."""
-    return render(
-        "no_champion.html",
-        title="Comparison",
-        summary=reason,
-        provenance=provenance,
-        data=[],
-        reason=reason,
-    )
-
-
 def _tiles(new: Evaluation, old: Evaluation) -> list[Tile]:
     pairs = {
         "mask AP": (new.mask_ap, old.mask_ap),

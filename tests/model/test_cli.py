@@ -229,11 +229,11 @@ def test_all_presets_are_named_in_help(capsys):
 
 def test_images_per_process_set_the_batch_and_with_it_the_rate(drawn_data, tmp_path):
     flags = ["--preset", "tiny", "--data", str(drawn_data), "--out", str(tmp_path)]
-    settings = ["model.channels=32", "model.tower_depth=1", "optim.epochs=0.25"]
+    settings = ["model.channels=32", "model.tower_depth=1", "optim.epochs=0.125"]
     changes = [flag for setting in settings for flag in ("--set", setting)]
-    assert main(["train", *flags, *changes, "--images-per-process", "2"]) == 0
+    assert main(["train", *flags, *changes, "--images-per-process", "1"]) == 0
     optim = read_card(tmp_path / "model").config.optim
-    assert (optim.batch_size, optim.lr_batch_size) == (2, 4)
+    assert (optim.batch_size, optim.lr_batch_size) == (1, 2)
     # One step: the warm-up of a third of no steps is none.
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["lr"] == pytest.approx(optim.lr / 2)

@@ -353,7 +353,8 @@ def test_auto_counts_the_objects_and_crops_that_the_network_sees(data):
 def test_a_warning_says_when_objects_become_too_small(data, side, size, settings, warns):
     loaded = load_coco(data, "train")
     slides = replace(loaded, images=(slide(loaded.images[0], side, 100, size),))
-    warning = shrink_warning(slides, override(tiny(), settings))
+    strides = ["model.strides=[4,8,16]"]
+    warning = shrink_warning(slides, override(tiny(), [*strides, *settings]))
     assert bool(warning) == warns
     assert not warns or "shrinks 100% of the objects below 8 px" in warning
 

@@ -48,7 +48,7 @@ from polarmask.training.dataset import EpochImage, Sample, SampleKey, TrainingIm
 from reference.polar_loops import contains
 
 ROOT = Path(__file__).parents[2]
-OURS = tiny()
+OURS = replace(tiny(), model=replace(tiny().model, strides=(4, 8, 16)))
 ORIGINAL = replace(OURS, labels=replace(OURS.labels, mode="original"))
 HW = (128, 160)
 

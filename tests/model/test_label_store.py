@@ -187,7 +187,7 @@ def test_crowd_regions_and_specks_are_neither_object_nor_background(small_config
     # Uncompressed RLE runs column by column: the right half of the image is a crowd.
     half = height * (width // 2)
     crowd = {"size": [height, width], "counts": [half, height * width - half]}
-    speck = [[5.1, 5.1, 6.9, 5.1, 6.9, 6.9, 5.1, 6.9]]
+    speck = [[4.1, 4.1, 5.9, 4.1, 5.9, 5.9, 4.1, 5.9]]
     category = document["categories"][0]["id"]
     for number, (segmentation, is_crowd) in enumerate([(crowd, 1), (speck, 0)]):
         document["annotations"].append(
@@ -207,9 +207,9 @@ def test_crowd_regions_and_specks_are_neither_object_nor_background(small_config
     assert 9001 not in labels.annotation_G
     ignored = {tuple(location) for location in labels.ignored_I3.tolist()}
     positive = {tuple(location) for location in labels.location_P3.tolist()}
-    assert (0, 1, 1) in ignored  # its centre (6, 6) lies in the speck
+    assert (0, 2, 2) in ignored  # its centre (5, 5) lies in the speck
     right = {
-        (0, row, column) for row in range(height // 4) for column in range(width // 8, width // 4)
+        (0, row, column) for row in range(height // 2) for column in range(width // 4, width // 2)
     }
     assert right <= ignored | positive
     assert not ignored & positive

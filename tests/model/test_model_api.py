@@ -99,7 +99,7 @@ def test_what_shrinking_and_the_limit_may_have_taken_is_said(small_config, tmp_p
     large = np.random.default_rng(1).integers(0, 255, (64, 640, 3), dtype=np.uint8)
     whole = polarmask.load(folder, device="cpu", tile=None)(large, score=0)
     assert set(whole.warnings) == {"shrunk", "results_cut"}
-    assert "objects under 40 pixels are lost" in whole.warnings["shrunk"]
+    assert "objects under 20 pixels are lost" in whole.warnings["shrunk"]
     assert "the array: more than 20 instances" in caplog.text
     in_tiles = polarmask.load(folder, device="cpu")
     assert len(in_tiles(large, score=0)) > 20

@@ -161,7 +161,7 @@ def test_training_lowers_the_loss(drawn_data, drawn_labels, small_config, tmp_pa
 def test_another_config_does_not_resume_and_says_what_differs(small_config, options):
     train(small_config, replace(options, stop_after=1))
     other = replace(small_config, optim=replace(small_config.optim, lr=0.5))
-    with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.002, is 0\.5"):
+    with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.001, is 0\.5"):
         train(other, options)
 
 

@@ -90,7 +90,8 @@ def champion(place, first):
 
 
 def test_first_run_ends_with_a_model_that_answers(place, first, champion):
-    assert set(first.status.values()) == {"succeeded"}
+    others = {name for name, status in first.status.items() if status != "succeeded"}
+    assert others == {"record-stop"}  # the gate passed
     assert first.summary["gate"]["passed"] is True
     assert first.summary["champion"] == champion
     assert first.summary["server_answer"]["model"]["version"] == champion
@@ -112,7 +113,9 @@ def test_each_step_is_one_line(first):
     lines = first.out.split("\n\n")[0].splitlines()
     progress = re.compile(r"train +step \d+/")  # on a slow machine
     lines = [line for line in lines if not progress.match(line)]
-    assert [line.split()[0] for line in lines] == list(first.status)
+    assert [line.split()[0] for line in lines] == [
+        name for name, status in first.status.items() if status != "skipped"
+    ]
     assert "mask AP" in next(line for line in lines if line.startswith("evaluate "))
 
 
@@ -271,9 +274,8 @@ def training(place, name):
         yield running, processes
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_the_run_and_all_its_processes(place, champion, number):
     with training(place, number.name) as (running, processes):
         running.send_signal(number)

@@ -108,10 +108,10 @@ def test_the_pixel_limit_holds_for_all_images_of_a_request_together(predictor):
 
 @pytest.fixture(scope="module")
 def tiler(random_model, tmp_path_factory):
-    """A model that learned from images of 64 pixels, which shows scores from 0.75."""
+    """A model that learned from images of 64 pixels, which shows scores from 0.9."""
     folder = shutil.copytree(random_model, tmp_path_factory.mktemp("tiles") / "model")
     card = json.loads((folder / "model.json").read_text())
-    card |= {"training": {"image_side": 64}, "operating_score": 0.75}
+    card |= {"training": {"image_side": 64}, "operating_score": 0.9}
     (folder / "model.json").write_text(json.dumps(card))
     return Predictor.load(folder, threads=1)
 
@@ -128,11 +128,11 @@ def test_a_large_image_is_answered_with_tiles_unless_asked_otherwise(tiler, pict
 
 
 def test_scores_are_those_of_the_model_unless_asked_otherwise(tiler, png):
-    for headers, least in (({}, 0.75), ({"X-Score-Threshold": "0.9"}, 0.9)):
+    for headers, least in (({}, 0.9), ({"X-Score-Threshold": "0.95"}, 0.95)):
         (answer,) = answers_to(tiler, png, headers=headers)
         (everything,) = answer.outcomes
         content = json.loads(answer.body)
-        assert content["default_score_threshold"] == 0.75
+        assert content["default_score_threshold"] == 0.9
         assert len(content["instances"]) == (everything.scores >= least).sum() < len(everything)
 
 

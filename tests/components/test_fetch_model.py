@@ -56,7 +56,12 @@ def test_another_file_in_its_place_is_replaced(stored, tmp_path):
         pytest.param({"uri": "s3://polarmask/none.mar"}, "does not exist", id="absent"),
         pytest.param({"uri": "s3://no-such-bucket/a.mar"}, "check that it exists", id="no-bucket"),
         pytest.param({"AWS_SECRET_ACCESS_KEY": "x"}, "credentials", id="wrong-key"),
-        pytest.param({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS_ENDPOINT_URL", id="no-store"),
+        pytest.param(
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "AWS_ENDPOINT_URL",
+            id="no-store",
+            marks=pytest.mark.slow,  # it waits for the retries
+        ),
     ],
 )
 def test_what_cannot_be_fetched_is_explained_and_leaves_nothing(stored, tmp_path, options, reason):

@@ -138,13 +138,8 @@ def train_in_two_halves(config, data, out):
     assert card.config.optim == config.optim
 
 
-FAST = "coco-r50-dcn-2x-32gpu"  # the rest takes minutes together
-
-
-@pytest.mark.parametrize(
-    "name",
-    [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED if name != FAST)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_run_trains_stops_and_goes_on(name, drawn_data, tmp_path, weights_of):
     train_in_two_halves(shrunk(preset(name), weights_of), drawn_data, tmp_path)
 

@@ -27,9 +27,10 @@ def demo(tmp_path_factory):
 def test_the_demo_reaches_its_promise(demo):
     clone, printed = demo
     summary = json.loads((clone / "runs/demo/summary.json").read_text())
-    assert summary["mask_ap"] >= 0.40
+    assert summary["mask_ap"] >= 0.48
     assert summary["mask_ap50"] >= 0.82
-    assert all(step["status"] == "succeeded" for step in summary["steps"])
+    others = [step["name"] for step in summary["steps"] if step["status"] != "succeeded"]
+    assert others == ["record-stop"]  # the gate passed
     assert summary["server_answer"]["instances"]
     for name in ("report", "overlay", "model"):
         assert Path(summary[name]).exists()

@@ -1,6 +1,6 @@
-"""A plain keep-alive client, as it is in small programs: it sends again over the connection it has.
+"""A plain keep-alive client, as small programs have it: all requests use one connection.
 
-It opens a new connection only when an answer said `Connection: close`, and repeats nothing.
+It opens a new connection only when an answer said `Connection: close`. It never retries.
 """
 
 import http.client

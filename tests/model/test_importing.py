@@ -409,7 +409,7 @@ def test_most_images_stay_in_their_split_when_others_are_added():
     assert len(before) == 12
     assert len(after) == 36
     moved = before ^ {path for path in after if path.parent.name == "a"}
-    assert len(moved) <= 6  # 12 to 20 if the split were drawn anew
+    assert len(moved) <= 6  # 12 to 20 if the new images changed who is drawn
 
 
 def test_a_large_group_is_no_small_split(tmp_path):

@@ -130,7 +130,7 @@ def differences_text(first: KnownModel, second: KnownModel) -> str:
     return aligned(rows) + (f"\nequal: {', '.join(equal)}" if equal else "")
 
 
-def _change(group: str, name: str, one: Any, other: Any) -> str:  # noqa: ANN401  # of metrics: numbers
+def _change(group: str, name: str, one: Any, other: Any) -> str:  # noqa: ANN401  # numbers, or settings of any type
     if group != "metrics" or one is None or other is None:
         return ""
     return ("+" if other > one else "") + _written(group, name, other - one)
@@ -159,7 +159,7 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def _written(group: str, name: str, value: Any) -> str:  # noqa: ANN401  # a plain value
+def _written(group: str, name: str, value: Any) -> str:  # noqa: ANN401  # a setting of any type
     if value is None:
         return "-"
     if group == "metrics" and name.startswith("mask_"):  # in [0, 1]

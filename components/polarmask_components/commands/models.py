@@ -242,5 +242,5 @@ def _check_reachable(target: str, name: str) -> None:
         )
 
 
-def _print_json(content: Any) -> None:  # noqa: ANN401  # plain data
+def _print_json(content: Any) -> None:  # noqa: ANN401  # anything that JSON holds
     print(json.dumps(content, indent=1))

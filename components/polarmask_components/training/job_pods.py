@@ -275,7 +275,7 @@ class JobPods:
         return bool(self._created and when and when < self._created)
 
 
-def _time_of(event: Any) -> datetime | None:  # noqa: ANN401  # as above
+def _time_of(event: Any) -> datetime | None:  # noqa: ANN401  # CoreV1Event has no types
     when: datetime | None = event.last_timestamp or event.event_time
     return when
 

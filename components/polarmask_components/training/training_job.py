@@ -124,7 +124,7 @@ class TrainingJob:
             "volumeMounts": [
                 {"name": "workspace", "mountPath": _WORKSPACE},
                 {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # a volume of the pod's own
-                {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  # the pod's own
+                {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  # a volume, too
             ],
             "securityContext": {
                 "allowPrivilegeEscalation": False,

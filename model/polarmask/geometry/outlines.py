@@ -86,7 +86,7 @@ def read_outline(raw: dict[str, Any], image_hw: tuple[int, int], *, crowd: bool)
 def _compare_boxes(file_box: object, box: Box, image_hw: tuple[int, int]) -> tuple[str, str] | None:
     """Note a box in the file that is far from the outline's, which is used in its place."""
     try:
-        x, y, width, height = (float(value) for value in file_box)  # type: ignore[attr-defined]  # see except
+        x, y, width, height = (float(value) for value in file_box)  # type: ignore[attr-defined]  # or it raises
     except (TypeError, ValueError, OverflowError):
         return None  # null, or no box at all
     limit = image_hw[1], image_hw[0], image_hw[1], image_hw[0]

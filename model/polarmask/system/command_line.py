@@ -50,7 +50,7 @@ def run_command(
         start = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C in front
         _print(f"{start}{': '.join(['interrupted', *map(str, interrupt.args)])}")
         return 128 + signal.SIGINT
-    except Exception as error:  # raised again unless it is known
+    except Exception as error:  # which errors are known depends on the caller; others are raised
         if isinstance(error, BrokenPipeError) and _nobody_reads("\n"):
             return 128 + signal.SIGPIPE
         lacking = error.name or "" if isinstance(error, ModuleNotFoundError) else ""

@@ -81,7 +81,7 @@ class TrainOptions:
     """Weights to start from; None starts afresh."""
     provenance: dict[str, str] | None = None
     observer: "Observer | None" = None
-    """Is told of the first process's progress, such as `report.run_pages.RunPages`."""
+    """Called by the first process as the training goes on; `report.run_pages.RunPages` is one."""
     stop_after: int | None = None
     """Stop at this step, as if interrupted; the next call resumes."""
 

@@ -19,9 +19,11 @@ from kfp import dsl
 from factories import make_tiny_coco
 from polarmask.config.overrides import override
 from polarmask.data.coco import load_coco
+from polarmask.engines.ranking import EngineRanking, EngineResult
 from polarmask.errors import ConfigError, DataError
 from polarmask.evaluation.auto_preset import preset_for
 from polarmask.evaluation.evaluate import evaluate as evaluate_model
+from polarmask.evaluation.evaluate import evaluate_split
 from polarmask.inference.model_folder import read_card
 from polarmask.inference.predictor import Predictor
 from polarmask.labels.store import LabelStore
@@ -38,7 +40,7 @@ from polarmask_components.errors import (
 )
 from polarmask_components.parameters.label_work import config_for_labels
 from polarmask_components.parameters.training_request import TrainingRequest
-from polarmask_components.registry.champion import check_same_task, measure_champion
+from polarmask_components.registry.champion import check_same_task, judge_version, measure_champion
 from polarmask_components.registry.registry import open_registry
 from polarmask_components.step_inputs import folder_of, record_contents
 from polarmask_components.step_outputs import sample_image
@@ -598,6 +600,33 @@ def test_registered_number_of_the_champion_is_taken_for_equal_data_and_code(
     assert f"version {answer[1]}" in html
     assert html.count("+0.000 from") >= 3
     assert "<img" not in html
+
+
+def test_a_champion_is_judged_in_the_precision_of_a_candidate_whatever_engine_serves_it(
+    trained, dataset, tmp_path, monkeypatch
+):
+    model = Path(trained.model.path)
+    ranking = EngineRanking(
+        weights_sha256=sha256_of_file(model / "model.safetensors"),
+        device="cpu",
+        cpu="any",
+        canvas_hw=(64, 64),
+        images="none",
+        engines=(EngineResult(name="eager", admitted=True, reason="", milliseconds=1.0),),
+    )
+    registry = open_registry(str(tmp_path / "registry"))
+    record = register_model(
+        model, name="polarmask", metrics={"mask_ap": 0.7}, registry=registry, engines=ranking
+    )
+    used = []
+
+    def evaluate(predictor, open_model, split):
+        used.extend([predictor.engine.name, open_model(device="cpu").engine.name])
+        return evaluate_split(predictor, split), {}
+
+    monkeypatch.setattr("polarmask.evaluation.whole_machine.evaluate_on_machine", evaluate)
+    judge_version(registry, record.version, Path(dataset.path))
+    assert used == [Predictor.load(model).engine.name] * 2 == ["folded"] * 2
 
 
 def test_without_champion_the_number_is_minus_one(dataset, candidate, tmp_path):

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from factories import make_tiny_coco
 from polarmask.cli import main
@@ -71,6 +73,25 @@ def test_commands_add_their_pages_to_the_run(run_folder, drawn_data, tmp_path, c
     text = (tmp_path / "evaluation.html").read_text()
     for fact in (model, str(drawn_data), "<b>split</b> val", "<b>written</b> 20"):
         assert fact in text
+
+
+def test_models_that_can_use_other_images_are_not_compared(run_folder, tmp_path, capsys):
+    data = make_tiny_coco(tmp_path / "data", images=1, val_images=2)
+    path = data / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    document["images"][1] |= {"width": 300, "height": 200}
+    path.write_text(json.dumps(document))
+    large = data / "images" / document["images"][1]["file_name"]
+    Image.open(large).resize((300, 200)).save(large)
+    detector, card = load_model(run_folder / "model")
+    images = replace(card.config.input, max_pixels=20_000)
+    card = replace(card, config=replace(card.config, input=images))
+    save_model(tmp_path / "model", detector, card)
+    one, other = str(run_folder / "model"), str(tmp_path / "model")
+    flags = ["--data", str(data), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--model", one, "--against", other, *flags]) == 2
+    assert "1 images of val can be used by only one of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_adds_to_the_run_that_the_model_is_in(run_folder, drawn_data, tmp_path):

@@ -20,7 +20,7 @@ from factories import (
     rle_from_bitmap,
 )
 from polarmask.config.overrides import override
-from polarmask.config.presets import AUTO, tiny
+from polarmask.config.presets import AUTO, preset, tiny
 from polarmask.data.coco import Annotation, ImageRecord, load_coco
 from polarmask.data.crop import count_crops, crop_around, cropped, crops_text, regions_of
 from polarmask.data.images import read_image
@@ -28,7 +28,7 @@ from polarmask.data.pixel_files import PixelFiles
 from polarmask.data.preprocess import canvas_hw, input_scale
 from polarmask.errors import ConfigError, DataError
 from polarmask.evaluation.auto_preset import describe_auto, fit
-from polarmask.evaluation.evaluate import evaluate
+from polarmask.evaluation.evaluate import _shrunk_away, evaluate
 from polarmask.evaluation.recommend import shrink_warning
 from polarmask.geometry.locations import all_locations, level_points
 from polarmask.geometry.masks import bitmap_from_rle
@@ -326,6 +326,29 @@ def test_auto_takes_crops_of_large_images(data, side, size, crop, max_side):
     assert run.name == AUTO
 
 
+def test_auto_stays_within_what_settings_allow(data):
+    loaded = load_coco(data, "train")
+    panorama = slide(loaded.images[0], 40_000, 36, 400)
+    rod = np.array([[0, 0], [6000, 0], [6000, 60], [0, 60]])
+    rods = tuple(annotation_of(rod, area=360_000.0) for _ in range(4))
+    panorama = replace(panorama, annotations=(*panorama.annotations, *rods))
+    pixels = fit(replace(loaded, images=(panorama,))).input  # impossible ones raise
+    assert (pixels.crop, pixels.max_side) == (16_384, 992)
+    crowd = slide(loaded.images[0], 250, 40_000, 1)
+    assert fit(replace(loaded, images=(crowd,))).postprocess.pre_nms_top_k == 100_000
+
+
+def test_objects_that_a_whole_image_loses_are_noted_for_a_model_of_crops_too(data):
+    loaded = load_coco(data, "train")
+    image = slide(loaded.images[0], 5000, 16, 6)
+    split = replace(loaded, images=(image,))
+    for settings in (["input.crop=512"], []):
+        card = ModelCard(override(tiny(), settings), loaded.categories)
+        whole = Predictor(None, card, torch.device("cpu"), tile=None)
+        (note,) = _shrunk_away(whole, split)
+        assert "16 of 16 objects are smaller than 2 pixels" in note.detail
+
+
 def test_auto_counts_the_objects_and_crops_that_the_network_sees(data):
     loaded = load_coco(data, "train")
     crowded = replace(loaded, images=(slide(loaded.images[0], 10_000, 30_000, 12),))
@@ -359,12 +382,32 @@ def test_a_warning_says_when_objects_become_too_small(data, side, size, settings
     assert not warns or "shrinks 100% of the objects below 8 px" in warning
 
 
+@pytest.mark.parametrize(
+    ("settings", "crop"),
+    [([], 512), (["input.max_side=256"], 256), (["input.short_side=640"], 640)],
+)
+def test_the_crop_that_the_warning_names_is_neither_shrunk_nor_enlarged(data, settings, crop):
+    loaded = load_coco(data, "train")
+    slides = replace(loaded, images=(slide(loaded.images[0], 10_000, 100, 12),))
+    run = override(tiny(), settings)
+    assert shrink_warning(slides, run).endswith(f"--set input.crop={crop}")
+    run = override(run, [f"input.crop={crop}"])
+    assert input_scale((10_000, 10_000), run.input).tolist() == [1, 1]
+    original = shrink_warning(slides, override(preset("tiny-original"), ["input.max_side=512"]))
+    assert original.endswith("use --preset auto")
+
+
 def test_a_model_of_crops_tiles_larger_images_at_the_side_of_the_crop(data):
-    def side(settings, image_hw):
-        card = ModelCard(override(CROP, settings), categories, {}, {"image_side": 64})
+    def side(settings, image_hw, training=None):
+        learned = {"image_side": 64} if training is None else training
+        card = ModelCard(override(CROP, settings), categories, {}, learned)
         return Predictor(None, card, torch.device("cpu"), tile="auto").tile_side(image_hw)
 
     categories = load_coco(data, "train").categories
+    assert side([], (200, 240), {"steps": 7}) == 64  # of a checkpoint
+    # A whole image that max_side shrinks would have another scale than its crops had.
+    assert side(["input.max_side=64"], (70, 80)) == 64
+    assert side(["input.max_side=64", "input.crop=0"], (70, 80)) is None
     assert side([], (200, 240)) == 64
     assert side([], (70, 80)) is None
     assert side(["input.short_side=128"], (200, 240)) == 64

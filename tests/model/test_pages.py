@@ -19,6 +19,7 @@ from polarmask.report.engines import engines_page
 from polarmask.report.index import add_page, write_index
 from polarmask.report.page import render
 from polarmask.report.training import training_page
+from polarmask.training.run_folder import RunData
 
 REFRESH = '<meta http-equiv="refresh"'
 
@@ -73,8 +74,7 @@ def run(tmp_path):
     config = override(tiny(), ["optim.lr=0.01", "optim.epochs=4", "optim.batch_size=4"])
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     split = load_coco(make_tiny_coco(tmp_path / "data", images=1), "train").summary
-    split = replace(split, images=40, listed_images=40)
-    (tmp_path / "data.json").write_text(json.dumps({"train": split.to_json()}))
+    RunData(40, (split,)).write(tmp_path)
     steps = [
         {"step": step, "seconds": 5.0 * step, "loss": 1 / step, "class": 0.5 / step, "lr": 0.01}
         for step in range(1, 31)

@@ -29,13 +29,12 @@ def train(
         run_id: For a job on the cluster: the same each time this run is retried, to find its job
             again. Empty takes the name of the workflow that the step is in; caching still works.
     """
-    import json
     from pathlib import Path
 
-    from polarmask.data.summary import SplitSummary, summary_counts
+    from polarmask.data.summary import summary_counts
     from polarmask.report.training import training_page
     from polarmask.system.files import write_text
-    from polarmask.training.run_folder import DATA
+    from polarmask.training.run_folder import RunData
     from polarmask_components.parameters.training_request import TrainingRequest
     from polarmask_components.provenance.code_version import code_commit
     from polarmask_components.step_inputs import folder_of
@@ -57,6 +56,5 @@ def train(
         run_id=run_id,
     )
     write_text(Path(page.path), training_page(Path(run.path)))
-    summaries = json.loads((Path(run.path) / DATA).read_text(encoding="utf-8")).values()
-    counts = summary_counts(SplitSummary.from_json(each) for each in summaries)
-    model.metadata.update(provenance | counts)
+    used = RunData.read(Path(run.path))
+    model.metadata.update(provenance | summary_counts(used.splits if used else ()))

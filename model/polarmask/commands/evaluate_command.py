@@ -15,6 +15,7 @@ from polarmask.commands.arguments import (
     add_tile_argument,
 )
 from polarmask.commands.outcome import Outcome
+from polarmask.errors import DataError
 from polarmask.system.argument_types import output_folder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Evaluate in the process group that torchrun describes; the first process prints."""
-    from polarmask.data.coco import load_coco
+    from polarmask.data.coco import CocoData, load_coco
     from polarmask.evaluation.evaluate import evaluate_together
     from polarmask.model_sources.open_model import open_model
     from polarmask.report.comparison import Compared
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
     names = [options.model, *([options.against] if options.against else [])]
     compared: list[Compared] = []
+    read: list[CocoData] = []
     provenance: dict[str, str] = {}
     min_scores: dict[str, float] = {}
     with process_group(options.device) as device:
@@ -68,6 +70,8 @@ def run(options: argparse.Namespace) -> Outcome:
                 images = replace(images, max_pixels=options.max_pixels)
             data = load_coco(options.data, options.split, check_pixels=True, config=images)
             data.summary.require_complete(strict=options.strict)
+            read.append(data)
+            _require_same_images(read, names)
             judged = evaluate_together(predictor, data)
             min_scores[name] = predictor.card.min_score
             if judged is not None:
@@ -79,8 +83,19 @@ def run(options: argparse.Namespace) -> Outcome:
         name = f"{each.name}: " if len(compared) > 1 else ""
         _print(each.evaluation, name, min_scores[each.name])
     if folder := options.out or _own_folder(options.model):
-        _write(folder, compared, data, provenance)
+        _write(folder, compared, read[0], provenance)
     return Outcome([compared[0].evaluation.data])
+
+
+def _require_same_images(read: "list[CocoData]", names: list[str]) -> None:
+    """Refuse to compare on images of which one model can't take some."""
+    first, last = ({image.id for image in each.images} for each in (read[0], read[-1]))
+    if first != last:
+        raise DataError(
+            f"{len(first ^ last)} images of {read[0].split} can be used by only one of {names[0]} "
+            f"and {names[1]}, whose `input` settings differ; evaluate each without --against, or "
+            "take those images out of the annotations"
+        )
 
 
 def _own_folder(model: str) -> Path | None:

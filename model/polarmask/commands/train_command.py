@@ -1,7 +1,6 @@
 """`polarmask train`: train a model, or resume training it."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,12 +87,11 @@ def run(options: argparse.Namespace) -> Outcome:
     """Train in the process group that torchrun describes, and print the model folder."""
     import torch
 
-    from polarmask.data.summary import SplitSummary
     from polarmask.model_sources.open_model import open_weights
     from polarmask.report.index import INDEX
     from polarmask.report.run_pages import RunPages
     from polarmask.system.distributed import is_first, process_group, world_size
-    from polarmask.training.run_folder import DATA
+    from polarmask.training.run_folder import RunData
     from polarmask.training.train import TrainOptions, train
 
     if options.threads:
@@ -128,8 +126,8 @@ def run(options: argparse.Namespace) -> Outcome:
             return Outcome([])
     print(f"model: {folder}")
     print(f"pages: {options.out / INDEX}")
-    summaries = json.loads((options.out / DATA).read_text(encoding="utf-8"))
-    return Outcome([SplitSummary.from_json(each) for each in summaries.values()])
+    used = RunData.read(options.out)
+    return Outcome(list(used.splits) if used else [])
 
 
 def _provenance(options: argparse.Namespace) -> dict[str, str]:

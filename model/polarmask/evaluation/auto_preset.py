@@ -31,6 +31,8 @@ _CROPS = (512, 1024)
 """Sides of crops, in pixels of the network's input: four times a large object, within these."""
 _WIDE = 64
 """Channels of networks that are coarser than `tiny`: what is wide must not be fine, too."""
+_LARGEST_CROP, _MOST_CANDIDATES = 16_384, 100_000
+"""What the settings allow: pixels, and candidates of a level."""
 _STEPS = 800
 """Optimiser steps, about, in which `tiny` learns one category; several get twice as many."""
 _FEWEST_EPOCHS = 3
@@ -55,7 +57,7 @@ def fit(data: CocoData) -> RunConfig:
     max_side, crop = _sizes(sample_images(data))
     images = replace(base.input, max_side=max_side, crop=crop)
     most = max(_most_objects(image, crop) for image in spread(data.images, _COUNTED_IMAGES))
-    limit = max(base.postprocess.max_instances, 200 * ceil(most / 100))
+    limit = min(max(base.postprocess.max_instances, 200 * ceil(most / 100)), _MOST_CANDIDATES // 2)
     config = replace(
         base,
         name=AUTO,
@@ -106,7 +108,10 @@ def _sizes(images: Sequence[ImageRecord]) -> tuple[int, int]:
     boxes = np.array([each.bbox for each in objects])
     large = float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.95))
     side = _rounded(min(max(4 * large * scale, _CROPS[0]), _CROPS[1]))
-    return (most, side) if scale == 1 else (side, round(side / scale))
+    if scale == 1:
+        return most, side
+    crop = min(round(side / scale), _LARGEST_CROP)
+    return _rounded(crop * scale), crop
 
 
 def _rounded(side: float) -> int:

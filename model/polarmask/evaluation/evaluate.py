@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from polarmask.data.coco import CocoData, ImageRecord, load_coco
 from polarmask.data.images import read_image
 from polarmask.data.match_categories import match_categories
-from polarmask.data.preprocess import input_scale
+from polarmask.data.preprocess import resized_hw
 from polarmask.data.summary import Problem, SplitSummary, results_cut
 from polarmask.evaluation.coco_ap import CocoScores, score_predictions
 from polarmask.evaluation.operating_point import found_by_size, threshold_curves
@@ -248,7 +248,8 @@ def _shrunk_away(predictor: Predictor, data: CocoData) -> Iterator[Problem]:
     for image in data.images:
         hw = (image.height, image.width)
         if max(hw) > config.input.max_side and predictor.tile_side(hw) is None:
-            scale = float(input_scale(hw, config.input).prod())
+            rows, columns = resized_hw(hw, config.input)
+            scale = rows * columns / (hw[0] * hw[1])
             small = sum(a.area * scale < least**2 for a in image.annotations if not a.crowd)
             if small:
                 yield Problem(

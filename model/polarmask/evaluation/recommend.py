@@ -115,10 +115,14 @@ def shrink_warning(data: CocoData, config: RunConfig) -> str:
     )
     if lost <= _MANY * len(objects):
         return ""
+    images = config.input
+    side = images.short_side or min(512, images.max_side)
+    takes_crops = config.labels.mode == "exact" and images.keep_ratio
+    crops = f", or learn crops of the images as they are: --set input.crop={side}"
     return (
-        f"input.max_side {config.input.max_side} (or short_side) shrinks {lost / len(objects):.0%}"
+        f"input.max_side {images.max_side} (or short_side) shrinks {lost / len(objects):.0%}"
         f" of the objects below {least} px, which stride {config.model.strides[0]} hardly learns; "
-        "use --preset auto, or learn crops of the images as they are: --set input.crop=512"
+        f"use --preset auto{crops if takes_crops else ''}"
     )
 
 

@@ -20,6 +20,7 @@ from polarmask.data.images import Pixels
 from polarmask.data.intensity import to_uint8, warn_of_unfitting_bits
 from polarmask.data.preprocess import (
     canvas_hw,
+    learned_hw,
     letterbox,
     letterbox_hw,
     normalise,
@@ -142,11 +143,18 @@ class Predictor:
 
     def tile_side(self, image_hw: tuple[int, int]) -> int | None:
         """Return the side in pixels of the tiles of an image of this size; None keeps it whole."""
-        # A model that resizes whole images to a short side is given all of them at one scale.
         images = self.card.config.input
+        # A model that resizes whole images to a short side is given all of them at one scale.
         one_scale = images.short_side is not None and not images.crop
-        learned = 0 if one_scale else int(self.card.training.get("image_side", 0))
-        return tile_side(image_hw, self._tile, learned or None)
+        # A crop shows how large objects are at their own scale, at which no whole image may fit.
+        other_scale = learned_hw(image_hw, images) != resized_hw(image_hw, images)
+        learned = None if one_scale else self._learned_side or None
+        return tile_side(image_hw, self._tile, learned, must=other_scale)
+
+    @property
+    def _learned_side(self) -> int:
+        """Longer side in pixels of the largest training image or crop; 0 if it is not known."""
+        return int(self.card.training.get("image_side", 0)) or self.card.config.input.crop
 
     def tiled_pixels(self, image_hw: tuple[int, int]) -> int:
         """Return how many pixels the network sees of an image in tiles; 0 if it stays whole."""
@@ -301,7 +309,7 @@ class Predictor:
         self, image_hw: tuple[int, int], resized_hw: tuple[int, int]
     ) -> dict[str, str]:
         """Return a warning for an image that is shrunk much more than the training images were."""
-        config, learned = self.card.config, self.card.training.get("image_side", 0)
+        config, learned = self.card.config, self._learned_side
         usual = config.input.max_side / learned if learned else 0.0
         if config.input.short_side is not None and not config.input.crop:
             usual = config.input.short_side / min(image_hw) if config.input.keep_ratio else 0.0

@@ -39,7 +39,9 @@ _BATCH_TILES = 4
 _SMALLEST_TILE = 64
 
 
-def tile_side(image_hw: tuple[int, int], tile: TileSize, learned_side: int | None) -> int | None:
+def tile_side(
+    image_hw: tuple[int, int], tile: TileSize, learned_side: int | None, *, must: bool = False
+) -> int | None:
     """Return the side of an image's tiles in pixels; None for an image that stays whole.
 
     Args:
@@ -48,12 +50,15 @@ def tile_side(image_hw: tuple[int, int], tile: TileSize, learned_side: int | Non
             model learned from, into tiles of their size.
         learned_side: Longer side of the largest training image in pixels; None if the model is
             given images of one scale, or if it is not known.
+        must: `auto` tiles images that are a little larger, too: shrunk as a whole, they would have
+            another scale than the model learned.
 
     Raises:
         ConfigError: A side under 64 pixels.
     """
     if tile == "auto":
-        if learned_side is None or max(image_hw) <= _MUCH_LARGER * learned_side:
+        largest = 1 if must else _MUCH_LARGER
+        if learned_side is None or max(image_hw) <= largest * learned_side:
             return None
         tile = max(learned_side, _SMALLEST_TILE)
     if tile is not None and tile < _SMALLEST_TILE:

@@ -35,6 +35,7 @@ def open_model(
     device: str | torch.device | None = "cpu",
     threads: int | None = None,
     tile: TileSize = "auto",
+    engine: str | None = None,
 ) -> Predictor:
     """Open a model.
 
@@ -44,6 +45,7 @@ def open_model(
         device: "cpu" or "cuda"; None takes CUDA where there is one.
         threads: CPU threads; None leaves torch's choice.
         tile: Side of the tiles of large images, see `Predictor.load`.
+        engine: What runs the network, see `Predictor.load`. A checkpoint runs as it is.
 
     Raises:
         ModelFormatError: None of these, or a damaged one.
@@ -52,7 +54,7 @@ def open_model(
     with _located(source) as path:
         if path.is_file():
             return _open_checkpoint(path, device, tile)
-        return Predictor.load(path, device=device, threads=threads, tile=tile)
+        return Predictor.load(path, device=device, threads=threads, tile=tile, engine=engine)
 
 
 def open_weights(source: str | Path) -> InitialWeights:

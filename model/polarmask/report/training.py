@@ -16,11 +16,10 @@ from markupsafe import Markup
 from polarmask.config.overrides import settings_of, write_value
 from polarmask.config.presets import AUTO, preset, tiny
 from polarmask.config.settings import RunConfig, from_dict
-from polarmask.data.summary import SplitSummary
 from polarmask.errors import ConfigError
 from polarmask.report.charts import line_chart
 from polarmask.report.page import Tile, fraction, render
-from polarmask.training.run_folder import CONFIG, DATA, METRICS, VALIDATION
+from polarmask.training.run_folder import CONFIG, METRICS, VALIDATION, RunData
 
 _POINTS = 200
 """At most, of a curve; each is the mean of the steps around it."""
@@ -39,17 +38,17 @@ def training_page(run: Path, *, title: str = "Training") -> str:
         title: Headline.
     """
     config = from_dict(json.loads((run / CONFIG).read_text(encoding="utf-8")))
-    summaries = _summaries(run / DATA)
+    used = RunData.read(run)
     entries, validation = _entries(run / METRICS), _entries(run / VALIDATION)
     step = int(entries[-1]["step"]) if entries else 0
-    total = _total_steps(config, summaries) or step
+    total = used.total_steps if used else step
     speed = _speed(entries, config.optim.batch_size)
     return render(
         "training.html",
         title=title,
         summary=_summary(step, total, entries, validation),
         provenance={"run": run.resolve().name, "preset": config.name},
-        data=summaries,
+        data=used.splits if used else (),
         refresh_seconds=_REFRESH_SECONDS if step < total else 0,
         running=step < total,
         tiles=_tiles(config, step, total, entries, validation),
@@ -76,13 +75,6 @@ def training_page(run: Path, *, title: str = "Training") -> str:
     )
 
 
-def _summaries(path: Path) -> list[SplitSummary]:
-    if not path.is_file():
-        return []
-    plain = json.loads(path.read_text(encoding="utf-8"))
-    return [SplitSummary.from_json(each) for each in plain.values()]
-
-
 def _entries(path: Path) -> list[dict[str, float]]:
     """Read a file of JSON lines; NaN in it are left out."""
     if not path.is_file():
@@ -93,14 +85,6 @@ def _entries(path: Path) -> list[dict[str, float]]:
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in entry.items() if value is not None and value == value}
-
-
-def _total_steps(config: RunConfig, summaries: Sequence[SplitSummary]) -> int | None:
-    """Return the steps of the whole run; None if the run folder does not tell."""
-    images = {each.split: each.images for each in summaries}.get("train")
-    if images is None:
-        return None
-    return max(1, ceil(config.optim.epochs * images / config.optim.batch_size))
 
 
 def _summary(step: int, total: int, entries: Entries, validation: Entries) -> str:

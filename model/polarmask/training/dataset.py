@@ -92,7 +92,7 @@ class TrainingImages(Dataset[Sample]):
         self._coco = coco
         self._config = config
         self._regions = regions_of(coco.images, config.input) if config.input.crop else None
-        self._pixels = PixelFiles(pixels, config.input)
+        self._pixels = PixelFiles(pixels if config.input.crop else None, config.input)
 
     def __len__(self) -> int:
         return len(self.records if self._regions is None else self._regions)

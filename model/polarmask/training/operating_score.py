@@ -11,12 +11,13 @@ from polarmask.data.coco import CocoData, load_coco
 from polarmask.data.images import read_image
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError
-from polarmask.evaluation.evaluate import Evaluation, evaluate_together
+from polarmask.evaluation.evaluate import Evaluation, evaluate_together, match_model
 from polarmask.evaluation.recommend import spread
 from polarmask.inference.model_folder import DEFAULT_SCORE, ModelCard
 from polarmask.inference.predictor import Predictor
 from polarmask.labels.precompute import find_splits
 from polarmask.network.detector import PolarMask
+from polarmask.system.distributed import all_gather
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +46,17 @@ def find_operating_score(
     Returns:
         The threshold, on the first process; None if there is none to keep.
     """
+    predictor = Predictor(Eager(detector.eval()), card, device)
     try:
-        part = _sample(data, card)
-        if part is None:
-            return None
-        judged = evaluate_together(Predictor(Eager(detector.eval()), card, device), part)
+        part = _sample(data, predictor)
     except DataError as error:
         logger.warning("no score threshold could be chosen on the val split: %s", error)
+        part = None
+    # Each machine reads its own copy of the data. All evaluate or none: else some wait for ever.
+    everywhere = all(all_gather(part is not None))
+    if part is None or not everywhere:
         return None
+    judged = evaluate_together(predictor, part)
     if judged is None:
         return None
     evaluation, _ = judged
@@ -73,11 +77,11 @@ def find_operating_score(
     return score
 
 
-def _sample(data: Path, card: ModelCard) -> CocoData | None:
+def _sample(data: Path, predictor: Predictor) -> CocoData | None:
     """Return some readable images of the val split; None without such a split."""
     if "val" not in find_splits(data):
         return None
-    split = load_coco(data, "val", config=card.config.input)
+    split = match_model(predictor, load_coco(data, "val", config=predictor.card.config.input))
     some = spread(split.images, _IMAGES)
     pixels = sum(image.width * image.height for image in some)
     number = max(1, min(len(some), _PIXELS * len(some) // pixels))

@@ -1,10 +1,15 @@
-"""The files of a run folder that resuming needs, and how to snapshot them. Imports no torch."""
+"""The files of a run folder, and how to snapshot those that resuming needs. Imports no torch."""
 
+import json
 import os
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from polarmask.data.summary import SplitSummary
+from polarmask.system.files import write_text
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.json"
@@ -14,11 +19,34 @@ METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 PIXELS = "pixels"
 """Folder of uncompressed copies of large images; removed when the training ends."""
-DATA = "data.json"
-"""Summaries of the splits, by name."""
 
+_DATA = "data.json"
 _TRIES = 20
 _PAUSE_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from, as its `data.json` has it."""
+
+    total_steps: int
+    splits: tuple[SplitSummary, ...]
+
+    @classmethod
+    def read(cls, run: Path) -> "RunData | None":
+        """Return that of a run folder; None before the run has begun."""
+        try:
+            plain = json.loads((run / _DATA).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        splits = tuple(map(SplitSummary.from_json, plain["splits"]))
+        return cls(plain["total_steps"], splits)
+
+    def write(self, run: Path) -> None:
+        """Write that of a run folder."""
+        splits = [each.to_json() for each in self.splits]
+        plain = {"total_steps": self.total_steps, "splits": splits}
+        write_text(run / _DATA, json.dumps(plain, indent=1))
 
 
 def run_folder_of(source: str | Path) -> Path | None:

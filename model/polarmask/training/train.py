@@ -35,7 +35,7 @@ from polarmask.training.dataset import TrainingImages, load_steps
 from polarmask.training.initial import InitialWeights
 from polarmask.training.operating_score import find_operating_score
 from polarmask.training.progress import Progress
-from polarmask.training.run_folder import BEST, CHECKPOINT, CONFIG, DATA, METRICS, PIXELS
+from polarmask.training.run_folder import BEST, CHECKPOINT, CONFIG, METRICS, PIXELS, RunData
 from polarmask.training.tensorboard import TensorBoard, open_tensorboard
 from polarmask.training.training_run import TrainingRun
 from polarmask.training.validation import Validator
@@ -113,8 +113,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         run.begin(initial=options.initial, compiled=options.compiled)
         if is_first():
             write_text(options.out / CONFIG, json.dumps(to_dict(data.config), indent=1))
-            summaries = {each.split: each.to_json() for each in data.summaries}
-            write_text(options.out / DATA, json.dumps(summaries, indent=1))
+            RunData(data.total_steps, tuple(data.summaries)).write(options.out)
             for each in data.summaries:
                 logger.info("%s", each.describe())
             if data.config.input.crop:

@@ -51,7 +51,7 @@ test-pipelines: .venv/.ready data ## run the tests of pipelines/
 test-slow: .venv/.ready data ## run the tests that take minutes
 	$(TEST) -m slow
 
-test-faults: .venv/.ready ## break a cluster on purpose, about seventy times (docs/reference/faults.md)
+test-faults: .venv/.ready ## break a cluster on purpose, once for each fault of docs/reference/faults.md
 	$(TEST) -m faults
 
 test-fuzz: .venv/.ready data ## send ten thousand damaged images and requests to a real server (FUZZ=300: fewer)

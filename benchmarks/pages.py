@@ -107,8 +107,8 @@ def _model_numbers(held, *seeds):
     )
     rows = [
         (
-            f"mask AP on the bundled nuclei, preset `{record['preset']}`, mean of "
-            f"{len(record['runs'])} seeds",
+            f"mask AP on the bundled nuclei, preset `{record['preset']}` as of {record['date']}, "
+            f"mean of {len(record['runs'])} seeds",
             f"{mean(run['mask_ap'] for run in record['runs']):.3f}",
             accuracy,
         )

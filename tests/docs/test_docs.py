@@ -118,6 +118,12 @@ def test_every_fault_is_in_the_reference():
     assert len(listed) >= 40
 
 
+def test_the_number_of_cluster_faults_is_that_of_the_rows():
+    page = (ROOT / "docs/reference/faults.md").read_text()
+    (stated,) = re.findall(r"^(\d+) cluster faults", page, re.M)
+    assert int(stated) == len(re.findall(r"^\| [TD]\d\d \|", page, re.M))
+
+
 def test_every_reported_fault_names_its_test():
     rows = re.findall(
         r"^\| ([FOMm]\d+) \|.*\| `(test_\w+\.py)` `(test_\w+)` \|$",

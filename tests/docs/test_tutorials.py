@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import runpy
 import shlex
 import sys
@@ -15,7 +16,7 @@ import pytest
 import polarmask_components.commands.models as models
 import polarmask_pipelines.__main__ as pipelines
 import polarmask_serving.__main__ as serving
-from polarmask.cli import build_parser
+from polarmask.cli import build_parser, main
 from polarmask.config.overrides import override
 from polarmask.config.presets import tiny
 from polarmask.data.coco import Category, load_coco
@@ -93,6 +94,18 @@ def test_sample_masks_hold_the_annotated_objects(sample_data, tmp_path):
     assert not source.problems
     assert printed.startswith(f"3 images, {sum(len(each.objects) for each in images)} nuclei\n")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["new-001.png"]
+
+
+def test_the_import_prints_what_the_tutorial_shows(
+    first_tries, sample_data, tmp_path, monkeypatch, capsys
+):
+    make_data, command, *_ = (shlex.split(line.text) for line in first_tries.lines_of("cells"))
+    page = (TUTORIALS / "cells.md").read_text()
+    (shown,) = re.findall(r"^polarmask import .*\n```\n\n```text\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    sample_data(*make_data[2:])
+    assert main(command[1:]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_stained_samples_are_dark_on_white(sample_data, tmp_path):

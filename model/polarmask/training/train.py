@@ -43,7 +43,7 @@ from polarmask.training.validation import Validator
 logger = logging.getLogger(__name__)
 
 _FEW_STEPS = 300
-"""`tiny` begins to find nuclei after about two hundred."""
+"""With steps of 4 images, `tiny` began to find nuclei after about two hundred."""
 
 
 class Observer(Protocol):

@@ -11,6 +11,7 @@ ServingError
             BadOptionError          400 bad_option       fix the option
             ImageTooLargeError      413 image_too_large  send a smaller image
             TooManyTilesError       413 too_many_tiles   send it in parts, or with tile=none
+            AnswerTooLargeError     413 answer_too_large ask for fewer instances, or no masks
             NotAnImageError         415 not_an_image     send JPEG or PNG
         PredictionError         500 prediction_failed    our fault: look at the server's log
         TimeOutError            504 time_out             send fewer or smaller images
@@ -76,6 +77,13 @@ class TooManyTilesError(RequestError):
 
     status = 413
     code = "too_many_tiles"
+
+
+class AnswerTooLargeError(RequestError):
+    """The answer would have more bytes than the server sends; ask for fewer instances."""
+
+    status = 413
+    code = "answer_too_large"
 
 
 class NotAnImageError(RequestError):

@@ -13,6 +13,7 @@ from factories import make_instances
 from polarmask.errors import ConfigError
 from polarmask.geometry.masks import bitmap_from_rle
 from polarmask.inference.instances import Instances
+from polarmask.inference.stage_clock import StageClock
 from polarmask.inference.tiles import predict_tiled, tile_boxes, tile_side
 
 RAYS = 64
@@ -122,6 +123,33 @@ def test_the_limit_of_one_tile_is_that_of_the_image():
     by_left = {0: replace(one, cut_below=0.6), 32: one[:0]}
     found = predict_tiled(lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96)
     assert found.cut_below == 0.6
+
+
+def test_only_the_best_of_all_tiles_are_joined_if_asked_so():
+    left = made_of([square(8, 4 + 9 * n, 6) for n in range(5)], [0.9, 0.8, 0.3, 0.2, 0.1])
+    right = made_of([square(80, 4 + 9 * n, 6) for n in range(4)], [0.7, 0.6, 0.5, 0.4])
+    by_left = {0: left, 32: right}
+
+    def find(tiles):
+        return [by_left[int(tile[0, 0, 0])] for tile in tiles]
+
+    found = predict_tiled(find, ramp(), 96, most=3)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert found.cut_below == pytest.approx(0.7)
+    everything = predict_tiled(find, ramp(), 96, most=9)
+    assert (len(everything), everything.cut_below) == (9, 0)
+
+
+def test_joining_ends_at_the_time_limit():
+    """Most of it are pairs of neighbouring tiles that hold thousands of shapes on one place."""
+    some = made_of([square(70, 20, 12)] * 300, np.linspace(0.9, 0.1, 300))
+    by_left = {0: some, 32: replace(some, polygons=some.polygons - np.float32([32, 0]))}
+    clock = StageClock(0.05)
+    with pytest.raises(TimeoutError, match=r"more than 0\.05 s"):
+        predict_tiled(
+            lambda tiles: [by_left[int(tile[0, 0, 0])] for tile in tiles], ramp(), 96, clock=clock
+        )
+    assert 0.05 < clock.seconds["decode_rays"] < 10
 
 
 def ramp():

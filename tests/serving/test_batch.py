@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import costly_requests as costly
 from polarmask.inference.predictor import Predictor, Prepared
 from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer import batch as batch_module
+from polarmask_serving.answer import wire
 from polarmask_serving.answer.batch import STAGES, Request, answer_batch, predict_each, prepare_each
 from polarmask_serving.errors import (
     CostlyImageError,
@@ -20,6 +22,7 @@ from polarmask_serving.errors import (
     PredictionError,
     TooManyTilesError,
 )
+from polarmask_serving.torchserve import launch
 
 MODEL = {"name": "polarmask", "version": "1"}
 
@@ -148,9 +151,34 @@ def test_too_many_tiles_are_refused_before_a_pixel_is_decoded(tiler, png):
 
 
 def test_a_network_that_is_too_slow_for_the_tiles_is_stopped_in_time(tiler, png, monkeypatch):
-    monkeypatch.setattr(batch_module, "_NETWORK_SECONDS", 0.0)
+    monkeypatch.setattr(batch_module, "_MODEL_SECONDS", 0.0)
     (answer,) = answers_to(tiler, png)
     assert (answer.error.status, answer.error.code) == (504, "time_out")
+
+
+def test_an_answer_that_torchserve_would_not_send_is_refused(predictor, png, monkeypatch):
+    (served,) = answers_to(predictor, png)
+    monkeypatch.setattr(wire, "MAX_ANSWER_BYTES", len(served.body))
+    assert answers_to(predictor, png)[0].body == served.body
+    monkeypatch.setattr(wire, "MAX_ANSWER_BYTES", len(served.body) - 1)
+    (answer,) = answers_to(predictor, png)
+    assert (answer.error.status, answer.error.code) == (413, "answer_too_large")
+    assert "score_threshold" in json.loads(answer.body)["error"]["message"]
+    (less,) = answers_to(predictor, png, headers={"X-Mask": "none"})
+    assert less.error is None
+
+
+def test_the_limit_of_answers_is_that_of_torchserve():
+    properties = Path(launch.__file__).with_name("config.properties").read_text()
+    assert f"max_response_size={wire.MAX_ANSWER_BYTES}\n" in properties
+
+
+def test_an_answer_says_that_the_tiles_had_too_many_instances(tiler, png, monkeypatch):
+    monkeypatch.setattr(tiler, "_most_in_tiles", 40)
+    (answer,) = answers_to(tiler, png, headers={"X-Score-Threshold": "0"})
+    content = json.loads(answer.body)
+    assert 0 < len(content["instances"]) <= 40
+    assert "over 40 in tiles" in content["warnings"]["results_cut"]
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ class PostprocessConfig:
     """Threshold of non-maximum suppression (NMS): of two boxes of one category whose IoU is above
     this, the one with the lower score is dropped."""
     max_instances: int = 100
-    """Instances kept per image."""
+    """Instances kept per image, or per tile of an image that is cut into tiles."""
 
     def __post_init__(self) -> None:
         """Reject thresholds outside their range."""

@@ -65,11 +65,18 @@ class Predictor:
     """Finds instances with one model; needs no files once loaded."""
 
     def __init__(
-        self, engine: Engine, card: ModelCard, device: torch.device, *, tile: TileSize = "auto"
+        self,
+        engine: Engine,
+        card: ModelCard,
+        device: torch.device,
+        *,
+        tile: TileSize = "auto",
+        most_in_tiles: int | None = None,
     ) -> None:
         self.card = card
         self.engine = engine
         self._tile = tile
+        self._most_in_tiles = most_in_tiles
         self._device = device
         self._rules = score_rules(card.config.postprocess)
 
@@ -82,6 +89,7 @@ class Predictor:
         threads: int | None = None,
         engine: str | None = None,
         tile: TileSize = "auto",
+        most_in_tiles: int | None = None,
     ) -> "Predictor":
         """Load a model folder.
 
@@ -96,6 +104,8 @@ class Predictor:
             tile: Side in pixels of the tiles that larger images are cut into; `auto` cuts images
                 that are much larger than the training images into tiles of their size; None cuts
                 none.
+            most_in_tiles: Instances that the tiles of one image may have together, the best ones;
+                None keeps all, each tile up to `postprocess.max_instances`.
 
         Raises:
             ModelFormatError: The folder can't be used.
@@ -106,7 +116,7 @@ class Predictor:
         own = find_device(device)
         detector, card = load_model(model, device=own)
         runs = load_engine(model, detector, device=own, name=engine, threads=threads)
-        return cls(runs, card, own, tile=tile)
+        return cls(runs, card, own, tile=tile, most_in_tiles=most_in_tiles)
 
     def find(self, image: Pixels, min_score: float | None = None) -> Instances:
         """Find the instances of one image that score enough to be shown; see `predict`.
@@ -123,6 +133,8 @@ class Predictor:
         warnings = dict(found.warnings)
         if 0 < found.cut_below >= least:
             warnings["results_cut"] = describe_cut(self.card.config.postprocess.max_instances)
+            if self._most_in_tiles is not None and self.tile_side(found.image_hw) is not None:
+                warnings["results_cut"] += f", or over {self._most_in_tiles:,} in tiles; send parts"
         return replace(found[found.scores >= least], min_score=least, warnings=warnings)
 
     def predict(
@@ -138,6 +150,7 @@ class Predictor:
         Raises:
             ValueError: An image of another shape or type.
             DataError: Values that the model's `input.intensity` does not take.
+            TimeoutError: The clock's limit is passed.
         """
         return self.predict_prepared([self.prepare(image) for image in images], clock=clock)
 
@@ -212,7 +225,9 @@ class Predictor:
                 rows, columns = image.pixels.shape[:2]
                 alike[self._canvas_hw((rows, columns))].append(index)
             else:
-                found[index] = predict_tiled(find, image.pixels, image.tile)
+                found[index] = predict_tiled(
+                    find, image.pixels, image.tile, most=self._most_in_tiles, clock=clock
+                )
         for hw, indices in alike.items():
             group = [images[index] for index in indices]
             found.update(zip(indices, self._predict_alike(group, hw, clock), strict=True))

@@ -5,7 +5,8 @@ instances of different tiles that agree where the tiles overlap, the best that n
 if all are cut, their polygons together are the object.
 
 Dimension key
-    N: instances of all tiles    T: tiles    R: rays    2: (x, y)    4: x0, y0, x1, y1, in pixels
+    N: instances of all tiles    O: those of a tile that meet another tile    T: tiles    R: rays
+    2: (x, y)    4: x0, y0, x1, y1, in pixels
 """
 
 from collections import defaultdict
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from polarmask.errors import ConfigError
 from polarmask.inference.instances import Instances
+from polarmask.inference.stage_clock import StageClock
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in whole pixels."""
@@ -80,22 +82,57 @@ def _starts(length: int, side: int) -> list[int]:
     return [round(n * (length - side) / (count - 1)) for n in range(count)]
 
 
-def predict_tiled(find: Find, image: NDArray[np.uint8], side: int) -> Instances:
+def predict_tiled(
+    find: Find,
+    image: NDArray[np.uint8],
+    side: int,
+    *,
+    most: int | None = None,
+    clock: StageClock | None = None,
+) -> Instances:
     """Find instances in tiles of an image and join them; best score first.
 
     Args:
         find: Returns the instances of each tile.
         image: (H, W, 3) uint8 RGB.
         side: Of the tiles, in pixels.
+        most: Instances of all tiles that are joined, the best ones; `cut_below` says where the
+            others were left out. None joins all.
+        clock: Adds up the seconds of joining, in the stage `decode_rays`.
+
+    Raises:
+        TimeoutError: The clock's limit is passed.
     """
+    clock = clock or StageClock()
     height, width = image.shape[:2]
     boxes = tile_boxes((height, width), side)
     found: list[Instances] = []
     for first in range(0, len(boxes), _BATCH_TILES):
         some = boxes[first : first + _BATCH_TILES]
         found += find([image[y0:y1, x0:x1] for x0, y0, x1, y1 in some])
-    tile_N = np.repeat(np.arange(len(found)), [len(each) for each in found])
-    return _join(_moved(found, boxes, (height, width)), tile_N, boxes)
+        if most is not None and sum(map(len, found)) > 2 * most:  # so that memory has a limit
+            found = _best(found, most)
+    with clock("decode_rays"):
+        if most is not None:
+            found = _best(found, most)
+        tile_N = np.repeat(np.arange(len(found)), [len(each) for each in found])
+        return _join(_moved(found, boxes, (height, width)), tile_N, boxes, clock)
+
+
+def _best(found: Sequence[Instances], most: int) -> list[Instances]:
+    """Return the instances of each tile that are among the best of all tiles."""
+    score_N = np.concatenate([one.scores for one in found])
+    if len(score_N) <= most:
+        return list(found)
+    order_N = np.argsort(-score_N, kind="stable")
+    least = float(score_N[order_N[most - 1]])
+    is_kept_N = np.zeros(len(score_N), np.bool_)
+    is_kept_N[order_N[:most]] = True
+    ends = np.cumsum([len(one) for one in found])[:-1]
+    return [
+        replace(one[is_kept], cut_below=max(one.cut_below, least))
+        for one, is_kept in zip(found, np.split(is_kept_N, ends), strict=True)
+    ]
 
 
 def _moved(
@@ -126,14 +163,19 @@ def _moved(
     )
 
 
-def _join(found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box]) -> Instances:
+def _join(
+    found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box], clock: StageClock
+) -> Instances:
     tile_T4 = np.array(tiles, dtype=np.float32)
-    cut_N = ~_lies_free(found, tile_T4[tile_N][:, None])[:, 0]
+    extent_N4 = np.concatenate([found.polygons.min(axis=1), found.polygons.max(axis=1)], axis=1)
+    cut_N = ~_lies_free(extent_N4, tile_T4[tile_N], found.image_hw)
     # A piece that lies free in another tile is seen there with the rest of its object.
-    kept_N = np.flatnonzero(~(cut_N & _lies_free(found, tile_T4[None]).any(axis=1)))
-    found, tile_N, cut_N = found.select(kept_N.tolist()), tile_N[kept_N], cut_N[kept_N]
+    is_kept_N = ~cut_N
+    is_kept_N[cut_N] = ~_is_whole_in_one(extent_N4[cut_N], tile_T4, found.image_hw, clock)
+    found, extent_N4 = found[is_kept_N], extent_N4[is_kept_N]
+    tile_N, cut_N = tile_N[is_kept_N], cut_N[is_kept_N]
     same_as: dict[int, list[int]] = defaultdict(list)
-    for row, other in _same_objects(found, tile_N, tiles, cut_N):
+    for row, other in _same_objects(found, extent_N4, tile_N, tiles, cut_N, clock):
         same_as[row].append(other)
         same_as[other].append(row)
     parts_of: dict[int, list[int]] = {}
@@ -150,59 +192,111 @@ def _join(found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box]) -> 
 
 def _connected(row: int, same_as: dict[int, list[int]], gone: set[int]) -> list[int]:
     """Return a cut instance and all that are pieces of its object, the given one first."""
-    found, waiting = [row], [row]
+    found, waiting = {row: None}, [row]  # a set in order
     while waiting:
         for other in same_as[waiting.pop()]:
             if other not in gone and other not in found:
-                found.append(other)
+                found[other] = None
                 waiting.append(other)
-    return found
+    return list(found)
 
 
-def _lies_free(found: Instances, tile_NT4: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return for each instance and tile whether no seam of the tile cuts the instance."""
-    size_2 = np.array(found.image_hw[::-1])
-    low_N12 = found.polygons.min(axis=1)[:, None]
-    high_N12 = found.polygons.max(axis=1)[:, None]
-    free_low = (low_N12 >= tile_NT4[..., :2] + _SEAM) | (tile_NT4[..., :2] == 0)
-    free_high = (high_N12 <= tile_NT4[..., 2:] - _SEAM) | (tile_NT4[..., 2:] == size_2)
-    return np.asarray((free_low & free_high).all(axis=2))
+def _is_whole_in_one(
+    extent_N4: NDArray[np.float32],
+    tile_T4: NDArray[np.float32],
+    image_hw: tuple[int, int],
+    clock: StageClock,
+) -> NDArray[np.bool_]:
+    """Return for each instance whether it lies free in any tile."""
+    is_whole_N = np.zeros(len(extent_N4), np.bool_)
+    for tile_4 in tile_T4:
+        clock.check()
+        is_whole_N |= _lies_free(extent_N4, tile_4, image_hw)
+    return is_whole_N
+
+
+def _lies_free(
+    extent_N4: NDArray[np.float32], tile_N4: NDArray[np.float32], image_hw: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Return for each instance whether no seam of its tile, or of one tile of all, cuts it."""
+    size_2 = np.array(image_hw[::-1])
+    free_low = (extent_N4[:, :2] >= tile_N4[..., :2] + _SEAM) | (tile_N4[..., :2] == 0)
+    free_high = (extent_N4[:, 2:] <= tile_N4[..., 2:] - _SEAM) | (tile_N4[..., 2:] == size_2)
+    return np.asarray((free_low & free_high).all(axis=1))
 
 
 def _same_objects(
-    found: Instances, tile_N: NDArray[np.int64], tiles: Sequence[Box], cut_N: NDArray[np.bool_]
+    found: Instances,
+    extent_N4: NDArray[np.float32],
+    tile_N: NDArray[np.int64],
+    tiles: Sequence[Box],
+    cut_N: NDArray[np.bool_],
+    clock: StageClock,
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of instances of different tiles that agree where the tiles overlap."""
-    low_N2, high_N2 = found.polygons.min(axis=1), found.polygons.max(axis=1)
-    rows_of = [np.flatnonzero(tile_N == tile) for tile in range(len(tiles))]
-    for first in range(len(tiles)):
-        for second in range(first + 1, len(tiles)):
-            overlap = _intersection(tiles[first], tiles[second])
-            if overlap is None:
-                continue
-            rows, others = (
-                own[
-                    (low_N2[own] < overlap[2:]).all(axis=1)
-                    & (high_N2[own] > overlap[:2]).all(axis=1)
-                ]
-                for own in (rows_of[first], rows_of[second])
+    begin_T = np.searchsorted(tile_N, np.arange(len(tiles) + 1))
+    for first, second, overlap in _overlaps(tiles):
+        rows, others = (
+            begin_T[at] + _meeting(extent_N4[begin_T[at] : begin_T[at + 1]], overlap)
+            for at in (first, second)
+        )
+        if not len(rows) or not len(others):
+            continue
+        area_O = np.array([_area(polygon, overlap) for polygon in found.polygons[others]])
+        for row in rows.tolist():
+            clock.check()
+            is_near_O = found.category_ids[others] == found.category_ids[row]
+            is_near_O &= _may_agree(
+                _area(found.polygons[row], overlap),
+                area_O,
+                _shared_area(extent_N4[row], extent_N4[others]),
+                cut_N[row] | cut_N[others],
             )
-            for row in rows.tolist():
-                near = others[
-                    (low_N2[others] < high_N2[row]).all(axis=1)
-                    & (high_N2[others] > low_N2[row]).all(axis=1)
-                    & (found.category_ids[others] == found.category_ids[row])
-                ]
-                for other in near.tolist():
-                    cut = bool(cut_N[row] or cut_N[other])
-                    if _agree(found.polygons[row], found.polygons[other], overlap, cut=cut):
-                        yield row, other
+            for other in others[is_near_O].tolist():
+                cut = bool(cut_N[row] or cut_N[other])
+                if _agree(found.polygons[row], found.polygons[other], overlap, cut=cut):
+                    yield row, other
 
 
-def _intersection(one: Box, other: Box) -> Box | None:
-    x0, y0 = max(one[0], other[0]), max(one[1], other[1])
-    x1, y1 = min(one[2], other[2]), min(one[3], other[3])
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+def _overlaps(tiles: Sequence[Box]) -> Iterator[tuple[int, int, Box]]:
+    """Yield pairs of tiles that overlap, and where they do."""
+    tile_T4 = np.array(tiles)
+    for first in range(len(tiles)):
+        low_T2 = np.maximum(tile_T4[first, :2], tile_T4[first + 1 :, :2])
+        high_T2 = np.minimum(tile_T4[first, 2:], tile_T4[first + 1 :, 2:])
+        for after in np.flatnonzero((low_T2 < high_T2).all(axis=1)).tolist():
+            (x0, y0), (x1, y1) = low_T2[after].tolist(), high_T2[after].tolist()
+            yield first, first + 1 + after, (x0, y0, x1, y1)
+
+
+def _meeting(extent_N4: NDArray[np.float32], overlap: Box) -> NDArray[np.int64]:
+    """Return the rows of bounding boxes that have a part in the overlap."""
+    is_in_N = (extent_N4[:, :2] < overlap[2:]) & (extent_N4[:, 2:] > overlap[:2])
+    return np.flatnonzero(is_in_N.all(axis=1))
+
+
+def _shared_area(
+    extent_4: NDArray[np.float32], extent_O4: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return how many pixels each bounding box shares with the first one, at most."""
+    low_O2 = np.maximum(extent_O4[:, :2], extent_4[:2])
+    high_O2 = np.minimum(extent_O4[:, 2:], extent_4[2:])
+    size_O2 = np.ceil(high_O2) - np.floor(low_O2) + 2
+    return np.where((low_O2 < high_O2).all(axis=1), np.prod(size_O2, axis=1), 0)
+
+
+def _may_agree(
+    area: int,
+    area_O: NDArray[np.int64],
+    shared_O: NDArray[np.float32],
+    cut_O: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Return whether so much may be shared that `_agree` is worth asking."""
+    smaller_O = np.minimum(area, area_O)
+    most_O = np.minimum(shared_O, smaller_O)
+    # Of the union, that is, of the sum less what is shared.
+    of_union_O = (area + area_O) * _SAME_OBJECT / (1 + _SAME_OBJECT)
+    return np.asarray(most_O > np.where(cut_O, _SAME_OBJECT * smaller_O, of_union_O))
 
 
 def _agree(
@@ -212,16 +306,29 @@ def _agree(
 
     Whole ones share most of their union, cut ones most of the smaller.
     """
-    both = np.concatenate([one, other])
-    x0, y0 = np.maximum(np.floor(both.min(axis=0)).astype(int), overlap[:2]).tolist()
-    x1, y1 = np.minimum(np.ceil(both.max(axis=0)).astype(int), overlap[2:]).tolist()
-    bitmaps = []
-    for polygon in (one, other):
-        bitmap = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
-        cv2.fillPoly(bitmap, [np.round(polygon - (x0, y0) - 0.5).astype(np.int32)], 1)
-        bitmaps.append(bitmap.astype(bool))
+    window = _window(np.concatenate([one, other]), overlap)
+    bitmaps = [_bitmap(polygon, window) for polygon in (one, other)]
     of = min(int(each.sum()) for each in bitmaps) if cut else int((bitmaps[0] | bitmaps[1]).sum())
     return of > 0 and int((bitmaps[0] & bitmaps[1]).sum()) > _SAME_OBJECT * of
+
+
+def _area(polygon: NDArray[np.float32], overlap: Box) -> int:
+    """Return a polygon's pixels in the overlap."""
+    return int(_bitmap(polygon, _window(polygon, overlap)).sum())
+
+
+def _window(vertices: NDArray[np.float32], overlap: Box) -> Box:
+    """Return the part of the overlap in which vertices (V, 2) may have pixels."""
+    x0, y0 = np.maximum(np.floor(vertices.min(axis=0)).astype(int) - 1, overlap[:2]).tolist()
+    x1, y1 = np.minimum(np.ceil(vertices.max(axis=0)).astype(int) + 1, overlap[2:]).tolist()
+    return x0, y0, x1, y1
+
+
+def _bitmap(polygon: NDArray[np.float32], window: Box) -> NDArray[np.bool_]:
+    x0, y0, x1, y1 = window
+    bitmap = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
+    cv2.fillPoly(bitmap, [np.round(polygon - 0.5).astype(np.int32) - (x0, y0)], 1)
+    return bitmap.astype(bool)
 
 
 def _with_parts(found: Instances, parts_of: dict[int, list[int]]) -> Instances:

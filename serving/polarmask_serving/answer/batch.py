@@ -10,11 +10,20 @@ from polarmask.inference.stage_clock import StageClock
 from polarmask_serving.answer import wire
 from polarmask_serving.answer.image_bytes import decode_image
 from polarmask_serving.answer.image_file import Budget
-from polarmask_serving.errors import AnswerError, PredictionError, RequestError, TimeOutError
+from polarmask_serving.errors import (
+    AnswerError,
+    AnswerTooLargeError,
+    PredictionError,
+    RequestError,
+    TimeOutError,
+)
 
 _log = logging.getLogger(__name__)
 
-_NETWORK_SECONDS = 45
+MAX_INSTANCES_IN_TILES = 10_000
+"""Of one image, before those that a seam cuts are joined: about 3 s of work on one CPU thread where
+all of them overlap."""
+_MODEL_SECONDS = 45
 """For the images of a batch, before the last tiles: a worker is killed after 60 s in all."""
 
 STAGES = ("decode_image", "network", "decode_rays", "encode_answer")
@@ -63,7 +72,7 @@ def answer_batch(
     """
     categories = {category.id: category.name for category in predictor.card.categories}
     opened = [_open(predictor, request, categories) for request in batch]
-    clock = StageClock(_NETWORK_SECONDS)
+    clock = StageClock(_MODEL_SECONDS)
     outcomes = iter(predict_each(predictor, [i for each in opened for i in each.images], clock))
     return [
         _close(predictor, each, tuple(next(outcomes) for _ in each.images), model, clock)
@@ -103,6 +112,9 @@ def _close(
             ]
             default = predictor.card.min_score
             error, body = wire.write_answer(each.parsed, shown, model, default_score=default)
+        except AnswerTooLargeError as refusal:
+            error = refusal
+            outcomes, body = (error,) * len(outcomes), wire.error_body(error)
         except ValueError:  # JSON has no NaN
             _log.exception("an answer can't be written")
             error = PredictionError("the model's answer holds what is no number")
@@ -148,7 +160,7 @@ def _predict_all(
     try:
         return list(predictor.predict_prepared(images, clock=clock))
     except TimeoutError as error:
-        late = TimeOutError(f"the network took {error}; send the images one by one, or in parts")
+        late = TimeOutError(f"the model took {error}; send the images one by one, or in parts")
         return [late] * len(images)
     except Exception as error:  # whatever it is, other images of the batch continue
         _log.exception("the model failed on %d images", len(images))

@@ -25,7 +25,8 @@ MAX_SIDE = 10_000
 """Pixels of the longer side."""
 MAX_TILED_PIXELS = 16_000_000
 """Pixels that the network may see of the tiles of one request, padding and overlap included: of the
-`tiny` network about 25 s on one slow CPU thread, of the 60 s after which a worker is killed."""
+`tiny` network about 25 s on one slow CPU thread, of the 60 s after which a worker is killed. They
+don't limit the instances: each tile may have the model's `max_instances`."""
 MAX_SCANS = 500
 """Of all JPEGs of one request together. Programs write about ten."""
 _MAX_SCANNED = 32 * MAX_PIXELS

@@ -119,7 +119,8 @@ OPTIONS: Mapping[str, Option] = {
         _count,
         "a whole number, at least 1",
         {"type": "integer", "minimum": 1, "maximum": _MOST_INSTANCES},
-        "Show at most so many instances, the best ones. The default is the model's own limit.",
+        "Show at most so many instances, the best ones. The default is all that the model found: "
+        "at most its own limit in an image, or in each tile of it.",
     ),
     "categories": Option(
         _category_list,

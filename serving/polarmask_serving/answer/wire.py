@@ -31,11 +31,14 @@ from polarmask_serving.answer.options import (
 )
 from polarmask_serving.errors import (
     AnswerError,
+    AnswerTooLargeError,
     BadJsonError,
     EmptyRequestError,
 )
 
 _USUAL = Options()
+MAX_ANSWER_BYTES = 20_971_520
+"""`max_response_size` of config.properties: TorchServe ends a worker that sends more."""
 _MAX_VALUES = 10_000
 """In the JSON of one request: 3 bytes can become a hundred, 20 MB nearly a gigabyte."""
 _BEFORE_JSON = b"\xef\xbb\xbf\xfe\xff\0 \t\r\n"
@@ -157,6 +160,7 @@ def write_answer(
         image fails alone: the status is an error only if no image has an answer.
 
     Raises:
+        AnswerTooLargeError: The body would have more than `MAX_ANSWER_BYTES`.
         ValueError: An answer would hold NaN or infinity.
     """
     errors = [outcome for outcome in outcomes if isinstance(outcome, AnswerError)]
@@ -169,7 +173,14 @@ def write_answer(
         else _instances_part(outcome, request.options, about)
         for outcome in outcomes
     ]
-    return None, _to_json({"predictions": parts} if request.as_list else parts[0])
+    body = _to_json({"predictions": parts} if request.as_list else parts[0])
+    if len(body) > MAX_ANSWER_BYTES:
+        raise AnswerTooLargeError(
+            f"the answer would have {len(body) / 1e6:.0f} MB, the limit is "
+            f"{MAX_ANSWER_BYTES / 1e6:.0f} MB: ask for less with score_threshold, max_instances or "
+            "mask=none, or send the image in parts"
+        )
+    return None, body
 
 
 def error_body(error: AnswerError) -> bytes:

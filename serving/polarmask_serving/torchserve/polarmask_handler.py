@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from polarmask.inference.predictor import Predictor
-from polarmask_serving.answer.batch import Request, answer_batch
+from polarmask_serving.answer.batch import MAX_INSTANCES_IN_TILES, Request, answer_batch
 from polarmask_serving.answer.options import TRIAL_HEADER
 from polarmask_serving.answer.request_log import Metrics, log_line
 from polarmask_serving.archive.read import check_unpacked
@@ -44,6 +44,7 @@ class PolarMaskHandler:
             Path(properties["model_dir"]) / "model",
             device="cpu" if gpu is None else f"cuda:{gpu}",
             threads=1,
+            most_in_tiles=MAX_INSTANCES_IN_TILES,
         )
         self.metrics = Metrics(context.metrics.add_metric_to_cache, self.model["name"])
         blank = cv2.imencode(".png", np.zeros((256, 256, 3), np.uint8))[1].tobytes()

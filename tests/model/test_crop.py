@@ -98,7 +98,7 @@ def test_an_epoch_takes_as_many_crops_as_have_the_area_of_an_image(hw, crops):
 
 def test_the_crops_of_an_epoch_lie_in_the_image_and_see_all_of_it_in_time():
     record = ImageRecord(1, "a.png", 240, 200, ())
-    regions = regions_of([record], CROP.input)
+    regions = regions_of([record], CROP.input).on_disk
     assert len(regions) == count_crops((200, 240), CROP.input) == 12
     rng, seen = np.random.default_rng(0), np.zeros((200, 240), int)
     for _ in range(200):

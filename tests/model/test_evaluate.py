@@ -33,8 +33,8 @@ from polarmask.evaluation.evaluate import (
     evaluate,
     evaluate_predictions,
     evaluate_split,
-    predict_split,
 )
+from polarmask.evaluation.predict_split import predict_split
 from polarmask.evaluation.whole_machine import choose_processes, evaluate_on_machine
 from polarmask.geometry.outlines import read_outline
 from polarmask.inference.model_folder import ModelCard, save_model

@@ -15,6 +15,7 @@ from polarmask.errors import CheckpointError, ConfigError, LabelStoreError, Trai
 from polarmask.inference.model_folder import load_model, read_card
 from polarmask.inference.predictor import Predictor
 from polarmask.labels.store import LabelStore
+from polarmask.report.run_pages import RunPages
 from polarmask.training.checkpoint import load_checkpoint
 from polarmask.training.dataset import EpochImage, SampleKey, TrainingImages, collate
 from polarmask.training.optim import learning_rate
@@ -59,6 +60,20 @@ def test_an_interrupted_run_ends_with_the_same_weights(straight_run, small_confi
     resumed, _ = load_model(options.out / "model")
     for name, weight in straight.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_pages_that_cannot_be_written_do_not_end_a_training(small_config, options, caplog):
+    (options.out / "training.html").mkdir(parents=True)
+    (options.out / "data.html").mkdir()
+    pages = RunPages(options.out, {})
+    train(small_config, replace(options, observer=pages, stop_after=1))
+    assert load_checkpoint(options.out / "checkpoint.pt").step == 1
+    assert (options.out / "labels.html").is_file()
+    (options.out / "config.json").unlink()
+    pages.update()
+    for name, reason in (("data", "IsADirectory"), ("training", "FileNotFound")):
+        page = options.out / f"{name}.html"
+        assert f"the page {page} could not be written ({reason}Error" in caplog.text
 
 
 def test_steps_after_the_last_checkpoint_are_taken_and_noted_again(

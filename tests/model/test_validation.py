@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from polarmask.data.coco import load_coco
 from polarmask.errors import DataError, TrainingStopped
 from polarmask.evaluation.evaluate import evaluate, evaluate_predictions
-from polarmask.inference.model_folder import load_model, read_card
+from polarmask.inference.model_folder import ModelCard, load_model, read_card
 from polarmask.inference.predictor import Predictor
+from polarmask.network.detector import PolarMask
 from polarmask.training import operating_score, validation
 from polarmask.training.checkpoint import Validated, load_checkpoint
 from polarmask.training.train import TrainOptions, train
@@ -74,8 +76,8 @@ def test_a_finished_model_keeps_the_threshold_of_the_best_f1(
 ):
     original = operating_score.evaluate_together
 
-    def evaluated(predictor, data):
-        evaluation, found = original(predictor, data)
+    def evaluated(predictor, data, **options):
+        evaluation, found = original(predictor, data, **options)
         some = replace(evaluation.per_image[0], true_positives=2, false_positives=1)
         better = (replace(some, false_negatives=0), *evaluation.per_image[1:])
         return replace(evaluation, per_image=better, operating_score=0.41273), found
@@ -94,6 +96,29 @@ def test_a_finished_model_keeps_the_threshold_of_the_best_f1(
 def test_a_model_that_finds_nothing_keeps_no_threshold(drawn_data):
     data = load_coco(drawn_data, "val")
     assert operating_score.operating_score_of(evaluate_predictions(data, {})) is None
+
+
+def without_the_end(drawn_data, folder, names):
+    """Copy a data folder, some of its images truncated."""
+    shutil.copytree(drawn_data, folder)
+    for path in (folder / "images" / name for name in names):
+        path.write_bytes(path.read_bytes()[:-2000])
+    return folder
+
+
+def test_a_threshold_is_chosen_on_the_images_that_can_be_decoded(
+    drawn_data, small_config, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    split = load_coco(drawn_data, "val")
+    card = ModelCard(small_config, split.categories)
+    detector, names = PolarMask(small_config.model), [image.file_name for image in split.images]
+    for number in (1, 3):
+        caplog.clear()
+        data = without_the_end(drawn_data, tmp_path / str(number), names[:number])
+        operating_score.find_operating_score(detector, card, data, torch.device("cpu"))
+        assert caplog.text.count("it is not evaluated") == number
+        assert f" {3 - number} val images" in caplog.text
 
 
 def test_measuring_changes_nothing_that_is_learned(config, options, tmp_path):

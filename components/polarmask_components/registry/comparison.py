@@ -26,7 +26,8 @@ def compare_with_champion(
     if not champion.version:
         return no_champion_page(champion.reason)
 
-    from polarmask.evaluation.evaluate import Evaluation, predict_split
+    from polarmask.evaluation.evaluate import Evaluation
+    from polarmask.evaluation.predict_split import predict_split
     from polarmask.inference.predictor import Predictor
     from polarmask.report.comparison import Compared, changed_images, comparison_page
 

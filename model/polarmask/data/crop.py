@@ -6,6 +6,10 @@ of its own to be drawn from, so that an epoch sees all of the image; neighbourin
 An object that the border of a crop cuts is learned as what is seen of it: this is what the network
 is asked for in tiles, which are joined later (`inference.tiles`). A sliver of it is ignored. It is
 no background, and nothing in it says how far the object reaches.
+
+Each crop is resized by its own sides. So with an `input.max_side` below `input.crop`, or with
+`input.short_side`, the scale depends on the image: a full crop is shrunk more than an image that is
+smaller than a crop. A `max_side` of at least `crop`, without `short_side`, keeps one scale.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polarmask.config.input_settings import InputConfig
 from polarmask.data.coco import Annotation, ImageRecord
@@ -80,13 +85,29 @@ def _count(length: int, side: int) -> int:
     return max(1, round(length / side))
 
 
-def regions_of(images: Iterable[ImageRecord], config: InputConfig) -> DiskList[Region]:
-    """Return the regions of images, in their order, each with its own objects."""
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The N regions of all images, in their order."""
+
+    on_disk: DiskList[Region]
+    """Each with its own objects."""
+    crop_hw_N2: NDArray[np.int32]
+    """Rows and columns of the crops, which batches are planned by, without their objects."""
+
+
+def regions_of(images: Iterable[ImageRecord], config: InputConfig) -> Regions:
+    """Cut images into regions, each with its own objects.
+
+    Raises:
+        DataError: The folder for temporary files is full.
+    """
     regions = DiskListWriter[Region]()
+    hw: list[tuple[int, int]] = []
     for record in progress_bar(images, desc="crops", unit="image"):
         for region in _regions(record, config):
             regions.add(region)
-    return regions.finish()
+            hw.append(region.crop_hw)
+    return Regions(regions.finish(), np.array(hw, np.int32).reshape(-1, 2))
 
 
 def _regions(record: ImageRecord, config: InputConfig) -> Iterator[Region]:

@@ -16,24 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.data.coco import CocoData, ImageRecord, load_coco
-from polarmask.data.images import read_image
+from polarmask.data.coco import CocoData, load_coco
 from polarmask.data.match_categories import match_categories
 from polarmask.data.preprocess import resized_hw
 from polarmask.data.summary import Problem, SplitSummary, results_cut
 from polarmask.evaluation.coco_ap import CocoScores, score_predictions
 from polarmask.evaluation.operating_point import found_by_size, threshold_curves
+from polarmask.evaluation.predict_split import predict_split
 from polarmask.inference.instances import Instances
 from polarmask.inference.predictor import Predictor
 from polarmask.system.distributed import gather_to_first, is_first, rank, world_size
-from polarmask.system.progress_bar import progress_bar
 
 HISTOGRAM_BINS = 20
 """Of the scores in [0, 1]."""
 
-_BATCH_IMAGES = 8
-_BATCH_PIXELS = 32_000_000
-"""Of the images of a batch together, to save memory."""
 _IOU_50, _IOU_75 = 0, 5
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
@@ -197,20 +193,28 @@ def evaluate_split(
 
 
 def evaluate_together(
-    predictor: Predictor, data: CocoData
+    predictor: Predictor, data: CocoData, *, skip_unreadable: bool = False
 ) -> tuple[Evaluation, dict[int, Instances]] | None:
     """Do as `evaluate_split`, with each process of a group predicting every n-th image.
+
+    Args:
+        predictor: The model.
+        data: The split.
+        skip_unreadable: Evaluate without the images that can't be decoded, if there are any.
 
     Returns:
         None on all processes but the first.
     """
     data = match_model(predictor, data)
-    own = predict_split(predictor, replace(data, images=data.images[rank() :: world_size()]))
+    part = replace(data, images=data.images[rank() :: world_size()])
+    own = predict_split(predictor, part, skip_unreadable=skip_unreadable)
     for instances in own.values():
         instances.rle()  # cached here, so that the first process need not make them all
     predictions = {key: one for part in gather_to_first(own) for key, one in part.items()}
     if not is_first():
         return None
+    if skip_unreadable:
+        data = replace(data, images=tuple(one for one in data.images if one.id in predictions))
     return _evaluate_matched(predictor, data, predictions), predictions
 
 
@@ -260,36 +264,6 @@ def _shrunk_away(predictor: Predictor, data: CocoData) -> Iterator[Problem]:
                     "in the network's input; raise input.max_side, or evaluate in tiles",
                     kept=True,
                 )
-
-
-def predict_split(predictor: Predictor, data: CocoData) -> dict[int, Instances]:
-    """Return the instances of every image, by image id.
-
-    Raises:
-        DataError: An image can't be decoded.
-    """
-    predictions: dict[int, Instances] = {}
-    with progress_bar(
-        total=len(data.images), desc="predicting", unit="image", shown=is_first()
-    ) as progress:
-        for records in _batches(data):
-            found = predictor.predict([read_image(data.image_path(record)) for record in records])
-            predictions |= {
-                record.id: instances for record, instances in zip(records, found, strict=True)
-            }
-            progress.update(len(records))
-    return predictions
-
-
-def _batches(data: CocoData) -> Iterator[tuple[ImageRecord, ...]]:
-    """Yield batches of images of one size, so that no batch is mostly padding; large ones alone."""
-    places: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for place, record in enumerate(data.images):
-        places[record.height, record.width].append(place)
-    for (rows, columns), group in sorted(places.items()):
-        number = min(max(1, _BATCH_PIXELS // (rows * columns)), _BATCH_IMAGES)
-        for first in range(0, len(group), number):
-            yield tuple(data.images[place] for place in group[first : first + number])
 
 
 def evaluate_predictions(data: CocoData, predictions: Mapping[int, Instances]) -> Evaluation:
@@ -387,7 +361,9 @@ def _per_image(
 
 
 def _precision_recall(precision_TQK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return mean curves of the categories with objects."""
+    """Return mean curves of the categories with objects; NaN if there are none."""
     present_TQK = precision_TQK[:, :, (precision_TQK > -1).all(axis=(0, 1))]
+    if not present_TQK.size:
+        return np.full((3, precision_TQK.shape[1]), math.nan)
     curve_TQ = present_TQK.mean(axis=2)
     return np.stack([curve_TQ[_IOU_50], curve_TQ[_IOU_75], curve_TQ.mean(axis=0)])

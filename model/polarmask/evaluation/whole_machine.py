@@ -10,7 +10,8 @@ from multiprocessing import get_context
 import torch
 
 from polarmask.data.coco import CocoData
-from polarmask.evaluation.evaluate import Evaluation, evaluate_split, predict_split
+from polarmask.evaluation.evaluate import Evaluation, evaluate_split
+from polarmask.evaluation.predict_split import predict_split
 from polarmask.inference.instances import Instances
 from polarmask.inference.predictor import Predictor
 from polarmask.system.device import find_device

@@ -1,6 +1,7 @@
 """The pages of a run folder: data and labels when a training begins, its curves as it goes on."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polarmask.config.settings import RunConfig
@@ -11,11 +12,14 @@ from polarmask.report.index import add_page
 from polarmask.report.labels import labels_page
 from polarmask.report.training import training_page
 
+logger = logging.getLogger(__name__)
+
 
 class RunPages:
     """Writes `data.html`, `labels.html` and `training.html`, and `index.html` that links them.
 
-    An `Observer` of training.
+    An `Observer` of training. A page that can't be rendered or written is a warning: the training
+    is worth more than its pages.
     """
 
     def __init__(self, run: Path, provenance: dict[str, str]) -> None:
@@ -26,11 +30,23 @@ class RunPages:
         """Write the pages of what the run learns from."""
         splits = {each.split: each for each in data}
         facts = {"data": str(data[0].root)} | self._provenance
-        add_page(self._run, "data.html", data_page(splits, provenance=facts))
-        page = labels_page(labels, splits, config=config, provenance=facts)
-        add_page(self._run, "labels.html", page)
+        self._add("data.html", lambda: data_page(splits, provenance=facts))
+        self._add(
+            "labels.html", lambda: labels_page(labels, splits, config=config, provenance=facts)
+        )
         self.update()
 
     def update(self) -> None:
         """Write the page of the training."""
-        add_page(self._run, "training.html", training_page(self._run))
+        self._add("training.html", lambda: training_page(self._run))
+
+    def _add(self, name: str, page: Callable[[], str]) -> None:
+        try:
+            add_page(self._run, name, page())
+        except Exception as error:  # whatever it is, the training goes on
+            logger.warning(
+                "the page %s could not be written (%s: %s); the training goes on without it",
+                self._run / name,
+                type(error).__name__,
+                error,
+            )

@@ -1,9 +1,9 @@
 """Process groups and collectives; with one process they do nothing, so callers need no branch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -49,6 +49,21 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def local_rank() -> int:
+    """Return this process's place among those of its machine, 0 without a group."""
+    return _of_torchrun("LOCAL_RANK", 0)
+
+
+def local_world_size() -> int:
+    """Return the number of processes of this machine, 1 without a group."""
+    return _of_torchrun("LOCAL_WORLD_SIZE", 1)
+
+
+def _of_torchrun(name: str, alone: int) -> int:
+    """Read what only torchrun sets; a launcher that sets less has one process per machine."""
+    return int(os.environ.get(name, alone)) if distributed.is_initialized() else alone
+
+
 def is_first() -> bool:
     """Return whether this process is the one that writes files and logs."""
     return rank() == 0
@@ -84,6 +99,16 @@ def all_gather(value: Value) -> list[Value]:
     gathered: list[Any] = [None] * world_size()
     distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def once_per_machine(make: Callable[[], Value]) -> Value:
+    """Return what the first process of each machine makes; all processes call this together.
+
+    The others get pickled copies.
+    """
+    own = make() if local_rank() == 0 else None
+    made = all_gather(own)
+    return own if own is not None else cast(Value, made[rank() - local_rank()])
 
 
 def gather_to_first(value: Value) -> list[Value]:

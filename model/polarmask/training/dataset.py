@@ -26,7 +26,15 @@ from polarmask.geometry.symmetry import Symmetry, apply_to_image, draw_symmetry
 from polarmask.labels.image_labels import label_view
 from polarmask.labels.store import LabelStore
 from polarmask.network.losses import Targets
-from polarmask.system.distributed import barrier, is_first, rank, world_size
+from polarmask.system.distributed import (
+    barrier,
+    is_first,
+    local_rank,
+    local_world_size,
+    once_per_machine,
+    rank,
+    world_size,
+)
 from polarmask.system.progress_bar import progress_bar
 from polarmask.system.signals import ignore_signals
 
@@ -78,7 +86,7 @@ class TrainingImages(Dataset[Sample]):
     def __init__(
         self, coco: CocoData, store: LabelStore, config: RunConfig, *, pixels: Path | None = None
     ) -> None:
-        """Read images and labels.
+        """Read images and labels; in a run with `input.crop`, all processes do it together.
 
         Args:
             coco: The split.
@@ -91,16 +99,26 @@ class TrainingImages(Dataset[Sample]):
         self.labels = store
         self._coco = coco
         self._config = config
-        self._regions = regions_of(coco.images, config.input) if config.input.crop else None
+        self._regions = (
+            once_per_machine(lambda: regions_of(coco.images, config.input))
+            if config.input.crop
+            else None
+        )
         self._pixels = PixelFiles(pixels if config.input.crop else None, config.input)
 
     def __len__(self) -> int:
-        return len(self.records if self._regions is None else self._regions)
+        return len(self.records if self._regions is None else self._regions.on_disk)
 
     def _region(self, index: int) -> Region:
         if self._regions is None:
             return Region.whole(self.records[index])
-        return self._regions[index]
+        return self._regions.on_disk[index]
+
+    def _crop_hw(self, index: int) -> tuple[int, int]:
+        if self._regions is None:
+            return self._region(index).crop_hw
+        rows, columns = self._regions.crop_hw_N2[index].tolist()
+        return rows, columns
 
     @cached_property
     def longest_side(self) -> int:
@@ -120,7 +138,9 @@ class TrainingImages(Dataset[Sample]):
             if count_crops((record.height, record.width), self._config.input) > 1
         ]
         # The second time only what is not there: processes on other machines have other folders.
-        for own in (names[rank() :: world_size()], names):
+        of_all = names[rank() :: world_size()]
+        of_machine = names[local_rank() :: local_world_size()]
+        for own in (of_all, of_machine):
             for name in progress_bar(own, desc="copying pixels", unit="image", shown=is_first()):
                 self._pixels.copy(self._coco.root / "images" / name)
             barrier()
@@ -139,7 +159,7 @@ class TrainingImages(Dataset[Sample]):
     def canvas_hw(self, source: EpochImage) -> tuple[int, int]:
         """Return the rows and columns that the image or crop needs in this epoch."""
         config, symmetry = self.view(source)
-        rows, columns = self._canvas_hw(self._region(source.image).crop_hw, config)
+        rows, columns = self._canvas_hw(self._crop_hw(source.image), config)
         return (columns, rows) if symmetry.transpose else (rows, columns)
 
     def _canvas_hw(self, image_hw: tuple[int, int], config: RunConfig) -> tuple[int, int]:

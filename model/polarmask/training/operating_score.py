@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from polarmask.data.coco import CocoData, load_coco
-from polarmask.data.images import read_image
 from polarmask.engines.torch_engines import Eager
 from polarmask.errors import DataError
 from polarmask.evaluation.evaluate import Evaluation, evaluate_together, match_model
@@ -56,7 +55,7 @@ def find_operating_score(
     everywhere = all(all_gather(part is not None))
     if part is None or not everywhere:
         return None
-    judged = evaluate_together(predictor, part)
+    judged = evaluate_together(predictor, part, skip_unreadable=True)
     if judged is None:
         return None
     evaluation, _ = judged
@@ -78,20 +77,11 @@ def find_operating_score(
 
 
 def _sample(data: Path, predictor: Predictor) -> CocoData | None:
-    """Return some readable images of the val split; None without such a split."""
+    """Return some images of the val split; None without such a split."""
     if "val" not in find_splits(data):
         return None
     split = match_model(predictor, load_coco(data, "val", config=predictor.card.config.input))
     some = spread(split.images, _IMAGES)
     pixels = sum(image.width * image.height for image in some)
     number = max(1, min(len(some), _PIXELS * len(some) // pixels))
-    few = [each for each in spread(some, number) if _is_readable(split.image_path(each))]
-    return replace(split, images=tuple(few)) if few else None
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        read_image(path)
-    except DataError:
-        return False
-    return True
+    return replace(split, images=tuple(spread(some, number)))

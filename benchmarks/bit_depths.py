@@ -4,12 +4,12 @@
 
 The copies have random bits below those of the originals, as a camera has. A model of 8-bit images
 is given the `input.intensity` that `inspect` recommends for each copy, and `percentile` for all.
+The first drops the random bits, so its AP is the same for all three unless the settings are wrong.
 Writes benchmarks/bit_depths.json and docs/reference/accuracy.md. Takes a minute or two.
 """
 
 import argparse
 import json
-import platform
 import shutil
 import tempfile
 from dataclasses import replace
@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from harness import machine
 from pages import BIT_DEPTHS, bit_depth_table, write_pages
 
 from polarmask.config.overrides import override
@@ -60,6 +61,13 @@ def mask_ap(model, data, settings):
     return evaluate(Predictor(Eager(detector.eval()), card, torch.device("cpu")), data).mask_ap
 
 
+def described(model):
+    """Return in words which network a model has."""
+    config = load_model(model)[1].config
+    strides = " ".join(map(str, config.model.strides))
+    return f"preset `{config.name}`, strides {strides}, {config.model.channels} channels"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
@@ -79,7 +87,8 @@ def main():
                 print(rows[-1], flush=True)
     record = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(),
+        "model": described(options.model),
         "rows": rows,
     }
     BIT_DEPTHS.write_text(json.dumps(record, indent=1) + "\n")

@@ -77,7 +77,8 @@ def bit_depth_table(record):
     ]
     lines = markdown(("`input.intensity`", *(f"{n} bits" for n in bits)), rows)
     command = ".venv/bin/python benchmarks/bit_depths.py --model runs/first/model"
-    return [*lines, "", f"`{command}`, {record['date']}, {record['machine']}."]
+    source = f"`{command}`, {record['date']}, {record['machine']}."
+    return [*lines, "", f"Model: {record['model']}.", source]
 
 
 def _read(path):

@@ -16,6 +16,7 @@ from polarmask.engines.ranking import EngineRanking, EngineResult
 from polarmask.evaluation.evaluate import evaluate_predictions
 from polarmask.report.comparison import Compared, changed_images, comparison_page
 from polarmask.report.engines import engines_page
+from polarmask.report.evaluation import evaluation_page
 from polarmask.report.index import add_page, write_index
 from polarmask.report.page import render
 from polarmask.report.training import training_page
@@ -154,6 +155,19 @@ def test_the_comparison_page_shows_what_got_better_and_worse(data):
     assert first.file_name in worse
     assert second.file_name in better
     assert len(text) < 2_000_000
+
+
+def test_both_pages_show_the_f1_at_the_threshold_itself(data):
+    """The curve has steps of .01, and the best threshold lies between two of them."""
+    found = perfect_predictions(data)
+    found[data.images[0].id] = make_instances((96, 128), [])
+    result = evaluate_predictions(data, found)
+    result = replace(result, thresholds=0.9 * result.thresholds)
+    shown = f"<b>{result.best_f1:.3f}</b>"
+    assert 0.5 < result.best_f1 < 1
+    one = Compared("one", result, found)
+    assert shown in comparison_page(one, one, data, provenance={})
+    assert shown in evaluation_page(result, data, found, provenance={})
 
 
 def test_the_engines_page_has_every_engine_and_why():

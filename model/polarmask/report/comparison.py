@@ -96,7 +96,7 @@ def _tiles(new: Evaluation, old: Evaluation) -> list[Tile]:
         "small": (new.mask_ap_small, old.mask_ap_small),
         "medium": (new.mask_ap_medium, old.mask_ap_medium),
         "large": (new.mask_ap_large, old.mask_ap_large),
-        "best F1": (float(new.thresholds[2].max()), float(old.thresholds[2].max())),
+        "best F1": (new.best_f1, old.best_f1),
     }
     return [
         Tile(name, fraction(value), f"{_signed(value - before)} from {fraction(before)}")

@@ -123,7 +123,7 @@ def _headline(evaluation: Evaluation) -> list[Tile]:
         Tile("mask AP50", fraction(evaluation.mask_ap50), "IoU .50"),
         Tile("mask AP75", fraction(evaluation.mask_ap75), "IoU .75"),
         Tile("small", fraction(evaluation.mask_ap_small), "AP, below 32 x 32 px"),
-        Tile("medium", fraction(evaluation.mask_ap_medium), "AP"),
+        Tile("medium", fraction(evaluation.mask_ap_medium), "AP, 32 x 32 to 96 x 96 px"),
         Tile("large", fraction(evaluation.mask_ap_large), "AP, above 96 x 96 px"),
         Tile("mask AR", fraction(evaluation.mask_ar), f"{evaluation.max_detections} detections"),
     ]
@@ -134,8 +134,8 @@ def _operating(evaluation: Evaluation, true: int, false: int, missed: int) -> li
         Tile("score at least", f"{evaluation.operating_score:.2f}", "best F1 on this split"),
         Tile("precision", _ratio(true, true + false), "of the detections are true"),
         Tile("recall", _ratio(true, true + missed), "of the objects are found"),
-        Tile("F1", _ratio(2 * true, 2 * true + false + missed)),
-        Tile("accuracy", _ratio(true, true + false + missed), "true of true, false, missed"),
+        Tile("F1", fraction(evaluation.best_f1)),
+        Tile("accuracy", _ratio(true, true + false + missed), "true / (true + false + missed)"),
     ]
 
 

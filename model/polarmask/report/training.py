@@ -47,7 +47,7 @@ def training_page(run: Path, *, title: str = "Training") -> str:
         "training.html",
         title=title,
         summary=_summary(step, total, entries, validation),
-        provenance={"run": run.resolve().name, "preset": config.name},
+        provenance={"run_folder": run.resolve().name, "preset": config.name},
         data=used.splits if used else (),
         refresh_seconds=_REFRESH_SECONDS if step < total else 0,
         running=step < total,

@@ -133,15 +133,17 @@ def test_a_crop_shows_of_each_object_what_lies_in_it(data):
                 assert expected.sum() <= 2  # a pixel that the outline barely touches
                 continue
             piece = shown[key]
-            # Pixels that the border of an outline passes through may round differently.
-            allowed = 2 + 0.1 * expected.sum()
-            assert np.count_nonzero(bitmap(piece, (64, 64)) != expected) <= allowed
+            # Only pixels that the outline passes through may round differently, of which it has one
+            # per pixel of its length; .06 and .17 of them are the most seen.
+            length = sum(cv2.arcLength(np.float32(part), True) for part in piece.segmentation)
+            wrong = np.count_nonzero(bitmap(piece, (64, 64)) != expected)
+            assert wrong <= max(1, 0.1 * length)
             if piece.crowd:
                 assert share < 0.13
                 slivers += 1
                 continue
             assert share > 0.07
-            assert abs(piece.area - expected.sum()) <= allowed
+            assert abs(piece.area - expected.sum()) <= 0.25 * length
             vertices = np.concatenate(piece.parts)
             assert vertices.min() >= 0
             assert vertices.max() <= 64

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 import zipfile
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from roifile import ImagejRoi
 
-from polarmask.errors import DataError
+from polarmask.errors import ConfigError, DataError
 from polarmask.geometry.masks import (
     bitmap_from_rle,
     crop_from_rle,
@@ -119,6 +120,12 @@ def test_imagej_rois(tmp_path, found):
         rois = [ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
     assert [roi.name for roi in rois] == ["00001-cell", "00002-cell", "00003-a/b", "00003-1-a/b"]
     np.testing.assert_allclose(rois[0].coordinates(), found.polygons[0])
+
+
+def test_supervision_is_asked_for_where_it_is_missing(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ConfigError, match=r"needs the package .*pip install supervision$"):
+        found.to_supervision()
 
 
 def test_unknown_suffix_is_refused_and_nothing_written(tmp_path, found):

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polarmask.errors import DataError
+from polarmask.errors import ConfigError, DataError
 from polarmask.system.files import atomic_path
 
 if TYPE_CHECKING:
+    import supervision
+
     from polarmask.data.images import Pixels
     from polarmask.geometry.masks import Raster, Rle
     from polarmask.inference.drawing import Shape
@@ -227,6 +229,29 @@ class Instances:
             }
             for row, rle in enumerate(self.rle())
         ]
+
+    def to_supervision(self) -> "supervision.Detections":
+        """Return the instances as `supervision.Detections`, in the same order.
+
+        `xyxy` is (N, 4) in pixels, `mask` (N, H, W) bool, `confidence` (N,) in [0, 1], `class_id`
+        (N,) the ids of the data's categories, and `data["class_name"]` (N,) their names.
+
+        Raises:
+            ConfigError: The package supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ConfigError(
+                f"to_supervision needs the package supervision ({error}); pip install supervision"
+            ) from error
+        return Detections(
+            xyxy=self.boxes,
+            mask=self.masks(),
+            confidence=self.scores,
+            class_id=self.category_ids,
+            data={"class_name": np.array(self.category_names, dtype=str)},
+        )
 
     def save(self, path: Path | str) -> None:
         """Write a file in the format that its suffix names.

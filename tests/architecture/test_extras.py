@@ -31,6 +31,7 @@ BROUGHT_FOR_OTHERS = {
     "tensorboard": {"tensorboard"},  # torch.utils.tensorboard imports it
     "pipelines": {"kfp-kubernetes"},  # it installs itself into the package of kfp
 }
+NO_EXTRA = {"supervision"}  # found.to_supervision() is for those who have it, and says so
 DISTRIBUTIONS = packages_distributions()
 
 
@@ -48,7 +49,7 @@ def modules_in(tree):
 
 def distributions_of(modules):
     """Return the distributions, in lower case, that bring these modules and are not ours."""
-    tops = {module.split(".")[0] for module in modules}
+    tops = {module.split(".")[0] for module in modules} - NO_EXTRA
     external = {
         top for top in tops - set(sys.stdlib_module_names) if not top.startswith("polarmask")
     }

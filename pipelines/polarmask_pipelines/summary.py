@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polarmask.report.index import add_page
+from polarmask.report.index import add_page, write_index
 from polarmask.system.files import write_text
 from polarmask_components.deploy.target import Deployment
 from polarmask_pipelines.local_runner import TaskResult
@@ -67,6 +67,8 @@ def summarize(
 ) -> Summary:
     """Collect a run's numbers and copy the files that people look at into its folder.
 
+    Pages of an earlier run in the same folder that this one did not make again are removed.
+
     Args:
         results: Of the steps that ended.
         names: Of all steps.
@@ -88,6 +90,9 @@ def summarize(
         if step in outputs:
             text = Path(outputs[step]["page"].path).read_text(encoding="utf-8")
             add_page(out, f"reports/{page}.html", text)
+        elif (earlier := out / "reports" / f"{page}.html").exists():
+            earlier.unlink()
+            write_index(out)
     if "train" in outputs:
         summary.model = _copy(outputs["train"]["model"].path, out / "model")
     if "evaluate" in outputs:

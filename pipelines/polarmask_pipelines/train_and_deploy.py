@@ -307,7 +307,7 @@ def train_and_deploy(
                     model_name=deploy_model_name,
                 )
                 _present(recorded, "Record why not", cached=False)
-                remembered = remember_run(**inputs).after(recorded)
+                remembered = remember_run(**inputs)
                 _present(remembered, "Remember this run", cached=False)
                 _reach_storage(storage_secret, recorded, remembered)
                 for_ops(recorded, remembered)

@@ -84,7 +84,9 @@ def test_deploying_the_champion_again_changes_nothing(cluster, first):
     assert promotions_of(cluster.registry)[-1]["version"] == champion
 
 
-def test_a_model_that_fails_leaves_registry_and_answers_as_they_were(cluster, first, tmp_path):
+def test_a_model_that_fails_keeps_the_reason_and_leaves_champion_and_answers_as_they_were(
+    cluster, first, tmp_path
+):
     champion = cluster.registry.champion_version()
     with pytest.raises(RollOutError) as caught:
         cluster.deploy(make_model(tmp_path / "model", seed=3, behaviour="crashes"))
@@ -92,9 +94,6 @@ def test_a_model_that_fails_leaves_registry_and_answers_as_they_were(cluster, fi
     assert "weights are missing" in message  # why
     assert f"version {champion} answers again at {cluster.url}" in message  # and what now
     assert cluster.registry.champion_version() == cluster.answering() == champion
-
-
-def test_a_model_that_failed_keeps_the_reason(cluster, first):
     found = [each for each in known_models(cluster.registry) if each.state == STOPPED]
     assert [each.note.partition(": ")[0] for each in found] == ["the deployment failed"]
 

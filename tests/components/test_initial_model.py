@@ -21,12 +21,14 @@ from polarmask_components.errors import DamagedObjectError, StorageError
 from polarmask_components.parameters.training_request import TrainingRequest
 from polarmask_components.registry.registry import Facts, open_registry
 from polarmask_components.storage.objects import open_objects
+from polarmask_components.training.cluster_training import store_inputs
 from polarmask_components.training.initial_model import (
     check_initial,
     fetched,
     find_start,
     flags_for,
 )
+from polarmask_components.training.job_storage import JobStorage
 from registries import make_archive
 
 SMALL = override(tiny(), ["model.channels=32", "model.tower_depth=1", "model.num_classes=1"])
@@ -125,7 +127,7 @@ def test_a_path_of_this_machine(tmp_path, archive, model, what):
 def test_an_address_of_the_web(tmp_path, archive, model, web):
     registry = open_registry(str(tmp_path / "none"))
     initial = find_start(f"{web}/a.mar?token=hush", registry, SMALL).model
-    assert initial.name.startswith(f"{web}/a.mar?token=*** ")
+    assert initial.name == f"{web}/a.mar {initial.sha256[:12]}"
     assert_weights_of(initial, model)
     with pytest.raises(StorageError, match=r"b\.mar can't be fetched: 404"):
         find_start(f"{web}/b.mar", registry, SMALL)
@@ -140,6 +142,26 @@ def test_an_address_in_object_storage(s3_environment, tmp_path, archive, model):
     registry = open_registry(str(tmp_path / "none"))
     initial = find_start(f"{place}/best.mar", registry, SMALL).model
     assert_weights_of(initial, model)
+
+
+def test_a_repeated_step_takes_the_model_that_the_first_try_stored(
+    s3_environment, tmp_path, archive, web, model
+):
+    initial = find_start(f"{web}/a.mar", open_registry(str(tmp_path / "none")), SMALL).model
+    storage = JobStorage(f"s3://polarmask/{tmp_path.name}/training", "job")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.txt").write_text("a")
+    store_inputs(storage, {"data": data}, initial)
+    archive.unlink()  # as an address that expired
+    store_inputs(storage, {"data": data}, initial)
+    storage.fetch_inputs(tmp_path / "pod")
+    assert (tmp_path / "pod" / "data" / "a.txt").read_text() == "a"
+    expected = open_weights(model).tensors
+    _, source = flags_for(tmp_path / "pod" / "init")
+    torch.testing.assert_close(open_weights(source).tensors, expected)
+    with pytest.raises(StorageError, match="404"):  # another model
+        store_inputs(storage, {"data": data}, replace(initial, sha256="0" * 64))
 
 
 def test_a_folder_that_changed_meanwhile_is_refused(tmp_path, model):

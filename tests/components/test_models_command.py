@@ -149,12 +149,29 @@ def test_diff_names_what_differs_and_nothing_else(registry, capsys):
         (["show", "x"], "`polarmask models list` shows all"),
         (["rollback", "ddd1", "--image", __file__], "has no archive of ddd1, not served: the gate"),
         (["rollback"], "no image was kept for aaa1"),
+        (["rollback", "--trial", '{"copies": 0.1}'], "deploy_trial needs a cluster"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(registry, capsys, arguments, expected_text):
     target = ["--target", "nowhere"] if "rollback" in arguments else []
     run(registry, *arguments, *target, code=2)
     assert expected_text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["x", "3", "{copies: 0.1}"])
+def test_a_trial_that_is_no_json_object_is_refused_with_an_example(registry, capsys, text):
+    with pytest.raises(SystemExit):
+        run(registry, "rollback", "--target", "nowhere", "--trial", text)
+    assert """such as '{"copies": 0.1}'""" in capsys.readouterr().err
+
+
+def test_roll_backs_one_after_the_other_go_back_further(registry, capsys):
+    registry.promote("ccc1", expected="aaa2")
+    for expected in ("aaa2", "aaa1"):
+        assert previous_champion(registry) == expected
+        registry.promote(expected, expected=registry.champion_version())
+    run(registry, "rollback", code=2)
+    assert "had no champion before aaa1; name a version" in capsys.readouterr().err
 
 
 def test_an_empty_registry_is_no_error(uri, capsys):
@@ -189,6 +206,24 @@ def test_a_record_that_cannot_be_read_hides_no_other(tmp_path, capsys):
     assert "unreadable: " in out
     assert "registered: passed the gate" in out
     run(registry, "diff", "a", "b")
+
+
+def test_why_a_model_was_stopped_cannot_be_read_and_the_model_stays_sound(tmp_path):
+    registry = open_registry(str(tmp_path / "registry"))
+    for version in ("a", "b"):
+        registry.add(make_archive(tmp_path / f"{version}.mar", version), FACTS)
+    registry.promote("a", expected=None)
+    for version in ("a", "b", "c"):
+        registry.record_stop(version, FACTS, "the deployment failed")
+        (tmp_path / "registry" / "stopped" / f"{version}.json").write_text("{")
+    found = {each.version: each for each in known_models(registry)}
+    assert {version: each.state for version, each in found.items()} == {
+        "a": "champion",
+        "b": "not served",
+        "c": "unreadable",
+    }
+    assert found["a"].record is not None
+    assert "stopped/b.json" in found["b"].note
 
 
 def test_two_that_are_stopped_at_once_leave_a_whole_record(tmp_path, monkeypatch):

@@ -79,6 +79,7 @@ def test_a_wrong_webhook_is_not_repeated():
         ("clone https://ghp_abc@git.example/x.git", "clone https://***@git.example/x.git"),
         ("'https://me:p@ss:w@git.example:8443/x'", "'https://***@git.example:8443/x'"),
         ("https://g.example/x.git?private_token=abc&a=1", "https://g.example/x.git?private_token=***&a=1"),
+        ("https://b.example/a.mar?se=1&sig=abc&auth=x", "https://b.example/a.mar?se=1&sig=***&auth=***"),
         ("git@git.example:team/x.git failed", "git@git.example:team/x.git failed"),
         ("s3://bucket/a@b and me@example.org", "s3://bucket/a@b and me@example.org"),
     ],

@@ -602,6 +602,26 @@ def test_registered_number_of_the_champion_is_taken_for_equal_data_and_code(
     assert "<img" not in html
 
 
+def test_a_comparison_that_fails_leaves_the_decision_to_the_gate(
+    registry, dataset, candidate, tmp_path, monkeypatch, caplog
+):
+    def out_of_memory(*_):
+        raise MemoryError("42 GiB")
+
+    monkeypatch.setattr("polarmask_components.registry.comparison.judge_version", out_of_memory)
+    answer = evaluate_champion.python_func(
+        **candidate,
+        dataset=dataset,
+        registry=registry.where,
+        code_version="v1",
+        note=artifact(dsl.Markdown, tmp_path / "note"),
+        page=(page := artifact(dsl.HTML, tmp_path / "page")),
+    )
+    assert answer[:2] == (0.7, registry.champion().version)
+    assert "failed: MemoryError: 42 GiB" in Path(page.path).read_text()
+    assert "no comparison with champion" in caplog.text
+
+
 def test_a_champion_is_judged_in_the_precision_of_a_candidate_whatever_engine_serves_it(
     trained, dataset, tmp_path, monkeypatch
 ):
@@ -681,6 +701,25 @@ def test_a_candidate_that_the_gate_stops_keeps_its_record(trained, tmp_path):
     model = Path(trained.model.path)
     record = register_model(model, name="polarmask", metrics={}, registry=registry)
     assert record.version == version  # as it would be named if it passed
+
+
+def test_a_registry_that_keeps_no_record_fails_no_run_that_has_decided(
+    trained, tmp_path, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise StorageError("the bucket is read-only")
+
+    page = artifact(dsl.Markdown, tmp_path / "verdict.md")
+    gate_model.python_func(mask_ap=0.2, floor_ap=0.25, verdict=page)
+    monkeypatch.setattr("polarmask_components.registry.registry.Registry.record_stop", refuse)
+    record_stop.python_func(
+        model=trained.model,
+        metrics=artifact(dsl.Metrics, tmp_path / "metrics", mask_ap=0.2),
+        verdict=page,
+        registry=str(tmp_path / "registry"),
+        model_name="polarmask",
+    )
+    assert "the reason was not kept: the bucket is read-only" in caplog.text
 
 
 @pytest.fixture

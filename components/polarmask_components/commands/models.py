@@ -122,11 +122,23 @@ def _add_rollback(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trial",
-        type=json.loads,
+        type=_trial,
         default={},
         metavar="JSON",
         help="on a cluster: try it on live requests first, as deploy_trial of the pipeline",
     )
+
+
+def _trial(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no JSON object; give one in quotes, such as '{{\"copies\": 0.1}}'"
+        )
+    return content
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -160,11 +172,13 @@ def _diff(options: argparse.Namespace) -> None:
 
 def _rollback(options: argparse.Namespace) -> None:
     from polarmask_components.deploy.deploy import deploy
+    from polarmask_components.deploy.trial.settings import read_trial
 
     registry = _open(options.registry)
     before = registry.champion_version()
     model = known_model(registry, options.version or previous_champion(registry))
     target = options.target or _target_of(registry)
+    read_trial(options.trial, target)  # what is wrong with it comes before anything starts
     image = _image_for(model, registry, options.image)
     _check_archive(model, registry)
     _check_reachable(target, options.name)

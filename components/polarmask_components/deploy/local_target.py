@@ -149,7 +149,7 @@ class LocalTarget:
             self._clean_up()
             raise RollOutError(
                 f"{self._model.version} is the champion, but could not take over: {error}; run "
-                "again to serve it"
+                f"again, or `polarmask models rollback {self._model.version}`, to serve it"
             ) from error
 
     def _replace_by(self, new: LocalPod) -> None:

@@ -87,15 +87,22 @@ def find_version(registry: Registry, name: str) -> str:
 
 
 def previous_champion(registry: Registry) -> str:
-    """Return the version that was the champion before the current one.
+    """Return the version that was the champion before the current one first became it.
+
+    So roll-backs one after the other go back further, and never to a model that was rolled back.
 
     Raises:
         UnknownVersionError: There was none.
     """
     promotions = registry.promotions()
-    if not promotions or promotions[-1].previous is None:
-        raise UnknownVersionError(f"{registry.where} had no champion before the current one")
-    return promotions[-1].previous
+    current = promotions[-1].version if promotions else None
+    previous = next((each.previous for each in promotions if each.version == current), None)
+    if previous is not None:
+        return previous
+    raise UnknownVersionError(
+        f"{registry.where} had no champion before {current or 'the current one'}; name a version "
+        "that `polarmask models list` shows"
+    )
 
 
 @dataclass(frozen=True)
@@ -114,23 +121,22 @@ class _Look:
 
     def at_model(self, version: str) -> KnownModel:
         own = tuple(each for each in self.promotions if each.version == version)
+        unreadable, stopped = "", None
+        try:
+            if version in self.stopped:
+                stopped = self.registry.stopped(version)
+        except UnusableModelError as error:  # says nothing about the model itself
+            unreadable = str(error)
         try:
             record = self.registry.record(version) if version in self.registered else None
-            stopped = self.registry.stopped(version) if version in self.stopped else None
         except UnusableModelError as error:
-            return KnownModel(
-                version=version,
-                created="",
-                state=UNREADABLE,
-                note=str(error),
-                promotions=own,
-                facts=None,
-                record=None,
-            )
+            return _unreadable(version, str(error), own)
+        if record is None and unreadable:
+            return _unreadable(version, unreadable, own)
         if own:
             state, note = _when(version, self.promotions)
-        elif stopped is not None:
-            state, note = STOPPED, stopped.reason
+        elif stopped is not None or unreadable:
+            state, note = STOPPED, stopped.reason if stopped else unreadable
         else:  # a run that was killed, or one that is about to deploy it
             state, note = REGISTERED, "passed the gate, and was not deployed"
         return KnownModel(
@@ -142,6 +148,18 @@ class _Look:
             facts=record.facts if record else stopped.facts if stopped else None,
             record=record,
         )
+
+
+def _unreadable(version: str, why: str, promotions: tuple[Promotion, ...]) -> KnownModel:
+    return KnownModel(
+        version=version,
+        created="",
+        state=UNREADABLE,
+        note=why,
+        promotions=promotions,
+        facts=None,
+        record=None,
+    )
 
 
 def _when(version: str, promotions: Sequence[Promotion]) -> tuple[str, str]:

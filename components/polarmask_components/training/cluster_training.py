@@ -1,6 +1,6 @@
 """Training on a cluster: from the request to a job, and from the job to the results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from polarmask_components.cluster.connection import (
 )
 from polarmask_components.errors import LaunchError, StorageError
 from polarmask_components.parameters.train_on import AUTO
-from polarmask_components.parameters.training_request import TrainingRequest
+from polarmask_components.parameters.training_request import InitialModel, TrainingRequest
 from polarmask_components.storage.address import split_uri
 from polarmask_components.training.artifacts import TrainingOutputs
 from polarmask_components.training.initial_model import INPUT, fetched
@@ -58,9 +58,7 @@ def train_on_cluster(
     if failure := storage.fresh_failure():
         raise LaunchError(failure)
     if storage.result() is None:
-        with fetched(request.initial) as initial:
-            folders = {"data": data, "labels": labels}
-            storage.store_inputs(folders | ({} if initial is None else {INPUT: initial}))
+        store_inputs(storage, {"data": data, "labels": labels}, request.initial)
     try:
         result = run_job(job, storage, api, pace=pace)
     except LaunchError as error:
@@ -69,6 +67,30 @@ def train_on_cluster(
         raise
     storage.fetch_result(result, model=outputs.model, run=outputs.run)
     storage.forget_snapshots(result)
+
+
+def store_inputs(
+    storage: JobStorage, folders: Mapping[str, Path], initial: InitialModel | None
+) -> None:
+    """Store what the pods fetch, with the model to start from.
+
+    A repeated step takes the model that the first try stored: its address may be valid no longer.
+
+    Args:
+        storage: Of the job.
+        folders: Data and labels by name.
+        initial: What to start from; None: from scratch.
+
+    Raises:
+        StorageError: The model, or the storage, can't be read.
+        DamagedObjectError: The model's place holds something else by now.
+    """
+    kept = {} if initial is None else storage.stored_input(INPUT)
+    if initial is not None and [each.sha256 for each in kept.values()] == [initial.sha256]:
+        storage.store_inputs(folders, kept={INPUT: kept})
+        return
+    with fetched(initial) as folder:
+        storage.store_inputs({**folders, **({} if folder is None else {INPUT: folder})})
 
 
 def make_job(

@@ -128,7 +128,9 @@ def _published(text: str, config: RunConfig) -> InitialModel:
         _check_fit(open_weights(found).config, config)
         place = text if _is_address(text) else str(found)
         sha256 = _hash(found)
-    return InitialModel(place=place, sha256=sha256, name=f"{redact(text)} {sha256[:_DIGITS]}")
+    # The query of an address may be a signature, and `name` becomes part of the model.
+    shown = text.partition("?")[0] if _is_address(text) else text
+    return InitialModel(place=place, sha256=sha256, name=f"{redact(shown)} {sha256[:_DIGITS]}")
 
 
 def _champion(registry: Registry, config: RunConfig) -> InitialModel | None:

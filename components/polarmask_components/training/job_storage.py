@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from polarmask.system.formats import JsonFormat
@@ -73,10 +74,23 @@ class JobStorage:
         )
         self.where = self._objects.where
 
-    def store_inputs(self, folders: Mapping[str, Path]) -> None:
+    def stored_input(self, name: str) -> Manifest:
+        """Return the files of an input that an earlier try stored; none unless all are there."""
+        plain = self._read(_INPUTS) or {}
+        manifest = from_plain(plain[name]) if name in plain else {}
+        known = set(self._inputs.names()) if manifest else set()
+        return manifest if all(facts.sha256 in known for facts in manifest.values()) else {}
+
+    def store_inputs(
+        self, folders: Mapping[str, Path], *, kept: Mapping[str, Manifest] = MappingProxyType({})
+    ) -> None:
         """Store what the pods fetch: folders by name. Files that another job stored are not sent.
 
         Kubeflow's own copy of them may lie in a store whose keys only steps have.
+
+        Args:
+            folders: On this machine.
+            kept: Inputs that are stored, by name, as `stored_input` returned them.
         """
         inputs = {name: manifest_of(folder) for name, folder in folders.items()}
         known = set(self._inputs.names())
@@ -87,7 +101,8 @@ class JobStorage:
             if facts.sha256 not in known
         }
         upload_files(self._inputs, files, what="inputs")
-        self._write(_INPUTS, {name: to_plain(manifest) for name, manifest in inputs.items()})
+        named = {**inputs, **kept}
+        self._write(_INPUTS, {name: to_plain(manifest) for name, manifest in named.items()})
 
     def fetch_inputs(self, to: Path) -> None:
         """Fetch the folders that `store_inputs` was given, into a folder of this machine.

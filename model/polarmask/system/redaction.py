@@ -6,7 +6,7 @@ _HIDDEN = "***"
 _USER = re.compile(r"(?<=://)[^/\s'\"]+@")
 """User and password, or a token in place of them."""
 _QUERY = re.compile(
-    r"([?&][^=&\s]*(?:token|secret|password|signature|key)[^=&\s]*=)[^&\s'\"]+", re.I
+    r"([?&][^=&\s]*(?:token|secret|password|sig|auth|access|key)[^=&\s]*=)[^&\s'\"]+", re.I
 )
 
 

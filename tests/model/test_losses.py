@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from polarmask.config.settings import LossConfig
+from polarmask.geometry import masks
+from polarmask.geometry.rays import decode_rays
 from polarmask.network.head import Predictions
 from polarmask.network.losses import (
     Targets,
     loss_divisors,
     loss_sums,
     normalise_losses,
-    polar_iou_loss,
+    polar_iou,
     quadrant_quality,
 )
 from polarmask.original.losses import polar_centerness
@@ -30,7 +32,7 @@ def golden():
 def test_mask_loss_and_its_gradient_equal_the_original(golden):
     pred = golden["ray_pred"].requires_grad_()
     weight = golden["centerness_target"]
-    loss = (polar_iou_loss(pred, golden["ray_target"]) * weight).sum() / weight.sum()
+    loss = (-polar_iou(pred, golden["ray_target"]).log() * weight).sum() / weight.sum()
     loss.backward()
     assert loss.item() == pytest.approx(golden["loss_mask"].item(), **CLOSE)
     torch.testing.assert_close(pred.grad, golden["grad_ray_pred"], rtol=1e-4, atol=1e-8)
@@ -120,6 +122,34 @@ def test_one_short_ray_condemns_polar_centerness_but_not_the_soft_one():
     assert quadrant_quality(rays).item() > 0.9
 
 
-def test_equal_rays_lose_nothing():
+@pytest.mark.parametrize("overlap", ["rays", "area"])
+def test_equal_rays_overlap_whole(overlap):
     rays = torch.rand(7, 36) + 0.1
-    assert polar_iou_loss(rays, rays).tolist() == pytest.approx([0] * 7, abs=1e-6)
+    assert polar_iou(rays, rays, overlap).tolist() == pytest.approx([1] * 7)
+
+
+def test_the_overlap_of_areas_is_the_iou_of_the_masks():
+    # Smooth star shapes, so large that pixels do not count.
+    angle_R = torch.arange(36) * (2 * torch.pi / 36)
+    generator = torch.Generator().manual_seed(0)
+    size_P, depth_P, turn_P = torch.rand(3, 12, 1, generator=generator)
+    ray_PR = (200 + 200 * size_P) * (1 + 0.3 * depth_P * torch.sin(2 * angle_R + 6 * turn_P))
+    first_PR, second_PR = ray_PR[:6], ray_PR[6:]
+    center_P2 = torch.full((6, 2), 600.0)
+    first, second = (
+        masks.rles_from_polygons(decode_rays(center_P2, each).double().numpy(), (1200, 1200))
+        for each in (first_PR, second_PR)
+    )
+    expected = [masks.rle_iou([a], [b])[0, 0] for a, b in zip(first, second, strict=True)]
+    assert polar_iou(first_PR, second_PR, "area").tolist() == pytest.approx(expected, abs=0.005)
+    lengths = polar_iou(first_PR, second_PR)
+    assert max(abs(lengths - torch.tensor(expected))) > 0.1
+
+
+@pytest.mark.parametrize("overlap", ["rays", "area"])
+def test_the_gradient_of_the_overlap_equals_finite_differences(overlap):
+    generator = torch.Generator().manual_seed(0)
+    pred_PR, target_PR = 1 + 9 * torch.rand(2, 5, 36, generator=generator, dtype=torch.float64)
+    torch.autograd.gradcheck(
+        lambda rays: -polar_iou(rays, target_PR, overlap).log(), pred_PR.requires_grad_()
+    )

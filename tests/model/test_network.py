@@ -14,6 +14,7 @@ from polarmask.network.backbone_weights import load_backbone_weights
 from polarmask.network.detector import PolarMask
 from polarmask.network.head import PolarHead, Predictions
 from polarmask.network.losses import Targets, loss_sums
+from polarmask.network.norm import group_norm
 from polarmask.network.postprocess import postprocess
 
 
@@ -287,3 +288,11 @@ def test_low_scores_are_dropped_and_the_best_are_kept():
 def test_nothing_found_is_empty_and_not_an_error():
     found = decode([])
     assert found.polygon_NR2.shape == (0, 36, 2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "together", "groups"),
+    [(256, 0, 32), (48, 0, 16), (64, 16, 4), (32, 16, 2), (24, 16, 3), (16, 64, 1)],
+)
+def test_group_norm_takes_as_many_channels_as_are_set(channels, together, groups):
+    assert group_norm(channels, together).num_groups == groups

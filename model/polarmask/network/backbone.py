@@ -6,7 +6,6 @@ Dimension key
     B: images    C: channels    H, W: rows and columns of a level
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from polarmask.config.settings import ModelConfig
 from polarmask.network.deform import DeformConv2d
+from polarmask.network.norm import group_norm
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Pyramid(nn.Module):
         norm: dict[str, Callable[[int], nn.Module]] = {
             "batch": partial(nn.BatchNorm2d, eps=family.norm_eps),
             "frozen_batch": partial(FrozenBatchNorm2d, eps=family.norm_eps),
-            "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+            "group": partial(group_norm, together=config.norm_channels),
         }
         resnet = torchvision.models.get_model(
             config.backbone, weights=None, norm_layer=norm[config.backbone_norm]

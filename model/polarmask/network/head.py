@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from polarmask.config.settings import ModelConfig
 from polarmask.network.deform import DeformConv2d
+from polarmask.network.norm import group_norm
 
 _PRIOR_PROBABILITY = 0.01
 
@@ -100,7 +101,7 @@ def _tower(config: ModelConfig) -> nn.Sequential:
             if config.dcn
             else nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         )
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
+        layers += [conv, group_norm(channels, config.norm_channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

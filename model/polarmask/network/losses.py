@@ -62,7 +62,7 @@ def loss_sums(predictions: Predictions, targets: Targets, config: LossConfig) ->
     )
     class_BLC[targets.ignored_I2[:, 0], targets.ignored_I2[:, 1]] = 0
     quality_P = positive_quality(predictions, targets, config)
-    ray_P = polar_iou_loss(predictions.ray_BLR[at], targets.ray_PR)
+    ray_P = -polar_iou(predictions.ray_BLR[at], targets.ray_PR, config.overlap).log()
     sums = {
         "class": class_BLC.sum(),
         "ray": (quality_P * ray_P).sum(),
@@ -85,7 +85,7 @@ def positive_quality(
     if config.centerness == "polar_iou":
         assert predictions is not None  # noqa: S101  # see the docstring
         pred_PR = predictions.ray_BLR[targets.image_P, targets.location_P].detach()
-        return polar_iou(pred_PR, targets.ray_PR)
+        return polar_iou(pred_PR, targets.ray_PR, config.overlap)
     return _QUALITY_OF_RAYS[config.centerness](targets.ray_PR)
 
 
@@ -132,17 +132,21 @@ def focal_loss(logit: Tensor, target: Tensor, *, alpha: float, gamma: float) -> 
     return weight * miss.pow(gamma) * cross_entropy
 
 
-def polar_iou(pred_PR: Tensor, target_PR: Tensor) -> Tensor:
+def polar_iou(pred_PR: Tensor, target_PR: Tensor, overlap: str = "rays") -> Tensor:
     """Overlap of two star shapes with a common centre, in (0, 1] (PolarMask, section 3.4).
 
     Ratio of sums, not mean of ratios: short rays must not outvote long ones.
+
+    Args:
+        pred_PR: Ray lengths.
+        target_PR: Ray lengths.
+        overlap: `rays` adds up lengths, as in the paper; `area` their squares: a sector of the
+            plane around a ray has half the square of its length, times its angle, as its area.
     """
-    return pred_PR.minimum(target_PR).sum(dim=1) / pred_PR.maximum(target_PR).sum(dim=1)
-
-
-def polar_iou_loss(pred_PR: Tensor, target_PR: Tensor) -> Tensor:
-    """-log of the polar IoU, shape (P,), >= 0."""
-    return -polar_iou(pred_PR, target_PR).log()
+    shorter_PR, longer_PR = pred_PR.minimum(target_PR), pred_PR.maximum(target_PR)
+    if overlap == "area":
+        shorter_PR, longer_PR = shorter_PR.square(), longer_PR.square()
+    return shorter_PR.sum(dim=1) / longer_PR.sum(dim=1)
 
 
 def box_iou_loss(pred_P4: Tensor, target_P4: Tensor) -> Tensor:

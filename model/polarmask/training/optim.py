@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from polarmask.config.settings import OptimConfig
 from polarmask.network.deform import DeformConv2d
 from polarmask.system.distributed import is_first
+from polarmask.training.muon import Muon
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def make_optimizer(detector: nn.Module, config: OptimConfig) -> torch.optim.Opti
             config.lr_batch_size,
             config.batch_size,
         )
+    if config.optimizer == "muon":
+        return Muon(_muon_groups(detector, config.weight_decay), lr=config.lr)
     groups = _PARAM_GROUPS[config.param_groups](detector, config.weight_decay)
     # Fused: one pass over all weights instead of one per term (benchmarks/training_step.py).
     if config.optimizer == "adamw":
@@ -75,6 +78,24 @@ def _matrix_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _muon_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Put apart what Muon changes: the weights between the first layer and the outputs.
+
+    The first layer and depthwise convolutions see three channels or one: too few to be a matrix.
+    """
+    outputs = {
+        id(layer.weight)
+        for name, layer in detector.named_modules()
+        if name.startswith("head.") and "." not in name.removeprefix("head.")
+        if isinstance(layer, nn.Conv2d)
+    }
+    matrices, vectors = _matrix_groups(detector, weight_decay)
+    hidden = [p for p in matrices["params"] if p.shape[1] > 3 and id(p) not in outputs]
+    inner = {id(p) for p in hidden}
+    matrices["params"] = [p for p in matrices["params"] if id(p) not in inner]
+    return [{"params": hidden, "weight_decay": weight_decay, "orthogonal": True}, matrices, vectors]
 
 
 def _original_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ def tiny() -> RunConfig:
         model=ModelConfig(
             backbone="resnet18",
             backbone_norm="group",
+            norm_channels=16,
             # Fine and narrow: nuclei need locations and sharp features, not width or depth.
             strides=(2, 4, 8),
             channels=32,
@@ -39,9 +40,9 @@ def tiny() -> RunConfig:
         ),
         input=InputConfig(short_side=None, max_side=1024),
         labels=LabelConfig(level_ranges=((0, 10), (10, 24), (24, float("inf")))),
-        loss=LossConfig(centerness="polar_iou"),
+        loss=LossConfig(overlap="area", centerness="polar_iou"),
         optim=OptimConfig(
-            optimizer="adamw",
+            optimizer="muon",
             lr=1e-3,
             lr_batch_size=2,
             weight_decay=0.05,
@@ -65,6 +66,7 @@ def light() -> RunConfig:
         model=ModelConfig(
             backbone="mobilenet_v3_large",
             backbone_norm="group",
+            norm_channels=16,
             channels=96,
             tower_depth=2,
             box_branch=False,
@@ -84,11 +86,17 @@ def original(run: RunConfig) -> RunConfig:
     return replace(
         run,
         name=run.name + ORIGINAL_SUFFIX,
-        model=replace(run.model, length_unit="pixel", first_ray=1.0, box_branch=True),
+        model=replace(
+            run.model, length_unit="pixel", first_ray=1.0, box_branch=True, norm_channels=0
+        ),
         input=_stretched(run.input),
         labels=replace(run.labels, mode="original", parts="largest"),
-        loss=replace(run.loss, centerness="polar", normalizer="original"),
-        optim=replace(run.optim, param_groups="original"),
+        loss=replace(run.loss, overlap="rays", centerness="polar", normalizer="original"),
+        optim=replace(
+            run.optim,
+            optimizer="sgd" if run.optim.optimizer == "sgd" else "adamw",
+            param_groups="original",
+        ),
         postprocess=replace(run.postprocess, score="original"),
     )
 

@@ -36,19 +36,20 @@ class Muon(torch.optim.AdamW):
         overflowed = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for weight in group["params"] if group["orthogonal"] else ():
-                if weight.grad is not None and not overflowed:
-                    self._turn(weight, group["lr"], group["weight_decay"])
+                gradient = weight.grad
                 weight.grad = None  # AdamW takes no step without a gradient
+                if gradient is not None and not overflowed:
+                    self._turn(weight, gradient, group["lr"], group["weight_decay"])
         super().step()
 
-    def _turn(self, weight: Tensor, lr: float, weight_decay: float) -> None:
+    def _turn(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(weight)
         state["step"] += 1
-        mean = state["exp_avg"].lerp_(weight.grad, 1 - _MOMENTUM)
-        ahead = weight.grad.lerp(mean, _MOMENTUM)  # Nesterov's
+        mean = state["exp_avg"].lerp_(gradient, 1 - _MOMENTUM)
+        ahead = gradient.lerp(mean, _MOMENTUM)  # Nesterov's
         matrix = orthogonal(ahead.flatten(1))
         weight.mul_(1 - lr * weight_decay)
         size = _STEP_SIZE * math.sqrt(max(matrix.shape))
@@ -74,5 +75,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
         factor = a * identity + b * square + c * square @ square
         product = factor @ product
         square = factor @ square @ factor
-    turned = product @ wide
+    turned: Tensor = product @ wide
     return (turned if len(matrix) <= matrix.shape[1] else turned.T).to(matrix.dtype)

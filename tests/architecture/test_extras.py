@@ -21,7 +21,7 @@ EXTRAS = {
 }
 # Serving and components need the model area, too.
 EXTRAS_OF = {
-    "polarmask": ("model", "labels", "report", "engines", "export"),
+    "polarmask": ("model", "labels", "report", "engines", "export", "timm"),
     "polarmask_serving": ("serving", "model"),
     "polarmask_components": ("components", "model"),
     "polarmask_pipelines": ("pipelines",),
@@ -92,7 +92,7 @@ def test_a_command_knows_which_extra_brings_a_module():
 def test_the_base_installation_brings_what_the_command_needs():
     assert PROJECT["dependencies"] == [f"{PROJECT['name']}[model,labels,report]"]
     # Without these a command names the extra; engines and archives are for servers.
-    needed = imports_of("polarmask") - EXTRAS["engines"] - EXTRAS["export"]
+    needed = imports_of("polarmask") - EXTRAS["engines"] - EXTRAS["export"] - EXTRAS["timm"]
     assert needed <= EXTRAS["model"] | EXTRAS["labels"] | EXTRAS["report"]
 
 

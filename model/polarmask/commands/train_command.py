@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone-weights",
         metavar="FILE|URL|NAME",
-        help="start from a state dict file, its URL or a torchvision name (default: the preset's)",
+        help="start from a state dict file, its URL, a torchvision name, or timm for the weights "
+        "that timm has for the backbone (default: the preset's)",
     )
     parser.add_argument(
         "--provenance",

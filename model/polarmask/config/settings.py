@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from polarmask.config.backbones import check_backbone, has_bottlenecks
 from polarmask.config.input_settings import InputConfig
 from polarmask.config.validation import FINITE as _FINITE
 from polarmask.config.validation import FORBID_UNKNOWN as _FORBID_UNKNOWN
@@ -24,21 +25,22 @@ class ModelConfig:
 
     __pydantic_config__ = _FINITE
 
-    backbone: Literal[
-        "resnet18", "resnet50", "resnet101", "resnext101_64x4d", "mobilenet_v3_large"
-    ] = "resnet50"
-    """ResNet, ResNeXt or, for CPUs, MobileNet from torchvision; see `network/backbone.py`."""
+    backbone: str = "resnet50"
+    """`resnet18`, `resnet50`, `resnet101`, `resnext101_64x4d` or, for CPUs, `mobilenet_v3_large`
+    from torchvision; or `timm/NAME` with the name of a convolutional model of timm (extra
+    `timm`)."""
     backbone_style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a stage halves its map: `pytorch` at the 3x3, `caffe` at the 1x1 before it, as the
     weights were trained."""
     backbone_norm: Literal["batch", "frozen_batch", "group"] = "frozen_batch"
     """`frozen_batch` for pretrained weights; `group` to train from scratch: equal results for any
-    number of processes."""
+    number of processes. Takes the place of batch norm; layer norm, as in ConvNeXt, stays."""
     norm_channels: int = 0
     """Channels that group norm takes at a time; 0 makes 32 groups of any width, as in the paper's
     code. From 16 on, a CPU trains in a faster memory layout."""
     frozen_stages: int = 0
-    """Number of first stages that do not learn: 1 is the stem and layer1, 4 the whole backbone."""
+    """Number of first stages that do not learn: 1 is all up to stride 4 (the stem and layer1), 4
+    the whole backbone."""
     dcn: bool = False
     """Deformable 3x3 convolutions: in backbone layers 2 to 4 (v1) and in the head towers (v2)."""
     num_classes: int = 80
@@ -60,6 +62,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Reject architectures that can't be built."""
+        check_backbone(self.backbone)
         _limit(720, num_rays=self.num_rays)
         _limit(10_000, num_classes=self.num_classes)
         _limit(1024, channels=self.channels)
@@ -91,8 +94,7 @@ class ModelConfig:
             f"frozen_stages is {self.frozen_stages}: a backbone has 0 to 4 that can be frozen",
         )
         _require(
-            self.backbone not in ("resnet18", "mobilenet_v3_large")
-            or (self.backbone_style == "pytorch" and not self.dcn),
+            has_bottlenecks(self.backbone) or (self.backbone_style == "pytorch" and not self.dcn),
             f"{self.backbone} has no caffe style and no dcn: its blocks are not 1x1, 3x3, 1x1; "
             "use resnet50 or larger",
         )
@@ -288,7 +290,8 @@ class RunConfig:
     augment: Literal["off", "flip", "dihedral"] = "flip"
     """`flip` mirrors left-right; `dihedral` adds up-down and quarter turns, for data without up."""
     backbone_weights: str | None = None
-    """Pretrained weights of the backbone: file, URL or torchvision name; None for no weights."""
+    """Pretrained weights of the backbone: file, URL, torchvision name, or `timm` for those that
+    timm downloads; None for no weights."""
     validate_epochs: float = 0.0
     """Epochs between evaluations of mask AP on the val split, of which the best weights are kept;
     0 evaluates nothing and keeps the last weights."""

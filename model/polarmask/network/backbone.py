@@ -1,6 +1,6 @@
-"""Image to feature pyramid: a backbone of torchvision and FPN, at any range of strides.
+"""Image to feature pyramid: a backbone and FPN, at any range of strides.
 
-To add a backbone, name it in `_BACKBONES` below and in `ModelConfig.backbone`.
+The backbones of torchvision are built here, those of timm in `timm_backbone.py`.
 
 Dimension key
     B: images    C: channels    H, W: rows and columns of a level
@@ -8,7 +8,6 @@ Dimension key
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -20,37 +19,11 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from polarmask.config.backbones import TIMM, TORCHVISION, Family
 from polarmask.config.settings import ModelConfig
 from polarmask.network.deform import DeformConv2d
 from polarmask.network.norm import group_norm
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What backbones of one kind have in common."""
-
-    stem: str
-    """Name of the last module of stride 2."""
-    stages: tuple[str, str, str, str]
-    """Name of the last module of the stages of strides 4, 8, 16 and 32."""
-    norm_eps: float
-    """Epsilon of batch norm, as in the published weights."""
-    body: str = ""
-    """Name of the submodule that holds the stages; empty for the model itself."""
-
-
-_RESNET = _Family("relu", ("layer1", "layer2", "layer3", "layer4"), norm_eps=1e-5)
-# The last 1x1 convolution of MobileNet is left out: it is 960 channels wide.
-_MOBILENET = _Family("1", ("3", "6", "12", "15"), norm_eps=1e-3, body="features")
-
-_BACKBONES = {
-    "resnet18": _RESNET,
-    "resnet50": _RESNET,
-    "resnet101": _RESNET,
-    "resnext101_64x4d": _RESNET,
-    "mobilenet_v3_large": _MOBILENET,
-}
-"""Backbones by the name of their function in `torchvision.models`."""
+from polarmask.network.timm_backbone import TimmFeatures, check_timm_backbone
 
 
 class _CoarserLevels(ExtraFPNBlock):  # type: ignore[misc]  # torchvision has no types
@@ -85,36 +58,15 @@ class Pyramid(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        family = _BACKBONES[config.backbone]
-        norm: dict[str, Callable[[int], nn.Module]] = {
-            "batch": partial(nn.BatchNorm2d, eps=family.norm_eps),
-            "frozen_batch": partial(FrozenBatchNorm2d, eps=family.norm_eps),
-            "group": partial(group_norm, together=config.norm_channels),
-        }
-        resnet = torchvision.models.get_model(
-            config.backbone, weights=None, norm_layer=norm[config.backbone_norm]
-        )
-        resnet = resnet.get_submodule(family.body)
-        if config.backbone_style == "caffe":
-            _halve_in_first_conv(resnet)
-        if config.dcn:
-            _deform(resnet)
-        stages = {
-            stage: str(stride)
-            for stride, stage in zip((2, 4, 8, 16, 32), (family.stem, *family.stages), strict=True)
-            if stride in config.strides
-        }
-        widths = [_stage_width(resnet, stage) for stage in stages]
-        self.resnet = IntermediateLayerGetter(resnet, stages)
-        num_coarser = len(config.strides) - len(stages)
+        self.resnet: nn.Module
+        if config.backbone.startswith(TIMM):
+            timm = TimmFeatures(config)
+            self.resnet, widths, self._frozen = timm, timm.widths, timm.frozen
+        else:
+            self.resnet, widths, self._frozen = _torchvision_backbone(config)
+        num_coarser = len(config.strides) - len(widths)
         coarser = _CoarserLevels(config.channels, num_coarser) if num_coarser else None
         self.fpn = FeaturePyramidNetwork(widths, config.channels, coarser)
-        stage_number = 1  # what comes before the first stage belongs to it
-        self._frozen = []
-        for name, module in self.resnet.named_children():
-            if stage_number <= config.frozen_stages:
-                self._frozen.append(module)
-            stage_number += name in family.stages
         for module in self._frozen:
             module.requires_grad_(requires_grad=False)
 
@@ -129,6 +81,48 @@ class Pyramid(nn.Module):
         """Return the levels, finest first."""
         stages: OrderedDict[str, Tensor] = self.resnet(image_B3HW)
         return list(self.fpn(stages).values())
+
+
+def check_buildable(config: ModelConfig) -> None:
+    """Raise ConfigError for a backbone of timm that can't be had; the others are settings."""
+    if config.backbone.startswith(TIMM):
+        check_timm_backbone(config)
+
+
+def _torchvision_backbone(config: ModelConfig) -> tuple[nn.Module, list[int], list[nn.Module]]:
+    """Return a backbone, the channels of its levels, and the modules of its frozen stages."""
+    family = TORCHVISION[config.backbone]
+    norm: dict[str, Callable[[int], nn.Module]] = {
+        "batch": partial(nn.BatchNorm2d, eps=family.norm_eps),
+        "frozen_batch": partial(FrozenBatchNorm2d, eps=family.norm_eps),
+        "group": partial(group_norm, together=config.norm_channels),
+    }
+    resnet = torchvision.models.get_model(
+        config.backbone, weights=None, norm_layer=norm[config.backbone_norm]
+    )
+    resnet = resnet.get_submodule(family.body)
+    if config.backbone_style == "caffe":
+        _halve_in_first_conv(resnet)
+    if config.dcn:
+        _deform(resnet)
+    stages = {
+        stage: str(stride)
+        for stride, stage in zip((2, 4, 8, 16, 32), (family.stem, *family.stages), strict=True)
+        if stride in config.strides
+    }
+    widths = [_stage_width(resnet, stage) for stage in stages]
+    backbone = IntermediateLayerGetter(resnet, stages)
+    return backbone, widths, _first_stages(backbone, family, config.frozen_stages)
+
+
+def _first_stages(backbone: nn.Module, family: Family, count: int) -> list[nn.Module]:
+    found = []
+    stage_number = 1  # what comes before the first stage belongs to it
+    for name, module in backbone.named_children():
+        if stage_number <= count:
+            found.append(module)
+        stage_number += name in family.stages
+    return found
 
 
 def _stage_width(resnet: nn.Module, stage: str) -> int:

@@ -1,7 +1,7 @@
-"""Where a backbone starts from: a file, a URL or a torchvision name.
+"""Where a backbone starts from: a file, a URL, a torchvision name, or timm's own weights.
 
-Files may hold torchvision's own state dict, Caffe's weights converted to its names, or a whole
-detector with a `backbone.` part. Reading them executes no code.
+Files may hold the state dict of torchvision's or timm's model, Caffe's weights under torchvision's
+names, or a whole detector with a `backbone.` part. Reading them executes no code.
 """
 
 import hashlib
@@ -17,8 +17,10 @@ import torch
 import torchvision
 from torch import Tensor
 
+from polarmask.config.backbones import TIMM
 from polarmask.errors import ConfigError
 from polarmask.network.backbone import Pyramid
+from polarmask.network.timm_backbone import TimmFeatures, pretrained_timm
 
 _HASHED_NAME = re.compile(r"-[0-9a-f]{8,}\.")
 """torch.hub checks a download against the hash in its name; other names have none."""
@@ -33,16 +35,23 @@ def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
     Args:
         pyramid: Its `resnet` is overwritten; the FPN is left alone. Offsets of deformable
             convolutions stay at zero where `source` has none.
-        source: Path, `file:`, `https:` or `http:` URL of a state dict with torchvision's parameter
-            names, or the name of a weights enum such as `ResNet50_Weights.IMAGENET1K_V1`.
-            Downloads are kept in torch's cache.
+        source: Path, `file:`, `https:` or `http:` URL of a state dict with the parameter names of
+            torchvision, for a backbone of timm those of timm; the name of a weights enum such as
+            `ResNet50_Weights.IMAGENET1K_V1`; `timm` for the weights that timm chooses for the
+            backbone, or `timm/NAME.TAG`. Downloads are kept in the cache of torch or of the
+            Hugging Face hub.
 
     Raises:
         ConfigError: File or name unknown, no download possible, or parameters that are missing,
             of another shape, or without a place in the configured backbone.
     """
-    state = backbone_part(_read(source))
-    wanted = pyramid.resnet.state_dict()
+    backbone = pyramid.resnet
+    if isinstance(timm := backbone, TimmFeatures):
+        state = timm.names_here(_without_prefix(_read(source, timm_name=timm.name)))
+        backbone = timm.net
+    else:
+        state = backbone_part(_read(source))
+    wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith(_OPTIONAL)]
     # Stages and classifiers behind the last level are left out; nothing else is.
     parts = {key.partition(".")[0] for key in wanted}
@@ -61,7 +70,7 @@ def load_backbone_weights(pyramid: Pyramid, source: str) -> None:
         if keys:
             count = f"{len(keys)} parameters, first {keys[0]}"
             raise ConfigError(f"{fault} {count}; {_advice(keys)}")
-    pyramid.resnet.load_state_dict(fitting, strict=False)
+    backbone.load_state_dict(fitting, strict=False)
 
 
 def _advice(keys: list[str]) -> str:
@@ -75,20 +84,25 @@ def _advice(keys: list[str]) -> str:
     if all(".conv2.offset." in key for key in keys):
         return "the weights are of deformable convolutions: --set model.dcn=true"
     return (
-        "give weights of the configured backbone with torchvision's parameter names, or "
-        "--set model.backbone=NAME"
+        "give weights of the configured backbone with the parameter names of torchvision (timm's "
+        "for timm/NAME), or --set model.backbone=NAME"
     )
 
 
 def backbone_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone of a state dict under our names; a bare backbone has no prefix."""
+    return {
+        key.removeprefix("features.").replace(  # the name of MobileNet's backbone
+            ".conv2_offset.", ".conv2.offset."
+        ): value
+        for key, value in _without_prefix(state).items()
+    }
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = "backbone." if any(key.startswith("backbone.") for key in state) else ""
     return {
-        key.removeprefix(prefix)
-        .removeprefix("features.")  # the name of MobileNet's backbone
-        .replace(".conv2_offset.", ".conv2.offset."): value
-        for key, value in state.items()
-        if key.startswith(prefix)
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
 
 
@@ -117,7 +131,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(source: str) -> dict[str, Tensor]:
+def _read(source: str, *, timm_name: str = "") -> dict[str, Tensor]:
+    if source == "timm" or source.startswith(TIMM):
+        if not timm_name:
+            raise ConfigError(
+                f"--backbone-weights {source}: the configured backbone is not of timm; "
+                f"--set model.backbone={TIMM}NAME"
+            )
+        return pretrained_timm(source.partition("/")[2] or timm_name)
     scheme = urlparse(source).scheme
     if scheme in ("http", "https"):
         return read_state_dict(download(source))
@@ -134,7 +155,7 @@ def _read(source: str) -> dict[str, Tensor]:
     except ValueError as error:
         raise ConfigError(
             f"--backbone-weights {source}: neither a file, a URL nor a torchvision weights name; "
-            "write for example ResNet50_Weights.IMAGENET1K_V1"
+            "write for example ResNet50_Weights.IMAGENET1K_V1, or timm for a backbone of timm"
         ) from error
     return read_state_dict(download(url))
 

@@ -13,6 +13,7 @@ _MODULES_OF_EXTRA = {
     "model": "cv2 hotcoco numpy PIL pycocotools pydantic roifile safetensors torch "
     "torchvision tqdm yaml",
     "labels": "numba",
+    "timm": "timm",
     "tensorboard": "tensorboard",
     "report": "jinja2 markupsafe",
     "engines": "openvino onnxruntime",

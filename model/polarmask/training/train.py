@@ -27,6 +27,7 @@ from polarmask.evaluation.recommend import shrink_warning
 from polarmask.inference.model_folder import ModelCard, is_model_folder, load_model, save_model
 from polarmask.labels.precompute import data_hash, find_splits, load_splits, precompute
 from polarmask.labels.store import LabelStore
+from polarmask.network.backbone import check_buildable
 from polarmask.system.device import deterministic
 from polarmask.system.distributed import all_gather, barrier, is_first, world_size
 from polarmask.system.files import write_text
@@ -100,6 +101,7 @@ def train(config: RunConfig, options: TrainOptions) -> Path:
         TrainingStopped: SIGTERM, SIGHUP or Ctrl-C came; the checkpoint holds the last step.
     """
     _check_batch_size(config, options)
+    check_buildable(config.model)
     with deterministic(options.deterministic):
         data = _TrainingData.open(config, options)
         run = TrainingRun(

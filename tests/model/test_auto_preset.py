@@ -99,6 +99,19 @@ def test_values_of_twelve_bits_are_found(data, tmp_path):
     assert (chosen.intensity, chosen.bits) == ("bit_depth", 12)
 
 
+@pytest.mark.parametrize(
+    ("darkest", "expected"), [(0.8, "as_is"), (0.2, "percentile")], ids=["alike", "dim"]
+)
+def test_images_of_different_brightness_are_stretched_each_on_its_own(darkest, expected, tmp_path):
+    folder = make_tiny_coco(tmp_path / "data", images=8, val_images=1)
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        with Image.open(path) as image:
+            values = np.asarray(image.convert("RGB"))
+        factor = darkest if number % 2 else 1
+        Image.fromarray((values * factor).astype(np.uint8)).save(path, format="PNG")
+    assert preset_for(AUTO, folder).input.intensity == expected
+
+
 def test_differences_turn_one_run_into_the_other(data):
     auto = preset_for(None, data)
     assert replace(override(tiny(), differences(auto, tiny())), name=AUTO) == auto

@@ -88,10 +88,21 @@ def shown(image_HW3: Pixels) -> NDArray[np.uint8]:
     return stretched(image_HW3)
 
 
+def brightness_range(image_HW3: Pixels) -> float:
+    """Return the range between the percentiles that `stretched` uses, in the channel with most."""
+    step = _sampling_step(image_HW3)
+    low_3, high_3 = np.nanpercentile(image_HW3[::step, ::step], _PERCENTILES, axis=(0, 1))
+    return float((high_3 - low_3).max())
+
+
+def _sampling_step(image_HW3: Pixels) -> int:
+    return max(1, math.isqrt(image_HW3.shape[0] * image_HW3.shape[1] // _SAMPLED))
+
+
 def stretched(image_HW3: Pixels) -> NDArray[np.uint8]:
     """Map each channel's 1st percentile to 0 and its 99.8th to 255; NaN becomes 0."""
     result = np.zeros(image_HW3.shape, dtype=np.uint8)
-    step = max(1, math.isqrt(image_HW3.shape[0] * image_HW3.shape[1] // _SAMPLED))
+    step = _sampling_step(image_HW3)
     for channel in range(image_HW3.shape[2]):
         plane = image_HW3[:, :, channel].astype(np.float32)
         sample = plane[::step, ::step]

@@ -21,8 +21,8 @@ from polarmask_serving.errors import (
 _log = logging.getLogger(__name__)
 
 MAX_INSTANCES_IN_TILES = 10_000
-"""Of one image, before those that a seam cuts are joined: about 3 s of work on one CPU thread where
-all of them overlap."""
+"""Of one image, before those that a seam cuts are joined: bounds the memory and work of joining. If
+all of them overlap, the time limit of the batch ends it."""
 _MODEL_SECONDS = 45
 """For the images of a batch, before the last tiles: a worker is killed after 60 s in all."""
 

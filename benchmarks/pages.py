@@ -17,7 +17,7 @@ from polarmask.system.files import write_text
 
 HERE = Path(__file__).parent
 RESULTS, SEEDS, SOAK = HERE / "results.json", HERE / "seeds", HERE / "soak.json"
-BIT_DEPTHS = HERE / "bit_depths.json"
+BIT_DEPTHS, PEERS = HERE / "bit_depths.json", HERE / "peers.json"
 REFERENCE = HERE.parent / "docs" / "reference"
 MODEL = HERE.parent / "model" / "README.md"
 FOR_MODEL = (
@@ -48,6 +48,7 @@ def pages():
             seeds=[*seed_table(ours), "", _source(ours)],
             original=_comparison(ours, original),
             bits=bit_depth_table(_read(BIT_DEPTHS)),
+            peers=peer_table(_read(PEERS)) if PEERS.exists() else ["Not measured yet."],
             soak=_soak(_read(SOAK)),
         ),
     }
@@ -79,6 +80,30 @@ def bit_depth_table(record):
     command = ".venv/bin/python benchmarks/bit_depths.py --model runs/first/model"
     source = f"`{command}`, {record['date']}, {record['machine']}."
     return [*lines, "", f"Model: {record['model']}.", source]
+
+
+def peer_table(record):
+    """Return a Markdown table with a row for each network and budget, and where it comes from."""
+    rows = [
+        (
+            f"`{row['name']}`",
+            f"{row['seconds']:.0f}",
+            f"{row['steps']:,} x {row['batch']}",
+            *(f"{row[key]:.3f}" for key in ("mask_ap", "mask_ap50", "mask_ap75")),
+            *(f"{value:.3f}" for value in row["accuracy"]),
+            f"{row['milliseconds']:.0f}",
+        )
+        for row in record["rows"]
+    ]
+    accuracy = ("accuracy .5", ".6", ".7", ".8", ".9")
+    head = ("network", "training, CPU s", "steps x images", "mask AP", "AP50", "AP75")
+    versions = {key: row for one in record["rows"] for key, row in one["versions"].items()}
+    return [
+        *markdown((*head, *accuracy, "prediction, ms"), rows),
+        "",
+        f"`{record['command']}`, {record['date']}, {record['machine']}. Versions: "
+        f"{', '.join(' '.join(pair) for pair in sorted(versions.items()))}.",
+    ]
 
 
 def _read(path):

@@ -1,8 +1,8 @@
 """torchvision's Mask R-CNN with a ResNet-18 from scratch; run by `benchmarks/peers.py`.
 
 Group norm everywhere, as steps hold two images. The pyramid and the heads are 64 channels wide
-instead of 256: on a CPU the default width takes so long a step that a budget of minutes holds less
-than one epoch. Anchors of 4 to 48 pixels at strides 4 to 32, as nuclei have 4 to 40.
+instead of 256, so that a budget of minutes on a CPU holds more steps. Anchors of 4 to 48 pixels at
+strides 4 to 32, as nuclei have 4 to 40.
 
 Dimension key
     N: instances    H, W: rows and columns    4: left, top, right, bottom

@@ -17,6 +17,7 @@ from exchange import LOW_SCORE, main, milliseconds, read_split, user_seconds
 from keras.callbacks import Callback
 from stardist.matching import matching_dataset
 from stardist.models import Config2D, StarDist2D
+from tqdm import tqdm
 
 NAME = "model"
 IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -56,11 +57,9 @@ def train(data, out, seconds):
         validation_data=([images[n] for n in val], [labels[n] for n in val]),
         augmenter=_augmented if example else None,
     )
-    used = user_seconds()
-    model.optimize_thresholds([images[n] for n in val], [labels[n] for n in val])
     names = ("stardist", "csbdeep", "tensorflow-cpu", "keras", "numpy")
     return {
-        "seconds": used,
+        "seconds": user_seconds(),
         "steps": budget.steps,
         "batch": config.train_batch_size,
         "versions": {name: version(name) for name in names},
@@ -104,13 +103,19 @@ def predict(data, out):
     """Find the instances of the val split, and time them, at the thresholds StarDist chose."""
     _one_thread()
     model = StarDist2D(None, name=NAME, basedir=str(out))
+    train_images, labels = _train_split(data)
+    _, val = _split(len(train_images))
+    model.optimize_thresholds([train_images[n] for n in val], [labels[n] for n in val])
     images, truths = read_split(data, "val")
 
     def label_image(image):
         return model.predict_instances(_normal(image))[0]
 
-    found = [label_image(image) for image in images]
-    every = [model.predict_instances(_normal(image), prob_thresh=LOW_SCORE) for image in images]
+    found = [label_image(image) for image in tqdm(images, "val")]
+    every = [
+        model.predict_instances(_normal(image), prob_thresh=LOW_SCORE)
+        for image in tqdm(images, "val, low scores")
+    ]
     np.savez_compressed(
         out / "labels.npz", found=np.stack(found), every=np.stack([labels for labels, _ in every])
     )

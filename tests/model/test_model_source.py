@@ -1,6 +1,7 @@
 """A model answers alike, wherever it lies."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from polarmask.training.train import TrainOptions, train
 
 @pytest.fixture(scope="module")
 def run(drawn_data, drawn_labels, small_config, tmp_path_factory):
-    """A finished run of a few steps."""
+    """A finished run of a few steps, whose low scores count."""
     out = tmp_path_factory.mktemp("a run")
-    train(small_config, TrainOptions(data=drawn_data, labels=drawn_labels, out=out))
+    shown = replace(small_config.postprocess, score_threshold=0.0, max_instances=20)
+    config = replace(small_config, postprocess=shown)
+    train(config, TrainOptions(data=drawn_data, labels=drawn_labels, out=out))
     return out
 
 

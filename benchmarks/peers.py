@@ -12,7 +12,7 @@ score threshold and Mask R-CNN's have the best F1 on the train split; StarDist c
 
 Budgets are user CPU seconds of a process with one thread. StarDist and TensorFlow are installed in
 an environment in runs/peers. What is finished there is not done again: a stopped comparison goes
-on; remove runs/peers to begin anew. Writes benchmarks/peers.json and docs/reference/accuracy.md.
+on; remove runs/peers to start again. Writes benchmarks/peers.json and docs/reference/accuracy.md.
 Takes an hour.
 """
 

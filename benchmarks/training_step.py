@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/training_step.py
 
-On the CPU `polarmask train` uses contiguous tensors and the fused optimiser; bf16 is a setting
-(`--set optim.amp=bf16`), torch.compile an option (`--compile`). The loss of every variant must
-agree with the plain one.
+On the CPU `polarmask train` uses contiguous tensors for this network, and the fused optimiser; bf16
+is a setting (`--set optim.amp=bf16`), torch.compile an option (`--compile`). The loss of every
+variant must agree with the plain one.
 """
 
 import multiprocessing

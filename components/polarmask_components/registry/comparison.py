@@ -32,7 +32,7 @@ def compare_with_champion(
         return _comparison(registry, champion, model, result, data)
     except UNUSABLE as error:
         reason = f"Champion {champion.version} can't be evaluated: {error}"
-    except Exception as error:
+    except Exception as error:  # whatever it is, a page decides nothing
         _log.warning("no comparison with champion %s", champion.version, exc_info=True)
         reason = (
             f"The comparison with champion {champion.version} failed: {type(error).__name__}: "

@@ -183,8 +183,8 @@ class OptimConfig:
     __pydantic_config__ = _FINITE
 
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    """`sgd` has momentum 0.9; `muon` learns from scratch in half the steps of `adamw`, at its
-    learning rate (`training/muon.py`)."""
+    """`sgd` has momentum 0.9; `muon` takes steps of the size of `adamw`, in all directions of a
+    weight matrix alike (`training/muon.py`)."""
     lr: float = 0.01
     """Peak learning rate for `lr_batch_size` images a step; `train` scales it to `batch_size`."""
     lr_batch_size: int = 16

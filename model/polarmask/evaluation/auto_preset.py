@@ -47,7 +47,7 @@ _QUICKLY_DECODED = 16_000_000
 """Pixels."""
 _DIFFERENT = 2
 """Where one image in ten has so many times the range of brightness of another one in ten, each is
-stretched on its own. For a set of four kinds of microscopy that brought .04 mask AP."""
+stretched on its own (docs/explanation/what-we-learned.md, mixed microscopy)."""
 
 
 def preset_for(name: str | None, folder: Path) -> RunConfig:

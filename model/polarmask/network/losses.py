@@ -135,11 +135,11 @@ def focal_loss(logit: Tensor, target: Tensor, *, alpha: float, gamma: float) -> 
 def polar_iou(pred_PR: Tensor, target_PR: Tensor, overlap: str = "rays") -> Tensor:
     """Overlap of two star shapes with a common centre, in (0, 1] (PolarMask, section 3.4).
 
-    Ratio of sums, not mean of ratios: short rays must not outvote long ones.
+    Shape (P,). Ratio of sums, not mean of ratios: short rays must not outvote long ones.
 
     Args:
-        pred_PR: Ray lengths.
-        target_PR: Ray lengths.
+        pred_PR: Predicted ray lengths in pixels, > 0.
+        target_PR: True ones.
         overlap: `rays` adds up lengths, as in the paper; `area` their squares: a sector of the
             plane around a ray has half the square of its length, times its angle, as its area.
     """

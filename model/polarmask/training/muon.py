@@ -60,8 +60,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """Return the matrix with all its singular values between about 0.7 and 1.2.
 
     Newton-Schulz iteration X <- (a + b XX' + c XX'XX') X. All its factors are polynomials in XX',
-    so they are multiplied first and with X once: a weight is much longer than wide, and this takes
-    a third of the time. In float32: the products of bf16 are too coarse for that order.
+    so they are multiplied first and with X once, because a weight is much longer than wide. In
+    float32: the products of bf16 are too coarse for that order.
 
     Args:
         matrix: (N, M), any scale; zeros stay zero.

@@ -1,11 +1,11 @@
-"""Speed on the GPU of this machine, beside the paper's V100 figures.
+"""Speed on the GPU of this machine, beside the figures of PolarMask and PolarNeXt.
 
     .venv/bin/python benchmarks/gpu.py
     .venv/bin/python benchmarks/gpu.py --device cpu    to try the script itself
 
-R-50 with random weights, which do not change the speed. The authors' figures are of the network
+R-50 with random weights, which do not change the speed. The published figures are of the network
 alone, without decoding and masks. End to end is one image of COCO's size, in memory, to RLE
-masks.
+masks. Training steps take the presets' own losses and optimisers.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from harness import markdown
 from rays import CANVAS, LABELS, MODEL, scenes
 from training_step import Step
 
-from polarmask.config.presets import coco_r50_1x
+from polarmask.config.presets import preset
 from polarmask.data.coco import Category
 from polarmask.data.preprocess import canvas_hw
 from polarmask.geometry.rays import Polygons
@@ -32,8 +32,13 @@ from polarmask.labels.targets import assign_batch
 from polarmask.network.detector import PolarMask
 from polarmask.system.device import find_device
 
-V100_FPS = {800: 23.9, 600: 34.1, 400: 46.7}
-"""By short side: R-50, network only, from the README of the authors' code."""
+SHORT_SIDES = (800, 600, 400)
+PUBLISHED_FPS = {
+    "coco-r50-1x": {800: "23.9 (V100)", 600: "34.1 (V100)", 400: "46.7 (V100)"},
+    "star-r50-1x": {800: "49 (RTX 4090D)"},
+}
+"""By preset and short side: PolarMask's README, and PolarNeXt's paper for the same network."""
+TRAINED = ("coco-r50-1x", "star-r50-1x", "star-convnext-t-3x", "tiny")
 
 
 def rate(call, count, device, *, seconds):
@@ -54,9 +59,9 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def predictor(short_side, folder, device):
-    """Return R-50 with random weights for images of a short side."""
-    config = coco_r50_1x()
+def predictor(name, short_side, folder, device):
+    """Return a preset's network with random weights for images of a short side."""
+    config = preset(name)
     sizes = replace(config.input, short_side=short_side, max_side=short_side * 5 // 3)
     config = replace(config, input=sizes)
     categories = tuple(Category(i + 1, f"category {i}") for i in range(config.model.num_classes))
@@ -65,12 +70,12 @@ def predictor(short_side, folder, device):
 
 
 @torch.inference_mode()
-def inference(device, seconds):
+def inference(name, device, seconds):
     """Yield short side, images/s of the network, images/s end to end."""
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    for short_side in V100_FPS:
+    for short_side in SHORT_SIDES:
         with tempfile.TemporaryDirectory() as folder:
-            ready = predictor(short_side, Path(folder) / "model", device)
+            ready = predictor(name, short_side, Path(folder) / "model", device)
         sizes = ready.card.config
         hw = canvas_hw((short_side, short_side * 4 // 3), sizes.model.strides, sizes.input.multiple)
         run = partial(ready.engine.run, torch.zeros(1, 3, *hw, device=device))
@@ -83,9 +88,11 @@ def masks(ready, image):
     return ready.predict([image])[0].rle()
 
 
-def training(device, seconds, images, hw):
+def training(name, device, seconds, images, hw):
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    step = Step(layout=layout, amp=True, hw=hw, images=images, device=device.type)
+    step = Step(
+        config=preset(name), layout=layout, amp=True, hw=hw, images=images, device=device.type
+    )
     return rate(step, images, device, seconds=seconds)
 
 
@@ -119,16 +126,21 @@ def main():
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
     print(f"{name}, torch {torch.__version__}\n")
     figures, rows = {"machine": name}, []
-    for short_side, network, whole in inference(device, options.seconds):
-        rows.append((f"{short_side}", f"{network:.1f}", f"{V100_FPS[short_side]}", f"{whole:.1f}"))
-        figures[str(short_side)] = {"network": network, "end_to_end": whole}
-    header = ("R-50, short side", "network, images/s", "paper, V100", "end to end, images/s")
+    for run, published in PUBLISHED_FPS.items():
+        for short_side, network, whole in inference(run, device, options.seconds):
+            cells = (f"{network:.1f}", published.get(short_side, "-"), f"{whole:.1f}")
+            rows.append((f"`{run}`", f"{short_side}", *cells))
+            figures[f"{run} {short_side}"] = {"network": network, "end_to_end": whole}
+    header = ("preset", "short side", "network, images/s", "published", "end to end, images/s")
     print("\n".join(markdown(header, rows)))
     images, hw = (16, (768, 1280)) if on_gpu else (1, (192, 320))
-    figures["training"] = training(device, options.seconds, images, hw)
+    figures["training"] = {
+        run: training(run, device, options.seconds, images, hw) for run in TRAINED
+    }
     figures["labels"] = labels(device, options.seconds)
-    size = f"{hw[1]}x{hw[0]}, batch {images}"
-    print(f"\ntraining step, bf16, {size}: {figures['training']:.1f} images/s")
+    print(f"\ntraining steps in bf16 of {images} images of {hw[1]}x{hw[0]}:")
+    for run, speed in figures["training"].items():
+        print(f"- `{run}`: {speed:.1f} images/s")
     print(f"ray labels, {CANVAS[1]}x{CANVAS[0]}: {figures['labels']:.0f} images/s")
     if options.json:
         options.json.write_text(json.dumps(figures))

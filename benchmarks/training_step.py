@@ -17,7 +17,6 @@ import torch
 from harness import Result, main, race, wrong
 
 from polarmask.config.presets import coco_r50_1x
-from polarmask.config.settings import LossConfig
 from polarmask.network.detector import PolarMask
 from polarmask.network.losses import Targets, loss_divisors, loss_sums, normalise_losses, total
 from polarmask.training.optim import make_optimizer
@@ -31,10 +30,10 @@ POSITIVES = 85
 """Per image, the average of COCO."""
 
 
-def batch(hw, images):
+def batch(model, hw, images):
     """Return images and random targets for them."""
     random = torch.Generator().manual_seed(0)
-    locations = sum((hw[0] // s) * (hw[1] // s) for s in CONFIG.model.strides)
+    locations = sum((hw[0] // s) * (hw[1] // s) for s in model.strides)
     count = min(POSITIVES, locations // 4)
     positives = images * count
     targets = Targets(
@@ -42,8 +41,8 @@ def batch(hw, images):
         location_P=torch.cat(
             [torch.randperm(locations, generator=random)[:count] for _ in range(images)]
         ),
-        category_P=torch.randint(CONFIG.model.num_classes, (positives,), generator=random),
-        ray_PR=torch.rand(positives, CONFIG.model.num_rays, generator=random) * 50 + 5,
+        category_P=torch.randint(model.num_classes, (positives,), generator=random),
+        ray_PR=torch.rand(positives, model.num_rays, generator=random) * 50 + 5,
         box_P4=torch.rand(positives, 4, generator=random) * 50 + 5,
         ignored_I2=torch.zeros(0, 2, dtype=torch.long),
     )
@@ -56,6 +55,7 @@ class Step:
     def __init__(
         self,
         *,
+        config=CONFIG,
         layout=torch.contiguous_format,
         amp=False,
         fused=True,
@@ -65,12 +65,13 @@ class Step:
         device="cpu",
     ):
         torch.manual_seed(0)
-        self.detector = PolarMask(CONFIG.model).to(device).to(memory_format=layout).train()
+        self.loss = config.loss
+        self.detector = PolarMask(config.model).to(device).to(memory_format=layout).train()
         self.network = torch.compile(self.detector) if compiled else self.detector
-        self.optimizer = make_optimizer(self.detector, replace(CONFIG.optim, batch_size=16))
+        self.optimizer = make_optimizer(self.detector, replace(config.optim, batch_size=16))
         for group in self.optimizer.param_groups:
             group.update(lr=1e-9, fused=fused)
-        image, targets = batch(hw, images)
+        image, targets = batch(config.model, hw, images)
         self.image = image.to(device).contiguous(memory_format=layout)
         self.targets = targets.to(torch.device(device))
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=amp)
@@ -79,8 +80,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             predictions = self.network(self.image)
-        sums = loss_sums(predictions, self.targets, LossConfig())
-        loss = total(normalise_losses(sums, loss_divisors(sums, LossConfig())))
+        sums = loss_sums(predictions, self.targets, self.loss)
+        loss = total(normalise_losses(sums, loss_divisors(sums, self.loss)))
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())

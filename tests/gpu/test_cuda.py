@@ -74,10 +74,11 @@ def test_a_run_goes_on_from_its_checkpoint(config, data, labels, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_network_gives_the_cpu_s_answers(config, monkeypatch):
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/mobilenetv4_conv_small_050"])
+def test_the_network_gives_the_cpu_s_answers(config, monkeypatch, backbone):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # it keeps 10 bits only
     torch.manual_seed(0)
-    network = PolarMask(config.model).eval()
+    network = PolarMask(replace(config.model, backbone=backbone)).eval()
     image = torch.randn(2, 3, 96, 128)
     with torch.inference_mode():
         expected = network(image)

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 import torchvision
 
 from polarmask.cli import main
 from polarmask.config.presets import PRESETS, original, preset, tiny
 from polarmask.config.published import PUBLISHED
+from polarmask.config.star import STAR
 from polarmask.inference.model_folder import load_model
 from polarmask.network.backbone import Pyramid
 from polarmask.network.backbone_weights import load_backbone_weights
@@ -79,25 +81,39 @@ def test_presets_are_listed_with_what_is_published(capsys):
     assert len(lines) == 1 + len(PRESETS) + 1
     assert lines[-1].startswith("auto ")
     row = next(line for line in lines if line.startswith("coco-x101-dcn-2x-32gpu "))
-    assert row.endswith("resnext101_64x4d DCN  26      1333 x 640-800  32 x 1         0.02   35.9")
+    assert row.endswith("resnext101_64x4d DCN  26      1333 x 640-800  32 x 1         0.02    35.9")
 
 
 def test_an_untrained_published_network_starts_as_the_paper_s():
     assert {preset(name).model.first_ray for name in PUBLISHED} == {1.0}
 
 
-@pytest.mark.parametrize("name", {preset(name).model: name for name in sorted(PUBLISHED)}.values())
-def test_every_published_network_builds_with_five_levels(name):
+@pytest.mark.parametrize(
+    "name", {preset(name).model: name for name in sorted({**PUBLISHED, **STAR})}.values()
+)
+def test_every_network_for_coco_builds_with_five_levels(name):
     config = preset(name).model
     with torch.device("meta"):
         detector = PolarMask(config).eval()
         predictions = detector(torch.zeros(1, 3, 128, 256))
     assert predictions.level_hws == tuple((128 // s, 256 // s) for s in config.strides)
+    if not config.frozen_stages:
+        return
     learned = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert not any(
         name.startswith(("pyramid.resnet.conv1", "pyramid.resnet.layer1")) for name in learned
     )
     assert any(name.startswith("pyramid.resnet.layer2") for name in learned)
+
+
+def test_a_star_run_has_the_losses_of_tiny_and_the_schedule_of_polarnext():
+    runs = [preset(name) for name in ("star-r50-1x", "star-r50-3x", "star-convnext-t-3x")]
+    assert {run.loss for run in runs} == {tiny().loss}
+    assert {run.optim.batch_size for run in runs} == {8}
+    drops = [[round(share * run.optim.epochs, 6) for share in run.optim.lr_drops] for run in runs]
+    assert drops == [[8, 11], [27, 33], [27, 33]]
+    assert [run.optim.lr for run in runs] == [0.01, 0.01, 1e-4]
+    assert [run.input.train_short_sides for run in runs] == [None, (640, 800), (640, 800)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +123,10 @@ def weights_of(tmp_path_factory):
 
     def write(config):
         path = folder / f"{config.backbone}.pt"
-        if not path.exists():
+        if not path.exists() and config.backbone.startswith("timm/"):
+            path.parent.mkdir(exist_ok=True)
+            torch.save(timm.create_model(config.backbone.removeprefix("timm/")).state_dict(), path)
+        elif not path.exists():
             state = Pyramid(replace(config, dcn=False)).resnet.state_dict()
             torch.save(
                 {k: v * 0.1 if k.endswith("bn3.weight") else v for k, v in state.items()}, path
@@ -139,8 +158,8 @@ def train_in_two_halves(config, data, out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_run_trains_stops_and_goes_on(name, drawn_data, tmp_path, weights_of):
+@pytest.mark.parametrize("name", [*PUBLISHED, *STAR])
+def test_a_run_for_coco_trains_stops_and_goes_on(name, drawn_data, tmp_path, weights_of):
     train_in_two_halves(shrunk(preset(name), weights_of), drawn_data, tmp_path)
 
 

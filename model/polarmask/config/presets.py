@@ -13,6 +13,7 @@ from polarmask.config.settings import (
     PostprocessConfig,
     RunConfig,
 )
+from polarmask.config.star import STAR
 from polarmask.errors import ConfigError
 from polarmask.system.did_you_mean import did_you_mean
 from polarmask.system.tables import aligned
@@ -110,6 +111,7 @@ def _stretched(images: InputConfig) -> InputConfig:
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     **{name: run.make for name, run in PUBLISHED.items()},
+    **STAR,
     "tiny": tiny,
     "light": light,
 }

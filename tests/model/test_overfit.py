@@ -24,7 +24,7 @@ def small_preset() -> RunConfig:
         model=replace(run.model, strides=(8, 16, 32), channels=64),
         labels=LabelConfig(level_ranges=((0, 64), (64, 128), (128, float("inf")))),
         optim=replace(
-            run.optim, epochs=300, batch_size=2, lr_batch_size=2, lr=7e-4, weight_decay=0.0
+            run.optim, epochs=150, batch_size=2, lr_batch_size=2, lr=7e-4, weight_decay=0.0
         ),
         augment="off",
     )

@@ -1,9 +1,10 @@
-"""Ratios behind ADR 0030: the memory layout of a step of `tiny`, and the iteration of Muon.
+"""Ratios behind ADR 0030: memory layout and precision of a training step, and Muon's iteration.
 
     .venv/bin/python benchmarks/short_training.py
 
 One thread, CPU time, medians of sides that take turns. A step is forward and backward of two images
-of 256x256 in the precision of `optim.amp=auto`. Stops if the two sides disagree.
+of 256x256 in the precision of `optim.amp=auto`; the second row says something only where that is
+bf16. Stops if the two sides disagree.
 """
 
 import statistics
@@ -13,9 +14,9 @@ from dataclasses import replace
 import torch
 from harness import machine, markdown, wrong
 
-from polarmask.config.presets import tiny
+from polarmask.config.presets import light, tiny
 from polarmask.network.detector import PolarMask
-from polarmask.system.device import half_precision
+from polarmask.system.device import half_precision, keep_depthwise_in_float32
 from polarmask.training.muon import orthogonal
 
 ROUNDS = 9
@@ -23,10 +24,12 @@ WEIGHT = (256, 2304)
 """A 3x3 convolution of 256 channels as a matrix."""
 
 
-def step(layout):
-    """Return a function that takes a step in a memory layout and returns its sum of outputs."""
+def step(config, layout=torch.channels_last, *, depthwise_in_float32=True):
+    """Return a function that takes a step and returns its sum of outputs."""
     torch.manual_seed(0)
-    detector = PolarMask(replace(tiny().model, num_classes=1)).to(memory_format=layout)
+    detector = PolarMask(replace(config.model, num_classes=1)).to(memory_format=layout)
+    if depthwise_in_float32:
+        keep_depthwise_in_float32(detector)
     image = torch.randn(2, 3, 256, 256).contiguous(memory_format=layout)
     half = half_precision("auto", torch.device("cpu"))
 
@@ -70,9 +73,15 @@ def main():
     weight = torch.randn(WEIGHT, generator=torch.Generator().manual_seed(0))
     rows = [
         race(
-            "step: contiguous, channels-last",
-            step(torch.contiguous_format),
-            step(torch.channels_last),
+            "step of `tiny`: contiguous, channels-last",
+            step(tiny(), torch.contiguous_format),
+            step(tiny()),
+            0.02,
+        ),
+        race(
+            "step of `light`: all in bf16, depthwise convolutions in float32",
+            step(light(), depthwise_in_float32=False),
+            step(light()),
             0.02,
         ),
         race(

@@ -1,8 +1,17 @@
+from copy import deepcopy
+
 import pytest
 import torch
+from timm.layers import Conv2dSame
+from torch import nn
 
 from polarmask.errors import ConfigError
-from polarmask.system.device import deterministic, find_device, half_precision
+from polarmask.system.device import (
+    deterministic,
+    find_device,
+    half_precision,
+    keep_depthwise_in_float32,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -51,6 +60,23 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch):
         find_device("cuda", index=2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert find_device() == CPU
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Conv2dSame])
+def test_depthwise_convolutions_stay_in_float32_and_keep_their_weights(kind):
+    network = nn.Sequential(kind(8, 8, 3, groups=8), kind(8, 8, 3, groups=2), kind(1, 8, 3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    keep_depthwise_in_float32(network)
+    copied = deepcopy(network)
+    with torch.no_grad():
+        copied[0].weight.zero_()
+    image = torch.randn(1, 8, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network[0](image.bfloat16()).dtype == torch.float32
+        assert network[1](image).dtype == network[2](image[:, :1]).dtype == torch.bfloat16
+    assert not copied[0](image).sub(copied[0].bias[:, None, None]).any()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert isinstance(network[0], kind)
 
 
 def test_the_deterministic_switch_is_turned_back_after_an_error():

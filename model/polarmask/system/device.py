@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from polarmask.errors import ConfigError
 
@@ -61,6 +62,23 @@ def _cpu_computes_bf16() -> bool:
     """Return whether this CPU multiplies bf16; others emulate it, many times slower."""
     known = torch.cpu.get_capabilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+class _InFloat32:
+    """Makes a convolution one that autocast leaves in float32."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            convolved: Tensor = super().forward(image.float())  # type: ignore[misc]
+        return convolved
+
+
+def keep_depthwise_in_float32(network: nn.Module) -> None:
+    """Leave depthwise convolutions out of autocast: a CPU's bf16 gradients of them are slow."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (_InFloat32, kind), {})
 
 
 @contextmanager

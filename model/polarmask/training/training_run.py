@@ -21,7 +21,7 @@ from polarmask.network import losses
 from polarmask.network.backbone_weights import load_backbone_weights
 from polarmask.network.detector import PolarMask
 from polarmask.network.losses import loss_divisors, loss_sums, normalise_losses, positive_quality
-from polarmask.system.device import half_precision
+from polarmask.system.device import half_precision, keep_depthwise_in_float32
 from polarmask.system.distributed import all_gather, all_sum, is_first, world_size
 from polarmask.training.checkpoint import TrainingState, Validated, save_checkpoint
 from polarmask.training.dataset import Batch
@@ -79,9 +79,11 @@ class TrainingRun:
         channels_last = device.type == "cuda" or config.model.norm_channels >= _LAST_FROM
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._detector.to(device).to(memory_format=self._layout)
+        half = half_precision(config.optim.amp, device)
+        if half is not None and device.type == "cpu":
+            keep_depthwise_in_float32(self._detector)
         self._optimizer = make_optimizer(self._detector, config.optim)
         self._average = make_average(self._detector, config.optim.ema_decay)
-        half = half_precision(config.optim.amp, device)
         self._autocast = partial(torch.autocast, device.type, dtype=half, enabled=half is not None)
         self._scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
         self._replicas: DistributedDataParallel | None = None

@@ -1,4 +1,4 @@
-"""Compare our model with StarDist and Mask R-CNN at equal CPU time of training.
+"""Compare our model with StarDist and Mask R-CNN by CPU time of training.
 
     .venv/bin/python benchmarks/peers.py                                  366 s each, as below
     .venv/bin/python benchmarks/peers.py --budget ours=366 stardist=366 maskrcnn=366

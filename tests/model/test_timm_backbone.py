@@ -220,30 +220,54 @@ def test_frozen_stages_neither_learn_nor_move_their_statistics(
 
 
 def test_every_parameter_that_learns_has_a_gradient():
-    """Several processes wait for all of them; what is behind the last level has none."""
+    """Several processes wait for all of them; what is behind the last level is cut off."""
     pyramid = Pyramid(replace(SMALL, strides=(8, 16))).train()
     sum(level.mean() for level in pyramid(torch.rand(2, 3, 128, 128))).backward()
-    learned = [parameter for parameter in pyramid.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None for parameter in learned)
-    assert len(learned) < len(list(pyramid.parameters()))
+    assert all(each.grad is not None for each in pyramid.parameters() if each.requires_grad)
+    assert all(each.requires_grad for each in pyramid.parameters())
+    whole = timm.create_model(SMALL.backbone.removeprefix("timm/"), features_only=True)
+    kept = [sum(each.numel() for each in net.parameters()) for net in (pyramid.resnet, whole)]
+    assert kept[0] < kept[1] / 2
+
+
+@pytest.mark.parametrize("backbone", [MOBILE, "timm/dla34"])
+def test_what_is_cut_off_behind_the_last_level_changes_no_level(backbone):
+    """dla34 ends its sequences with activations, which have no parameters and stay."""
+    net = Pyramid(replace(SMALL, backbone=backbone, strides=(4, 8))).eval().resnet
+    whole = timm.create_model(backbone.removeprefix("timm/"), features_only=True).eval()
+    whole.load_state_dict(net.net.state_dict(), strict=False)
+    image = torch.rand(1, 3, 64, 96)
+    of_stride = {str(64 // each.shape[2]): each for each in whole(image)}
+    for stride, level in net(image).items():
+        assert torch.equal(level, of_stride[stride])
 
 
 # Weights
 
 
-@pytest.mark.parametrize("backbone", [MOBILE, CONVNEXT])
-@pytest.mark.parametrize("prefix", ["", "module.backbone."])
-def test_weights_of_the_whole_model_are_read_under_timm_s_names(backbone, prefix, tmp_path):
+@pytest.mark.parametrize(
+    ("backbone", "prefix", "strides"),
+    [
+        (MOBILE, "", (8, 16, 32)),
+        (MOBILE, "module.backbone.", (8, 16)),
+        (CONVNEXT, "", (8, 16)),
+        (CONVNEXT, "module.backbone.", (8, 16, 32)),
+    ],
+)
+def test_weights_of_the_whole_model_are_read_under_timm_s_names(
+    backbone, prefix, strides, tmp_path
+):
     source = as_trained(lambda _: timm.create_model(backbone.removeprefix("timm/")), SMALL)
     state = {prefix + name: value for name, value in source.state_dict().items()}
     torch.save(state, tmp_path / "weights.pth")
-    pyramid = Pyramid(replace(SMALL, backbone=backbone, backbone_norm="frozen_batch")).eval()
+    config = replace(SMALL, backbone=backbone, backbone_norm="frozen_batch", strides=strides)
+    pyramid = Pyramid(config).eval()
     load_backbone_weights(pyramid, str(tmp_path / "weights.pth"))
     image = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     wanted = source.double().forward_intermediates(image, intermediates_only=True)
     levels = {str(64 // each.shape[2]): each for each in wanted}
     found = pyramid.double().resnet(image)
-    assert list(found) == ["8", "16", "32"]
+    assert list(found) == [str(stride) for stride in strides]
     for stride, level in found.items():
         assert levels[stride].std() > 0.01
         torch.testing.assert_close(level, levels[stride])

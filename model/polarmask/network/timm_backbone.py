@@ -42,6 +42,8 @@ class TimmFeatures(nn.Module):
         strides, frozen_stride = _strides(config)
         plan = _plan(self.name, strides, frozen_stride)
         net = _create(self.name, plan.indices)
+        _cut_off(net, plan.behind)
+        self._behind = tuple(f"{path}." for path in plan.behind)
         self.net = _with_norms(net, config)
         self.widths = list(plan.widths)
         self._strides = [str(stride) for stride in strides]
@@ -51,7 +53,7 @@ class TimmFeatures(nn.Module):
             if any(name in plan.frozen for name, _ in module.named_parameters(path, recurse=False))
         ]
         for path, parameter in self.net.named_parameters():
-            # Several processes would wait for gradients of what is behind the last level.
+            # Several processes would wait for gradients of what no level depends on.
             parameter.requires_grad_(path in plan.reached)
 
     def forward(self, image_B3HW: Tensor) -> OrderedDict[str, Tensor]:
@@ -59,7 +61,7 @@ class TimmFeatures(nn.Module):
         return OrderedDict(zip(self._strides, self.net(image_B3HW), strict=True))
 
     def names_here(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of the whole model under the names of `net`.
+        """Return what `net` needs of a state dict of the whole model, under the names there.
 
         timm joins the first two parts of a name where stages are taken out of a container.
         """
@@ -72,7 +74,8 @@ class TimmFeatures(nn.Module):
                 key = key.replace(".", "_", 1)
             elif parts == {"model"} and first != "model":
                 key = f"model.{key}"
-            named[key] = value
+            if not key.startswith(self._behind):
+                named[key] = value
         return named
 
 
@@ -116,6 +119,8 @@ class _Plan:
     """Names of the parameters that the levels depend on."""
     frozen: frozenset[str]
     """Those of the frozen stages."""
+    behind: tuple[str, ...]
+    """Paths of the blocks behind the last level, which some models keep and compute."""
 
 
 def _strides(config: ModelConfig) -> tuple[tuple[int, ...], int]:
@@ -161,7 +166,35 @@ def _plan(name: str, strides: tuple[int, ...], frozen_stride: int) -> _Plan:
                 raise _no_pyramid(name, f"level of {tuple(level.shape)} instead of {wanted}")
         reached = _reached(net, [found[stride] for stride in strides])
         frozen = _reached(net, [found[frozen_stride]]) if frozen_stride else frozenset()
-    return _Plan(indices, widths, reached, frozen)
+        behind = _blocks_behind(net, reached)
+        try:
+            _cut_off(net, behind)
+            shapes = [level.shape for level in net(torch.zeros(1, 3, *_TRIAL_HW))]
+        except Exception:  # it needs them for what it then drops: keep all
+            shapes = []
+        if shapes != [level.shape for level in found.values()]:
+            behind = ()
+    return _Plan(indices, widths, reached, frozen, behind)
+
+
+def _blocks_behind(net: nn.Module, reached: frozenset[str]) -> tuple[str, ...]:
+    """Return the paths of the last blocks of the model's sequences that no level depends on."""
+    behind = []
+    for name, sequence in net.named_children():
+        if not isinstance(sequence, nn.Sequential):
+            continue
+        for nth, block in reversed(list(sequence.named_children())):
+            path = f"{name}.{nth}"
+            own = {f"{path}.{parameter}" for parameter, _ in block.named_parameters()}
+            if not own or own & reached:  # without parameters, nobody can tell
+                break
+            behind.append(path)
+    return tuple(behind)
+
+
+def _cut_off(net: nn.Module, paths: Sequence[str]) -> None:
+    for path in paths:
+        net.set_submodule(path, nn.Identity())
 
 
 def _reached(net: nn.Module, levels: Sequence[Tensor]) -> frozenset[str]:

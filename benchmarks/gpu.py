@@ -37,7 +37,7 @@ PUBLISHED_FPS = {
     "coco-r50-1x": {800: "23.9 (V100)", 600: "34.1 (V100)", 400: "46.7 (V100)"},
     "star-r50-1x": {800: "49 (RTX 4090D)"},
 }
-"""By preset and short side: PolarMask's README, and PolarNeXt's paper for the same network."""
+"""By preset and short side: PolarMask's README; PolarNeXt's paper, at the size of its training."""
 TRAINED = ("coco-r50-1x", "star-r50-1x", "star-convnext-t-3x", "tiny")
 
 

@@ -97,9 +97,10 @@ def test_every_network_for_coco_builds_with_five_levels(name):
         detector = PolarMask(config).eval()
         predictions = detector(torch.zeros(1, 3, 128, 256))
     assert predictions.level_hws == tuple((128 // s, 256 // s) for s in config.strides)
-    if not config.frozen_stages:
-        return
     learned = {name for name, p in detector.named_parameters() if p.requires_grad}
+    if not config.frozen_stages:
+        assert learned == {name for name, _ in detector.named_parameters()}
+        return
     assert not any(
         name.startswith(("pyramid.resnet.conv1", "pyramid.resnet.layer1")) for name in learned
     )
@@ -122,9 +123,8 @@ def weights_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
 
     def write(config):
-        path = folder / f"{config.backbone}.pt"
+        path = folder / f"{config.backbone.replace('/', '-')}.pt"
         if not path.exists() and config.backbone.startswith("timm/"):
-            path.parent.mkdir(exist_ok=True)
             torch.save(timm.create_model(config.backbone.removeprefix("timm/")).state_dict(), path)
         elif not path.exists():
             state = Pyramid(replace(config, dcn=False)).resnet.state_dict()

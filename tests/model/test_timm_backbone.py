@@ -223,11 +223,19 @@ def test_every_parameter_that_learns_has_a_gradient():
     """Several processes wait for all of them; what is behind the last level is cut off."""
     pyramid = Pyramid(replace(SMALL, strides=(8, 16))).train()
     sum(level.mean() for level in pyramid(torch.rand(2, 3, 128, 128))).backward()
-    assert all(each.grad is not None for each in pyramid.parameters() if each.requires_grad)
-    assert all(each.requires_grad for each in pyramid.parameters())
+    assert all(each.requires_grad and each.grad is not None for each in pyramid.parameters())
     whole = timm.create_model(SMALL.backbone.removeprefix("timm/"), features_only=True)
     kept = [sum(each.numel() for each in net.parameters()) for net in (pyramid.resnet, whole)]
     assert kept[0] < kept[1] / 2
+
+
+def test_what_can_not_be_cut_off_does_not_learn():
+    """HRNet computes its stages side by side."""
+    pyramid = Pyramid(replace(SMALL, backbone="timm/hrnet_w18_small", strides=(4, 8))).train()
+    sum(level.mean() for level in pyramid(torch.rand(2, 3, 64, 64))).backward()
+    learned = [parameter for parameter in pyramid.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in learned)
+    assert len(learned) < len(list(pyramid.parameters()))
 
 
 @pytest.mark.parametrize("backbone", [MOBILE, "timm/dla34"])

@@ -170,7 +170,7 @@ def _plan(name: str, strides: tuple[int, ...], frozen_stride: int) -> _Plan:
         try:
             _cut_off(net, behind)
             shapes = [level.shape for level in net(torch.zeros(1, 3, *_TRIAL_HW))]
-        except Exception:  # it needs them for what it then drops: keep all
+        except Exception:  # of timm's code: this model runs with its last blocks only
             shapes = []
         if shapes != [level.shape for level in found.values()]:
             behind = ()

@@ -65,16 +65,22 @@ def _cpu_computes_bf16() -> bool:
 
 
 class _InFloat32:
-    """Makes a convolution one that autocast leaves in float32."""
+    """Comes before the class of a convolution: autocast leaves it in float32.
+
+    forward: (B, C, H, W) of any floating dtype -> (B, C, H, W) float32.
+    """
 
     def forward(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            convolved: Tensor = super().forward(image.float())  # type: ignore[misc]
+            convolved: Tensor = super().forward(image.float())  # type: ignore[misc]  # nn.Conv2d
         return convolved
 
 
 def keep_depthwise_in_float32(network: nn.Module) -> None:
-    """Leave depthwise convolutions out of autocast: a CPU's bf16 gradients of them are slow."""
+    """Leave depthwise convolutions out of autocast, in place: bf16 gradients are slow on CPUs.
+
+    Names and values of the weights stay (ADR 0030).
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
             kind = type(module)

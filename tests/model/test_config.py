@@ -52,7 +52,7 @@ def test_an_override_reaches_any_field_and_keeps_its_type():
         ("model.channels=50", r"multiple of 32"),
         ("model.num_rays=18", r"dihedral.*multiple of 4"),
         ("augment=spin", r"augment"),
-        ("model.backbone_norm=frozen_batch", r"give --backbone-weights"),
+        ("model.backbone_norm=frozen_batch", r"--set backbone_weights=FILE, or"),
         ("lr", r"write for example optim\.lr=0\.005"),
     ],
 )

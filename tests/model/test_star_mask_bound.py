@@ -61,7 +61,7 @@ def test_its_gradients_are_those_of_finite_differences():
 
 
 def test_rays_learn_from_the_mask_what_no_crossing_tells():
-    """Half of a disc is a comb of thin teeth: crossings reach their tips, the mask is half empty."""
+    """Half of a disc is a comb: crossings reach the tips of its teeth, and half of it is empty."""
     rows, columns = np.mgrid[:80, :80] + 0.5
     distance, angle = np.hypot(columns - 40, rows - 40), np.arctan2(rows - 40, columns - 40)
     tooth = (angle > 0) & (np.sin(18 * angle + math.pi / 2) < 0) & (distance > 15)
@@ -70,7 +70,9 @@ def test_rays_learn_from_the_mask_what_no_crossing_tells():
     fitted_R = fitted(tips_R, np.array([40.0, 40.0]), bitmap, (5, 5, 75, 75))
 
     def iou(ray_R):
-        drawn = inside(ray_R.double(), *map(torch.from_numpy, (distance, angle % (2 * math.pi))), 1e-9)
+        drawn = inside(
+            ray_R.double(), *map(torch.from_numpy, (distance, angle % (2 * math.pi))), 1e-9
+        )
         drawn = drawn.numpy() > 0.5
         return (drawn & (bitmap > 0)).sum() / (drawn | (bitmap > 0)).sum()
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from polarmask.cli import main
 from polarmask.config.backbones import TORCHVISION, check_backbone
 from polarmask.config.presets import preset, tiny
 from polarmask.config.settings import ModelConfig
@@ -279,6 +280,21 @@ def test_weights_of_the_whole_model_are_read_under_timm_s_names(
     for stride, level in found.items():
         assert levels[stride].std() > 0.01
         torch.testing.assert_close(level, levels[stride])
+
+
+def test_the_command_line_takes_weights_and_the_norm_that_needs_them(drawn_data, tmp_path):
+    lite = "tf_efficientnet_lite0"
+    state = timm.create_model(lite).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    settings = (f"model.backbone=timm/{lite}", "model.backbone_norm=frozen_batch", "epochs=0.25")
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    where = ["--data", str(drawn_data), "--out", str(tmp_path / "run")]
+    weights = ["--backbone-weights", str(tmp_path / "weights.pth")]
+    assert main(["train", "--preset", "tiny", *where, *flags, *weights]) == 0
+    detector, card = load_model(tmp_path / "run" / "model")
+    assert card.config.backbone_weights == weights[1]
+    statistics = "bn1.running_var"  # frozen ones are what they were
+    assert torch.equal(detector.pyramid.resnet.net.state_dict()[statistics], state[statistics])
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,10 @@ def run(options: argparse.Namespace) -> Outcome:
     if options.threads:
         torch.set_num_threads(options.threads)
     initial = open_weights(options.init_from) if options.init_from else None
-    config = config_of(options, like=initial.config if initial else None)
     if options.backbone_weights:
-        config = replace(config, backbone_weights=options.backbone_weights)
+        # With the other settings at once: frozen batch norm can't be set without weights.
+        options.set = [*options.set, f"backbone_weights={options.backbone_weights}"]
+    config = config_of(options, like=initial.config if initial else None)
     with process_group(options.device) as device:
         if options.images_per_process:
             batch_size = options.images_per_process * world_size()

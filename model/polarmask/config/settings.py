@@ -313,7 +313,8 @@ class RunConfig:
         _require(
             self.model.backbone_norm != "frozen_batch" or self.backbone_weights is not None,
             "backbone_norm frozen_batch keeps the statistics of pretrained weights and there are "
-            "none; give --backbone-weights, or train from scratch: --set model.backbone_norm=group",
+            "none; name them, --set backbone_weights=FILE, or train from scratch: "
+            "--set model.backbone_norm=group",
         )
         _require(
             self.labels.mode == "exact"

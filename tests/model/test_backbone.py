@@ -49,6 +49,31 @@ def test_an_untrained_deformable_layer_is_an_ordinary_convolution(groups, stride
     torch.testing.assert_close(modulated(feature), expected)
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_deformable_layer_learns_in_autocast(modulated):
+    torch.manual_seed(0)
+    layer = DeformConv2d(8, 16, bias=True, modulated=modulated)
+    torch.nn.init.normal_(layer.offset.weight, std=0.05)
+    feature = torch.randn(2, 8, 9, 12, requires_grad=True)
+    wanted = layer(feature)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(feature.to(torch.bfloat16))  # as the layer before hands it on
+    torch.testing.assert_close(found.float(), wanted, atol=0.05, rtol=0.05)
+    found.float().square().sum().backward()
+    assert all(each.grad.abs().max() > 0 for each in (feature, *layer.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_deformable_layer_computes_in_half_precision(dtype):
+    torch.manual_seed(0)
+    layer = DeformConv2d(8, 16, modulated=True)
+    feature = torch.randn(2, 8, 9, 12)
+    found = layer.to(dtype)(feature.to(dtype))
+    assert found.dtype is dtype
+    wanted = layer.float()(feature)
+    torch.testing.assert_close(found.float(), wanted, atol=0.02, rtol=0.02)
+
+
 def test_offsets_are_y_then_x_per_tap():
     layer = DeformConv2d(1, 1)
     torch.nn.init.zeros_(layer.weight)

@@ -35,8 +35,9 @@ class DeformConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         bound = 1 / math.sqrt(_TAPS * in_channels)
         nn.init.uniform_(self.weight, -bound, bound)
-        per_tap = 3 if modulated else 2
-        self.offset = nn.Conv2d(in_channels, per_tap * _TAPS, 3, stride=stride, padding=1)
+        self._weights = _TAPS if modulated else 0
+        predicted = 2 * _TAPS + self._weights
+        self.offset = nn.Conv2d(in_channels, predicted, 3, stride=stride, padding=1)
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
@@ -46,16 +47,20 @@ class DeformConv2d(nn.Module):
         nn.init.zeros_(self.offset.bias)
 
     def forward(self, feature_BCHW: Tensor) -> Tensor:
-        """Sample bilinearly at the shifted taps; outside the map everything is zero."""
+        """Sample bilinearly at the shifted taps; outside the map everything is zero.
+
+        torchvision samples in no half precision, so from there on this computes in float32.
+        """
         predicted = self.offset(feature_BCHW)
-        offset, tap_weight = predicted[:, : 2 * _TAPS], predicted[:, 2 * _TAPS :]
+        dtype = torch.promote_types(feature_BCHW.dtype, torch.float32)
+        offset, tap_weight = predicted.to(dtype).split([2 * _TAPS, self._weights], dim=1)
         sampled: Tensor = deform_conv2d(
-            feature_BCHW,
+            feature_BCHW.to(dtype),
             offset,
-            self.weight,
-            self.bias,
+            self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
             stride=self.stride,
             padding=1,
-            mask=tap_weight.sigmoid() if tap_weight.shape[1] else None,
+            mask=tap_weight.sigmoid() if self._weights else None,
         )
-        return sampled
+        return sampled.to(feature_BCHW.dtype)

@@ -35,8 +35,8 @@ class DeformConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         bound = 1 / math.sqrt(_TAPS * in_channels)
         nn.init.uniform_(self.weight, -bound, bound)
-        self._weights = _TAPS if modulated else 0
-        predicted = 2 * _TAPS + self._weights
+        self._num_weights = _TAPS if modulated else 0
+        predicted = 2 * _TAPS + self._num_weights
         self.offset = nn.Conv2d(in_channels, predicted, 3, stride=stride, padding=1)
         self.reset_offsets()
 
@@ -53,7 +53,7 @@ class DeformConv2d(nn.Module):
         """
         predicted = self.offset(feature_BCHW)
         dtype = torch.promote_types(feature_BCHW.dtype, torch.float32)
-        offset, tap_weight = predicted.to(dtype).split([2 * _TAPS, self._weights], dim=1)
+        offset, tap_weight = predicted.to(dtype).split([2 * _TAPS, self._num_weights], dim=1)
         sampled: Tensor = deform_conv2d(
             feature_BCHW.to(dtype),
             offset,
@@ -61,6 +61,6 @@ class DeformConv2d(nn.Module):
             None if self.bias is None else self.bias.to(dtype),
             stride=self.stride,
             padding=1,
-            mask=tap_weight.sigmoid() if self._weights else None,
+            mask=tap_weight.sigmoid() if self._num_weights else None,
         )
         return sampled.to(feature_BCHW.dtype)

@@ -75,14 +75,14 @@ def fitted(ray_R, center_2, bitmap, box):
 
 
 def refitted(found, image):
-    """Return the instances of an image with rays that are fitted to the masks."""
+    """Return the instances of an image with rays fitted to the masks, and the IoU of each."""
     hw = (image.height, image.width)
     objects = [each for each in image.annotations if each.parts]
+    truths = [masks.rle_from_segmentation(each.segmentation, hw) for each in objects]
     polygon_NR2 = []
-    for annotation, center_2, label_R in zip(
-        objects, found.centers, found.ray_lengths, strict=True
+    for annotation, truth, center_2, label_R in zip(
+        objects, truths, found.centers, found.ray_lengths, strict=True
     ):
-        truth = masks.rle_from_segmentation(annotation.segmentation, hw)
         bitmap = np.zeros(hw, np.uint8)
         crop, (x, y) = masks.crop_from_rle(truth)
         bitmap[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
@@ -91,7 +91,9 @@ def refitted(found, image):
         fitted_R = fitted(torch.from_numpy(label_R), center_2, bitmap, box)
         drawn_R2 = decode_rays(torch.from_numpy(center_2)[None].double(), fitted_R[None])[0]
         polygon_NR2.append(drawn_R2.numpy().clip(0, (image.width, image.height)))
-    return replace(found, polygons=np.array(polygon_NR2, np.float32))
+    found = replace(found, polygons=np.array(polygon_NR2, np.float32))
+    pairs = zip(found.rle(), truths, strict=True)
+    return found, [masks.rle_iou([drawn], [truth])[0, 0] for drawn, truth in pairs]
 
 
 def main():
@@ -101,31 +103,22 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = load_coco(options.data, options.split)
-    labels, _ = draw_from_rays(data, RAYS, "largest")
-    shown = progress_bar(data.images, desc="fitting", unit="image")
-    fitted_rays = {
-        image.id: refitted(labels[image.id], image) for image in shown if image.id in labels
-    }
-    for name, found in (("farthest crossings", labels), ("fitted to masks", fitted_rays)):
+    labels, iou_of = draw_from_rays(data, RAYS, "largest")
+    fitted_to_masks, fitted_ious = {}, []
+    for image in progress_bar(data.images, desc="fitting", unit="image"):
+        if image.id in labels:
+            fitted_to_masks[image.id], ious = refitted(labels[image.id], image)
+            fitted_ious += ious
+    for name, found, ious in (
+        ("farthest crossings", labels, list(iou_of.values())),
+        ("fitted to masks", fitted_to_masks, fitted_ious),
+    ):
         result = evaluate_predictions(data, found)
         print(
-            f"{name}: mean IoU {mean_iou(data, found):.3f}, mask AP {result.mask_ap:.3f}, "
+            f"{name}: mean IoU {np.mean(ious):.3f}, mask AP {result.mask_ap:.3f}, "
             f"AP50 {result.mask_ap50:.3f}, AP75 {result.mask_ap75:.3f}"
         )
-    print(f"{sum(map(len, labels.values()))} objects, {RAYS} rays")
-
-
-def mean_iou(data, found):
-    """Return the mean mask IoU of objects with the instance made of each."""
-    ious = []
-    for image in data.images:
-        objects = [each for each in image.annotations if each.parts]
-        for rle, annotation in zip(found[image.id].rle() if objects else [], objects, strict=True):
-            truth = masks.rle_from_segmentation(
-                annotation.segmentation, (image.height, image.width)
-            )
-            ious.append(masks.rle_iou([rle], [truth])[0, 0])
-    return np.mean(ious)
+    print(f"{len(fitted_ious)} objects, {RAYS} rays")
 
 
 if __name__ == "__main__":

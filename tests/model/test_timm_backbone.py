@@ -285,6 +285,8 @@ def test_weights_of_the_whole_model_are_read_under_timm_s_names(
 def test_the_command_line_takes_weights_and_the_norm_that_needs_them(drawn_data, tmp_path):
     lite = "tf_efficientnet_lite0"
     state = timm.create_model(lite).state_dict()
+    statistics = "bn1.running_var"  # not learned: frozen ones stay what the file says
+    state[statistics].uniform_(0.5, 2)
     torch.save(state, tmp_path / "weights.pth")
     settings = (f"model.backbone=timm/{lite}", "model.backbone_norm=frozen_batch", "epochs=0.25")
     flags = [flag for setting in settings for flag in ("--set", setting)]
@@ -293,7 +295,6 @@ def test_the_command_line_takes_weights_and_the_norm_that_needs_them(drawn_data,
     assert main(["train", "--preset", "tiny", *where, *flags, *weights]) == 0
     detector, card = load_model(tmp_path / "run" / "model")
     assert card.config.backbone_weights == weights[1]
-    statistics = "bn1.running_var"  # frozen ones are what they were
     assert torch.equal(detector.pyramid.resnet.net.state_dict()[statistics], state[statistics])
 
 

@@ -1,6 +1,7 @@
 """`polarmask train`: train a model, or resume training it."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def run(options: argparse.Namespace) -> Outcome:
     initial = open_weights(options.init_from) if options.init_from else None
     if options.backbone_weights:
         # With the other settings at once: frozen batch norm can't be set without weights.
-        options.set = [*options.set, f"backbone_weights={options.backbone_weights}"]
+        weights = json.dumps(options.backbone_weights)  # a file named 1 is a name, too
+        options.set = [*options.set, f"backbone_weights={weights}"]
     config = config_of(options, like=initial.config if initial else None)
     with process_group(options.device) as device:
         if options.images_per_process:

@@ -72,7 +72,7 @@ class _InFloat32:
 
     def forward(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            convolved: Tensor = super().forward(image.float())  # type: ignore[misc]  # nn.Conv2d
+            convolved: Tensor = super().forward(image.float())  # type: ignore[misc]  # nn.Conv2d has it
         return convolved
 
 
